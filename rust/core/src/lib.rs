@@ -1,0 +1,1 @@
+//! Ternary weights: fitting, 2-bit packing, packed matrix products.
