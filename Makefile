@@ -1,0 +1,74 @@
+# Set-up makes .venv in this folder; every target uses it. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+RUST_NEEDED := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml | grep -v '/target/')
+MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/maturin
+RUNS ?= runs
+
+.PHONY: help setup demo test bench lint wheel dashboard chromium clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(VENV)/.core  ## make .venv, build the Rust core, install what the product uses
+
+demo: setup  ## the seven steps on the built-in reference model, offline
+	@$(BIN)/tritpress demo --runs $(RUNS)
+
+test: setup chromium  ## Rust tests, Python tests, browser tests
+	cargo test --workspace --locked --quiet
+	$(BIN)/python -m pytest -q -m "not slow and not cuda"
+
+bench: setup  ## this machine's limits and the kernels beside torch, as JSON under benches/results
+	@mkdir -p benches/results
+	@for name in matvec matmul pack generate; do \
+	  $(BIN)/tritpress bench $$name --json > benches/results/$$name.json && $(BIN)/tritpress bench $$name || exit $$?; done
+
+lint: setup  ## ruff, mypy, rustfmt, clippy
+	$(BIN)/ruff check python tests benches dashboard
+	$(BIN)/mypy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+
+wheel: setup  ## the wheel, in dist/
+	$(MATURIN) build --release --locked --out dist
+
+dashboard: setup  ## the page, on 127.0.0.1
+	@$(BIN)/tritpress dashboard --runs $(RUNS)
+
+# Browser tests use Debian's Chromium; without it they are skipped and say so.
+chromium:
+	@command -v chromium >/dev/null 2>&1 \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 \
+	     && { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1; } \
+	|| echo "No chromium command here and no right to install it: the browser tests are skipped."
+
+$(VENV)/.made:
+	@[ -n "$(PYTHON)" ] || { echo "tritpress needs Python 3.11 or newer as python3 (Debian 12: apt-get install python3 python3-venv)." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks its venv module (Debian: apt-get install python3-venv)." >&2; exit 1; }
+	@command -v cargo >/dev/null 2>&1 && command -v rustc >/dev/null 2>&1 || { echo "tritpress needs a Rust toolchain, $(RUST_NEEDED) or newer, with cargo on the PATH." >&2; exit 1; }
+	@have=$$(rustc --version | cut -d' ' -f2); [ "$$(printf '%s\n' $(RUST_NEEDED) $${have%%-*} | sort -V | head -n1)" = "$(RUST_NEEDED)" ] \
+	|| { echo "tritpress needs Rust $(RUST_NEEDED) or newer; rustc here is $$have." >&2; exit 1; }
+	@command -v cc >/dev/null 2>&1 || { echo "Rust needs a C linker as cc (Debian: apt-get install gcc)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.dependencies: $(VENV)/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt maturin
+	$(MATURIN) develop --release --locked --quiet --extras dev
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.dependencies $(RUST_SOURCES)
+	$(MATURIN) develop --release --locked --quiet --skip-install
+	@touch $@
+
+clean:  ## remove what was built (not the runs)
+	rm -rf $(VENV) target dist
