@@ -1,0 +1,102 @@
+"""`TernaryLinear`: a linear layer whose weight stays packed, for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tritpress.errors import InputError
+from tritpress.ops import reference
+from tritpress.ops.linear import ternary_linear
+
+
+class TernaryLinear(nn.Module):
+    """y = x W^T + bias with W = sum over planes of scale * T, held as 2-bit codes and float16 scales.
+
+    Args:
+        codes: uint8 [planes, out, ceil(in / 4)], the packed format's own layout.
+        scales: float16 [planes, out, ceil(in / group_size)].
+        in_features: inputs (codes are padded to a multiple of 4).
+        group_size: inputs that share a scale; 0 is the whole row.
+        bias: [out] or None; kept in its dtype, added in x's.
+        activation_bits: 8 runs the int8 kernels; None multiplies float32 activations by the dequantized
+        weight.
+
+    Raises `InputError` where the shapes or dtypes disagree. Moving the module between devices moves the
+    packed weight; `.half()` and the like leave it alone (its dtypes are the format's).
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        in_features: int,
+        group_size: int,
+        bias: Tensor | None = None,
+        activation_bits: int | None = 8,
+    ) -> None:
+        super().__init__()
+        _check(codes, scales, in_features, group_size, bias, activation_bits)
+        self.in_features = in_features
+        self.out_features = codes.shape[1]
+        self.planes = codes.shape[0]
+        self.group_size = group_size
+        self.activation_bits = activation_bits
+        self.register_buffer("codes", codes.contiguous())
+        self.register_buffer("scales", scales.contiguous())
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out], in x's dtype."""
+        y = ternary_linear(
+            x, self.codes, self.scales, self.in_features, self.group_size, self.activation_bits
+        )
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def dequantize(self) -> Tensor:
+        """float32 [out, in], rounded once to float16: what `dequantized/` holds for this layer."""
+        return reference.dequantize(self.codes, self.scales, self.in_features, self.group_size)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, planes={self.planes}, "
+            f"group_size={self.group_size}, bias={self.bias is not None}, "
+            f"activation_bits={self.activation_bits}"
+        )
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        # .half(), .float() and .to(dtype) would turn the float16 scales into another dtype: they are part of
+        # the format, so only their device follows.
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        return self
+
+
+def _check(
+    codes: Tensor,
+    scales: Tensor,
+    in_features: int,
+    group_size: int,
+    bias: Tensor | None,
+    activation_bits: int | None,
+) -> None:
+    if codes.dtype != torch.uint8 or codes.ndim != 3:
+        raise InputError(f"codes must be uint8 [planes, out, bytes], not {codes.dtype} {list(codes.shape)}")
+    planes, out, width = codes.shape
+    groups = -(-in_features // reference.group_width(in_features, group_size)) if in_features else 0
+    if in_features < 1 or width != -(-in_features // 4):
+        raise InputError(f"codes of {width} bytes a row do not hold {in_features} inputs (4 to a byte)")
+    if scales.dtype != torch.float16 or tuple(scales.shape) != (planes, out, groups):
+        raise InputError(
+            f"scales must be float16 [{planes}, {out}, {groups}], not {scales.dtype} {list(scales.shape)}"
+        )
+    if bias is not None and tuple(bias.shape) != (out,):
+        raise InputError(f"bias must be [{out}], not {list(bias.shape)}")
+    if activation_bits not in (8, None):
+        raise InputError(f"activation_bits must be 8 or None, not {activation_bits}")

@@ -1,0 +1,149 @@
+"""`tritpress::ternary_linear`: x times a packed ternary weight, as an operator that torch can trace.
+
+On CPU with int8 activations it runs the Rust kernels on a `PackedMatrix` that is built once for each codes
+tensor and dropped with it. Elsewhere, and with float32 activations, the weight is unpacked and torch
+multiplies. The gradient flows to x alone: the codes are constants here (training is `BitLinear`'s work).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from tritpress.errors import UsageError
+from tritpress.ops import reference
+
+_threads: int | None = None
+
+
+def set_threads(threads: int | None) -> None:
+    """Threads of the CPU kernels from now on; None: `TRITPRESS_THREADS`, else the kernels' own choice."""
+    global _threads
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be 1 or more, not {threads}")
+    _threads = threads
+
+
+def get_threads() -> int | None:
+    """What `set_threads` said, else the environment's `TRITPRESS_THREADS`, else None."""
+    if _threads is not None:
+        return _threads
+    value = os.environ.get("TRITPRESS_THREADS", "")
+    if not value:
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise UsageError(f"TRITPRESS_THREADS must be a number of threads from 1, not {value!r}")
+    return int(value)
+
+
+@dataclass
+class _Packed:
+    matrix: Any
+    key: tuple[int, ...]
+
+
+_matrices: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def packed_matrix(codes: Tensor, scales: Tensor, in_features: int, group_size: int) -> Any:
+    """The kernels' own copy of a weight, made on first use and kept as long as `codes` lives.
+
+    A change in place of codes or scales makes it anew.
+    """
+    key = (codes.data_ptr(), _version(codes), scales.data_ptr(), _version(scales), in_features, group_size)
+    held = _matrices.get(codes)
+    if held is None or held.key != key:
+        from tritpress._core import PackedMatrix
+
+        matrix = PackedMatrix(
+            codes.detach().contiguous().numpy(),
+            scales.detach().contiguous().numpy(),
+            group_size=group_size,
+            shape=(codes.shape[-2], in_features),
+            format="2bit",
+        )
+        held = _Packed(matrix, key)
+        _matrices[codes] = held
+    return held.matrix
+
+
+def forget(codes: Tensor) -> None:
+    """Drop the kernels' copy of a weight now, without waiting for `codes` to go."""
+    _matrices.pop(codes, None)
+
+
+@torch.library.custom_op("tritpress::ternary_linear", mutates_args=())
+def _ternary_linear(
+    x: Tensor, codes: Tensor, scales: Tensor, in_features: int, group_size: int, activation_bits: int
+) -> Tensor:
+    if activation_bits == 8 and x.device.type == "cpu":
+        matrix = packed_matrix(codes, scales, in_features, group_size)
+        tokens = x.detach().reshape(-1, in_features).float().contiguous().numpy()
+        if tokens.shape[0] == 1:
+            y = torch.from_numpy(matrix.matvec(tokens[0], threads=get_threads()))
+        else:
+            y = torch.from_numpy(matrix.matmul(tokens, threads=get_threads()))
+        return y.reshape(*x.shape[:-1], codes.shape[-2]).to(x.dtype)
+    weight = reference.dequantize(codes, scales, in_features, group_size)
+    inputs = reference.int8_activations(x) if activation_bits == 8 else x.float()
+    return torch.nn.functional.linear(inputs, weight).to(x.dtype)
+
+
+@_ternary_linear.register_fake
+def _(
+    x: Tensor, codes: Tensor, scales: Tensor, in_features: int, group_size: int, activation_bits: int
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], codes.shape[-2])
+
+
+@torch.library.custom_op("tritpress::ternary_linear_backward", mutates_args=())
+def _ternary_linear_backward(
+    grad: Tensor, codes: Tensor, scales: Tensor, in_features: int, group_size: int
+) -> Tensor:
+    weight = reference.dequantize(codes, scales, in_features, group_size)
+    return (grad.float() @ weight).to(grad.dtype)
+
+
+@_ternary_linear_backward.register_fake
+def _(grad: Tensor, codes: Tensor, scales: Tensor, in_features: int, group_size: int) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], in_features)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, codes, scales, ctx.in_features, ctx.group_size, _ = inputs
+    ctx.save_for_backward(codes, scales)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    codes, scales = ctx.saved_tensors
+    grad_x = _ternary_linear_backward(grad, codes, scales, ctx.in_features, ctx.group_size)
+    return grad_x, None, None, None, None, None
+
+
+torch.library.register_autograd("tritpress::ternary_linear", _backward, setup_context=_setup_context)
+
+
+def ternary_linear(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    in_features: int,
+    group_size: int,
+    activation_bits: int | None = 8,
+) -> Tensor:
+    """x [..., in] times the packed weight's transpose -> [..., out] in x's dtype (computed in float32).
+
+    `codes` uint8 [planes, out, ceil(in / 4)], `scales` float16 [planes, out, groups]. With
+    `activation_bits=8` each token is rounded to int8 by its largest value; the gradient passes straight
+    through that rounding.
+    """
+    return _ternary_linear(x, codes, scales, in_features, group_size, activation_bits or 0)
