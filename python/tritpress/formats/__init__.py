@@ -1,0 +1,1 @@
+"""Files: Hugging Face directories in, packed and dequantized directories out. Needs numpy alone."""

@@ -1,0 +1,79 @@
+"""Directories and files that appear under their final name only when they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tritpress.errors import InputError
+
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "it is read-only",
+}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of writing into one sentence that names the path."""
+    try:
+        yield
+    except OSError as error:
+        reason = _DISK.get(error.errno or 0, error.strerror or str(error))
+        hint = "; free some space and start again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise InputError(f"cannot write {path}: {reason}{hint}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in the folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write and flush a small file (inside a directory that is not final yet)."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling of `final` to write into; renamed to `final` at the end, removed on any error.
+
+    An existing `final` that is not empty is refused without `overwrite`, with it replaced only after
+    everything new is on disk.
+    """
+    if final.is_symlink() or (final.exists() and not final.is_dir()):
+        raise InputError(f"{final} is there already and is not a directory")
+    if not overwrite and final.exists() and any(final.iterdir()):
+        raise InputError(f"{final} is not empty; choose another place or allow overwriting")
+    temporary = final.parent / f".{final.name}.writing-{os.getpid()}"
+    try:
+        with disk_errors(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            sync_folder(temporary)
+            if final.exists():
+                old = final.parent / f".{final.name}.old-{os.getpid()}"
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(final, old)
+                os.rename(temporary, final)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(temporary, final)
+            sync_folder(final.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
