@@ -1,0 +1,58 @@
+"""Perplexity and top-1 of any model directory, packed or not: what `tritpress eval` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tritpress.errors import InputError
+from tritpress.evaluate.latency import decode_latency
+from tritpress.evaluate.perplexity import evaluate_model
+from tritpress.formats.huggingface import load_tokenizer
+from tritpress.load import load
+from tritpress.text import builtin_splits, load_splits, token_windows
+
+
+def evaluate_directory(
+    path: str | Path,
+    text: list[str] | None = None,
+    *,
+    reference: str | Path | None = None,
+    window: int = 256,
+    tokens: int = 32_768,
+    device: str = "cpu",
+    activation_bits: int | None = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate the model in `path` on the held-out part of `text` (the built-in text where none is given).
+
+    The text is split by document exactly as in a compression run, so that figures of the same text can be
+    compared. `reference`: a model directory to measure `kl` and `agreement` against. `activation_bits`: 8 for
+    the int8 activations of the kernels, None for float32 ones (packed models only).
+
+    Raises `InputError` for a directory or text that cannot be used.
+    """
+    splits = load_splits(text) if text else builtin_splits()
+    tokenizer = load_tokenizer(path)
+    model = load(path, activation_bits=activation_bits, device=device)
+    longest = getattr(model.config, "max_position_embeddings", None) or window
+    window = min(window, int(longest))
+    windows = token_windows(tokenizer, splits.held_out, window, max(1, tokens // window))
+    other = None
+    if reference is not None:
+        other = load(reference, device=device)
+        if other.config.vocab_size != model.config.vocab_size:
+            raise InputError(
+                f"{reference} has a vocabulary of {other.config.vocab_size}, {path} one of "
+                f"{model.config.vocab_size}: only models of one tokenizer can be compared"
+            )
+    found = evaluate_model(model, windows, reference=other, progress=progress)
+    latency = decode_latency(model, windows[0][: max(2, window // 4)])
+    return {
+        "path": str(path),
+        **found.figures(),
+        "latency_ms": latency.latency_ms,
+        "window": window,
+        "text": {"source": splits.source, "held_out_sha256": splits.sha256("held_out")},
+    }

@@ -1,0 +1,21 @@
+"""The seven steps, each a function of one `Work`: returns None when it worked, or why it was skipped."""
+
+from tritpress.steps.finish import outputs, publish_report, validation
+from tritpress.steps.prepare import baseline, calibration, load
+from tritpress.steps.press import fine_tuning, recall, ternarization
+from tritpress.steps.work import RunFolder, Work, write_atomically
+
+__all__ = [
+    "RunFolder",
+    "Work",
+    "baseline",
+    "calibration",
+    "fine_tuning",
+    "load",
+    "outputs",
+    "publish_report",
+    "recall",
+    "ternarization",
+    "validation",
+    "write_atomically",
+]

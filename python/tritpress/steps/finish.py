@@ -1,0 +1,183 @@
+"""Steps 6 and 7: write both models, read them back, measure them, judge the gates and the handoff."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritpress.errors import InputError
+from tritpress.formats.dequantized import write_dequantized
+from tritpress.formats.packed import write_packed
+from tritpress.report import plain, versions
+from tritpress.steps.prepare import emit_evaluation, measure, target_modules
+from tritpress.steps.work import Work, write_atomically
+
+GRADIENT_WINDOWS = 16
+"""Held-out windows of the backward pass that measures gradient norms."""
+
+
+def outputs(work: Work) -> None:
+    """Step 6: the packed model, then the dequantized one made from its bytes on disk.
+
+    The one that was not asked for is written to the work folder: the gates are measured on both.
+    """
+    assert work.plan is not None
+    overwrite = work.config.overwrite or _ours(work)
+    write_packed(
+        work.source,
+        work.plan,
+        work.final_store,
+        packed_folder(work),
+        seed=work.config.seed,
+        versions=_versions_in_file(),
+        overwrite=overwrite,
+        ctx=work.context,
+    )
+    work.context.check()
+    write_dequantized(
+        packed_folder(work), work.source, dequantized_folder(work), overwrite=overwrite, ctx=work.context
+    )
+
+
+def validation(work: Work) -> str | None:
+    """Step 7: read both models back from disk, evaluate them, measure gradients, judge gates and handoff.
+
+    What cannot be measured (no text, no torch) stays null in its gate, with the reason.
+    """
+    from tritpress.evaluate.gates import judge
+
+    _list_outputs(work)
+    _size_figures(work)
+    reason = work.cannot_measure
+    gradients = None
+    models: dict[str, Any] = {}
+    if reason is None:
+        models = _evaluate_outputs(work)
+        gradients = _measure_gradients(work, models["dequantized"])
+    work.gates = judge(work, gradients, not_measured=reason)
+    for gate in work.gates:
+        work.context.emit("gate", **gate)
+    work.handoff = _handoff(work, models)
+    work.context.emit("handoff", items=work.handoff)
+    return reason
+
+
+def packed_folder(work: Work) -> Path:
+    """Where the packed model lies."""
+    asked = work.config.outputs in ("both", "packed")
+    return work.out / "packed" if asked else work.folder / "unasked" / "packed"
+
+
+def dequantized_folder(work: Work) -> Path:
+    """Where the dequantized model lies."""
+    asked = work.config.outputs in ("both", "dequantized")
+    return work.out / "dequantized" if asked else work.folder / "unasked" / "dequantized"
+
+
+def publish_report(work: Work, report: dict[str, Any]) -> None:
+    """Write `OUT/report.json`, at once or not at all."""
+    path = work.out / "report.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {path.parent}: {error.strerror or error}") from error
+    write_atomically(path, json.dumps(plain(report), indent=1) + "\n")
+
+
+def _ours(work: Work) -> bool:
+    """Whether this run wrote an output before it was interrupted, which it may then replace."""
+    marker = work.folder / "outputs-begun"
+    begun = marker.is_file()
+    write_atomically(marker, str(work.out))
+    return begun
+
+
+def _versions_in_file() -> dict[str, str]:
+    # the packed bytes follow from tritpress and the libraries that compute, not from the interpreter's patch
+    return {name: version for name, version in versions().items() if name in ("tritpress", "numpy", "torch")}
+
+
+def _list_outputs(work: Work) -> None:
+    for kind, folder in (("packed", packed_folder(work)), ("dequantized", dequantized_folder(work))):
+        weights = 0
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            size = path.stat().st_size
+            if path.suffix == ".safetensors":
+                weights += size
+            if work.out in path.parents:
+                entry = {"path": str(path.relative_to(work.out)), "bytes": size, "sha256": _sha256(path)}
+                work.output_files.append(entry)
+                work.context.emit("output", **entry)
+        work.output_bytes[kind] = weights
+
+
+def _size_figures(work: Work) -> None:
+    packed = work.output_bytes["packed"]
+    work.figures.update(
+        ratio_file=work.source.bytes_fp32 / packed,
+        ratio_disk=work.source.bytes_on_disk / packed,
+    )
+    work.context.emit("figures", packed_bytes=packed, **work.figures)
+
+
+def _evaluate_outputs(work: Work) -> dict[str, Any]:
+    """Evaluate both models as read back from disk, side by side with the original."""
+    from tritpress.evaluate.bootstrap import perplexity_interval
+    from tritpress.formats.huggingface import load_original
+    from tritpress.load import load
+
+    models = {
+        "packed": load(packed_folder(work), device=work.device),
+        "dequantized": load_original(dequantized_folder(work), device=work.device),
+    }
+    for when, model in models.items():
+        emit_evaluation(work, when, measure(work, model, step=7, reference=work.original))
+    before, after = work.evaluations["before"], work.evaluations["packed"]
+    work.figures.update(
+        perplexity_change=after["perplexity"] / before["perplexity"] - 1,
+        perplexity_interval=perplexity_interval(
+            np.asarray(before["nll_per_window"]),
+            np.asarray(after["nll_per_window"]),
+            work.window - 1,
+            seed=work.config.seed,
+        ),
+        accuracy_kept=after["top1"] / before["top1"] if before["top1"] else None,
+    )
+    work.context.emit("figures", **work.figures)
+    return models
+
+
+def _measure_gradients(work: Work, dequantized: Any) -> Any:
+    from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms
+
+    windows = work.windows("held_out")[:GRADIENT_WINDOWS]
+    norms = {}
+    for which, model in (("dequantized", dequantized), ("original", work.original)):
+        weights = {name: module.weight for name, module in target_modules(work, model).items()}
+        norms[which] = gradient_norms(model, windows, weights, ctx=work.context)
+    work.gradient_norms = norms["dequantized"]
+    for name, norm in work.gradient_norms.items():
+        work.context.emit("gradient", layer=name, norm=norm, original=norms["original"].get(name))
+    return gradient_flow(norms["dequantized"], norms["original"])
+
+
+def _handoff(work: Work, models: dict[str, Any]) -> list[dict[str, Any]]:
+    from tritpress.evaluate.handoff import check_handoff
+
+    return check_handoff(
+        packed_folder(work),
+        dequantized_folder(work),
+        work.source,
+        models=models,
+        windows=work.windows("held_out")[:1] if models else None,
+        gates=work.gates,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

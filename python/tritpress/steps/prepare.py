@@ -1,0 +1,178 @@
+"""Steps 1 to 3: open the model, measure it as it is, gather what calibration needs."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from tritpress.errors import InputError, UsageError
+from tritpress.formats.source import SourceModel, open_source
+from tritpress.formats.targets import find_targets
+from tritpress.reference import reference_model_path
+from tritpress.report import model_facts
+from tritpress.steps.work import Work
+from tritpress.text import SPLITS, builtin_splits, load_splits
+
+
+def load(work: Work) -> None:
+    """Step 1: open the model directory, find the tensors to press, check that what was asked for can be done.
+
+    Everything that can be refused is refused here, before any work.
+    """
+    work.source = open_source(work.request["model"])
+    work.targets = find_targets(work.source)
+    _ = work.device  # refuses --device cuda where there is none
+    _find_text(work)
+    _choose_method(work)
+    work.chosen = work.directory.choose(_measure_machine(work))
+    work.context.emit(
+        "model",
+        model=model_facts(work),
+        targets=[
+            {"name": t.name, "layer": t.layer, "kind": t.kind, "rows": t.rows, "cols": t.cols}
+            for t in work.targets
+        ],
+    )
+    work.context.emit("figures", bytes=work.source.bytes_on_disk, bytes_fp32=work.source.bytes_fp32)
+
+
+def baseline(work: Work) -> str | None:
+    """Step 2: perplexity, top-1 and latency of the original in float32 on held-out text."""
+    if work.cannot_measure:
+        return work.cannot_measure
+    measured = measure(work, work.original, step=2)
+    work.write_json("baseline.json", measured)
+    emit_evaluation(work, "before", measured)
+    return None
+
+
+def calibration(work: Work) -> str | None:
+    """Step 3: second moments of the inputs and output gradients of every tensor to press."""
+    if work.method == "fast":
+        return "the fast method reads the weights alone"
+    from tritpress.ternarize.calibration import calibrate, save_calibration
+
+    modules = target_modules(work, work.original)
+    found = calibrate(work.original, modules, work.windows("calibration"), work.context)
+    save_calibration(found, work.folder / "calibration.safetensors")
+    return None
+
+
+def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict[str, Any]:
+    """Evaluate `model` over the held-out windows: figures, and per-window sums for the bootstrap.
+
+    `latency_ms` is the median time of one generated token (batch 1, key-value cache); `tokens_per_s` is the
+    speed of the evaluation itself, whole windows at once.
+    """
+    from tritpress.evaluate.latency import decode_latency
+    from tritpress.evaluate.perplexity import evaluate_model
+
+    windows = work.windows("held_out")
+
+    def progress(done: int, total: int) -> None:
+        work.context.emit("step.progress", step=step, done=done, total=total, detail="held-out windows")
+
+    evaluation = evaluate_model(model, windows, reference=reference, ctx=work.context, progress=progress)
+    latency = decode_latency(model, windows[0][: max(2, work.window // 4)], ctx=work.context)
+    return {**evaluation.to_json(), "latency_ms": latency.latency_ms}
+
+
+def emit_evaluation(work: Work, when: str, measured: dict[str, Any]) -> None:
+    """Keep an evaluation and report it as an event, without its per-window sums."""
+    work.evaluations[when] = measured
+    figures = {key: value for key, value in measured.items() if not key.endswith("_per_window")}
+    written = work.source.bytes_on_disk if when == "before" else work.output_bytes.get(when)
+    work.context.emit("evaluation", when=when, bytes=written, **figures)
+
+
+def target_modules(work: Work, model: Any) -> dict[str, Any]:
+    """Target name -> its module in `model`, for every target that has one."""
+    from tritpress.formats.huggingface import modules_of
+
+    found = modules_of(model, [target.name for target in work.targets])
+    return {name: module for name, (_, module) in found.items()}
+
+
+def is_reference_model(source: SourceModel) -> bool:
+    """Whether these are the weights of the built-in reference model, wherever they lie."""
+    reference = Path(reference_model_path())
+    if source.path.resolve() == reference.resolve():
+        return True
+    own = reference / "model.safetensors"
+    if len(source.weight_files) != 1 or source.weight_files[0].stat().st_size != own.stat().st_size:
+        return False
+    return _sha256(source.weight_files[0]) == _sha256(own)
+
+
+def _find_text(work: Work) -> None:
+    config = work.config
+    if config.text:
+        work.splits = load_splits(config.text)
+    elif is_reference_model(work.source):
+        work.splits = builtin_splits()
+    else:
+        work.no_text_reason = "no text was given (--text)"
+        for asked, option in ((config.method == "gptq", "--method gptq"), (config.finetune, "--finetune")):
+            if asked:
+                raise UsageError(f"{option} needs text: give files or folders of it with --text")
+    if work.splits is not None:
+        work.text_facts = {
+            "source": work.splits.source,
+            **{f"{split}_sha256": work.splits.sha256(split) for split in SPLITS},
+            "held_out_tokens": None,
+            "window": work.window,
+        }
+
+
+def _choose_method(work: Work) -> None:
+    config, missing = work.config, work.torch_missing
+    if missing:
+        for asked, option in ((config.method == "gptq", "--method gptq"), (config.finetune, "--finetune")):
+            if asked:
+                raise UsageError(f"{option}: {missing}")
+    can_calibrate = work.splits is not None and not missing
+    work.method = config.method if config.method != "auto" else ("gptq" if can_calibrate else "fast")
+    if not missing:
+        import torch
+
+        torch.manual_seed(config.seed)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        if work.splits is not None:
+            _keep_held_out_windows(work)
+
+
+def _keep_held_out_windows(work: Work) -> None:
+    """Leave the evaluated tokens in the work folder, so that anyone can evaluate on the very same ones."""
+    import numpy as np
+
+    windows = work.windows("held_out")
+    assert work.text_facts is not None
+    work.text_facts["held_out_tokens"] = int(windows.shape[0] * (windows.shape[1] - 1))
+    work.text_facts["held_out_windows_sha256"] = hashlib.sha256(
+        np.ascontiguousarray(windows, dtype="<i8").tobytes()
+    ).hexdigest()
+    np.save(work.folder / "held_out_windows.npy", windows)
+
+
+def _measure_machine(work: Work) -> dict[str, Any]:
+    from tritpress import _core
+
+    chosen: dict[str, Any] = {"kernel": _core.isa(), "device": work.device}
+    if not work.torch_missing:
+        import torch
+
+        from tritpress.finetune.number_formats import measure_number_formats
+
+        chosen["threads"] = work.config.threads or torch.get_num_threads()
+        chosen["number_formats"] = measure_number_formats(work.device)
+    return chosen
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error

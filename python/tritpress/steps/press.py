@@ -1,0 +1,243 @@
+"""Steps 4 and 5: plan and ternarize every tensor, then train the ternary model towards the original."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tritpress.config import CompressionConfig
+from tritpress.errors import UsageError
+from tritpress.formats.source import read_tensor
+from tritpress.formats.targets import Target
+from tritpress.plan import Plan, make_plan
+from tritpress.report import layer_figures
+from tritpress.steps.prepare import target_modules
+from tritpress.steps.work import Work
+
+DEFAULT_TOKENS = 100_000
+"""Fine-tuning budget when none is given."""
+
+UNASKED_LIMIT = 50_000_000
+"""Parameters above which a CPU is too slow to fine-tune without being asked."""
+
+
+def ternarization(work: Work) -> None:
+    """Step 4: choose planes for the target ratio, then fit every tensor; each is stored as it is finished."""
+    work.plan = _make_plan(work)
+    _announce_plan(work)
+    for done, (target, seconds, reused) in enumerate(_press_all(work), start=1):
+        layer = layer_record(work, target, work.store.info(target.name), seconds)
+        _emit_layer(work, layer, reused=reused)
+        work.context.emit("step.progress", step=4, done=done, total=len(work.targets), detail=target.name)
+        work.context.check()
+    _emit_layer_figures(work)
+
+
+def fine_tuning(work: Work) -> str | None:
+    """Step 5: straight-through training of the ternary model, distilled from the original."""
+    reason = _why_not_fine_tune(work)
+    if reason:
+        return reason
+    from tritpress.finetune.trainer import fine_tune
+    from tritpress.steps.student import make_student
+    from tritpress.text import TrainingWindows
+
+    assert work.splits is not None
+    student, modules = make_student(work)
+    result = fine_tune(
+        student,
+        work.original,
+        TrainingWindows(work.tokenizer, work.splits.fine_tuning, work.window, work.config.seed),
+        work.windows("validation"),
+        _with_budget(work),
+        work.folder / "fine-tuning",
+        work.context,
+        number_formats=work.chosen.get("number_formats"),
+    )
+    for target in work.targets:
+        started = time.perf_counter()
+        codes, scales = modules[target.name].codes_and_scales()
+        work.finetuned_store.put(target.name, codes, scales, statistics(target, codes, scales, work))
+        layer = layer_record(
+            work, target, work.finetuned_store.info(target.name), time.perf_counter() - started
+        )
+        _emit_layer(work, layer, fine_tuned=True)
+    work.fine_tuning = result.to_json()
+    work.write_json("fine-tuning.json", work.fine_tuning)
+    _emit_layer_figures(work)
+    return None
+
+
+def recall(work: Work, number: int) -> None:
+    """Read back what a finished step left in the work folder."""
+    if number == 2:
+        measured = work.read_json("baseline.json")
+        if measured is not None:
+            work.evaluations["before"] = measured
+    elif number == 4:
+        work.plan = Plan.load(work.folder / "plan.json")
+        for target in work.targets:
+            layer_record(work, target, work.store.info(target.name), 0.0)
+        _note_layer_figures(work)
+    elif number == 5:
+        work.fine_tuning = work.read_json("fine-tuning.json")
+        if work.fine_tuning is not None:
+            for target in work.targets:
+                layer_record(work, target, work.finetuned_store.info(target.name), 0.0)
+            _note_layer_figures(work)
+
+
+def layer_record(work: Work, target: Target, info: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Figures of one finished tensor from what the store keeps beside its codes; kept in `work.layers`."""
+    assert work.plan is not None
+    planned = work.plan.tensors[target.name]
+    weights = planned.weights
+    layer = {
+        "name": target.name,
+        "layer": target.layer,
+        "kind": target.kind,
+        "rows": target.rows,
+        "cols": target.cols,
+        "planes": planned.planes,
+        "group_size": planned.group_size or target.cols,
+        "bits": planned.bits,
+        "ratio": 32.0 / planned.bits,
+        "sparsity": info["sparsity"],
+        "zeros_all_planes": info["zeros_all_planes"],
+        "mse": info["mse"],
+        "cosine": info["cosine"],
+        "histogram": info["histogram"],
+        "weights": weights,
+        "bytes": planned.nbytes,
+        "seconds": seconds,
+    }
+    work.layers[target.name] = layer
+    return layer
+
+
+def statistics(target: Target, codes: np.ndarray, scales: np.ndarray, work: Work) -> dict[str, Any]:
+    """Sparsity, error and histograms of one tensor against the source's weight."""
+    from tritpress.ternarize.stats import layer_statistics
+
+    assert work.plan is not None
+    planned = work.plan.tensors[target.name]
+    return layer_statistics(_read_weight(target), codes, scales, planned.group_size)
+
+
+def _make_plan(work: Work) -> Plan:
+    path = work.folder / "plan.json"
+    if path.is_file():  # a resumed run keeps to the plan that its finished tensors were made by
+        return Plan.load(path)
+    found = None
+    if work.method == "gptq":
+        from tritpress.ternarize.calibration import load_calibration
+
+        found = load_calibration(work.folder / "calibration.safetensors")
+    plan = make_plan(work.source, work.targets, work.config, found)
+    plan.save(path)
+    return plan
+
+
+def _announce_plan(work: Work) -> None:
+    plan = work.plan
+    assert plan is not None
+    work.context.emit(
+        "plan",
+        tensors=[
+            {
+                "name": p.name,
+                "layer": p.layer,
+                "kind": p.kind,
+                "rows": p.rows,
+                "cols": p.cols,
+                "planes": p.planes,
+                "bits": p.bits,
+                "method": work.method,
+            }
+            for p in plan.tensors.values()
+        ],
+        predicted_ratio=plan.predicted_ratio,
+        target_ratio=plan.target_ratio,
+        embeddings=plan.embeddings,
+    )
+
+
+def _emit_layer(work: Work, layer: dict[str, Any], **more: Any) -> None:
+    work.context.emit("layer.finished", **layer, **more)
+
+
+def _note_layer_figures(work: Work) -> dict[str, Any]:
+    figures = layer_figures(work)
+    work.figures.update(figures)
+    return figures
+
+
+def _emit_layer_figures(work: Work) -> None:
+    work.context.emit("figures", **_note_layer_figures(work))
+
+
+def _read_weight(target: Target) -> np.ndarray:
+    """The source's weight as float32 [out, in]; experts one below the other."""
+    weight = read_tensor(target.entry)
+    if target.transposed:
+        weight = np.swapaxes(weight, -1, -2)
+    return np.ascontiguousarray(weight.reshape(-1, target.cols))
+
+
+def _press_all(work: Work) -> Iterator[tuple[Target, float, bool]]:
+    """Press every tensor that is not in the store yet; yields each target with its seconds when it is."""
+    assert work.plan is not None
+    by_name = {target.name: target for target in work.targets}
+    finished = {target.name for target in work.targets if work.store.has(target.name)}
+    if work.method == "fast":
+        from tritpress.ternarize.fast import fast_tensors
+
+        made = fast_tensors(work.targets, work.plan, work.config, work.store, work.context)
+    else:
+        from tritpress.ternarize.gptq import gptq_tensors
+
+        made = gptq_tensors(
+            copy.deepcopy(work.original),
+            work.source,
+            work.targets,
+            work.plan,
+            work.windows("calibration"),
+            work.config,
+            work.store,
+            work.context,
+        )
+    for name, seconds in made:
+        yield by_name[name], seconds, name in finished
+
+
+def _why_not_fine_tune(work: Work) -> str | None:
+    config = work.config
+    if config.finetune is False:
+        return "switched off"
+    if work.torch_missing or work.splits is None:
+        return work.torch_missing or work.no_text_reason
+    modules = target_modules(work, work.original)
+    without = [target.name for target in work.targets if target.name not in modules]
+    if without:
+        reason = f"{len(without)} tensors are no linear module of their own (the first: {without[0]})"
+        if config.finetune:
+            raise UsageError(f"--finetune: {reason}")
+        return reason
+    asked = config.finetune or config.tokens or config.epochs or config.minutes
+    if not asked and work.device == "cpu" and work.source.parameters >= UNASKED_LIMIT:
+        return (
+            f"not asked for, and {work.source.parameters / 1e6:.0f} M parameters train slowly on a CPU "
+            "(--finetune with --tokens or --minutes does it)"
+        )
+    return None
+
+
+def _with_budget(work: Work) -> CompressionConfig:
+    config = work.config
+    if config.tokens or config.epochs or config.minutes:
+        return config
+    return config.model_copy(update={"tokens": DEFAULT_TOKENS})

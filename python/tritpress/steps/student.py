@@ -1,0 +1,68 @@
+"""The model that step 5 trains: the original with `BitLinear` in place of every pressed layer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from tritpress.formats.packed import dense_as_packed
+from tritpress.nn.bit_linear import BitLinear
+from tritpress.nn.surgery import replace_module, weight_out_in
+from tritpress.steps.work import Work
+
+ZERO_FLOOR, ZERO_SLACK = 0.25, 0.005
+"""Least share of zeros that the sparsity gate allows, and how near a sparsity that was asked for is met."""
+
+
+def make_student(work: Work) -> tuple[Any, dict[str, BitLinear]]:
+    """(student, target name -> its `BitLinear`), starting from the codes of step 4.
+
+    What is not ternarized is frozen at the values that will be written (float16, or int8 rows), so that
+    training heals the model which is handed over and no other.
+    """
+    from tritpress.formats.huggingface import model_name, modules_of
+
+    assert work.plan is not None
+    student = copy.deepcopy(work.original)
+    for parameter in student.parameters():
+        parameter.requires_grad_(False)
+    parameters = dict(student.named_parameters())
+    pressed = {target.name for target in work.targets}
+    for name, value in dense_as_packed(work.source, work.plan, skip=pressed):
+        own = model_name(student, name, parameters)
+        if own is not None:
+            parameters[own].data.copy_(_tensor(value))
+    places = modules_of(student, [target.name for target in work.targets])
+    layers: dict[str, BitLinear] = {}
+    for target in work.targets:
+        path, module = places[target.name]
+        planned = work.plan.tensors[target.name]
+        codes, scales = work.store.get(target.name)
+        layer = BitLinear.from_codes(
+            codes,
+            scales,
+            target.cols,
+            planned.group_size,
+            bias=module.bias,
+            latent=weight_out_in(module),
+            activation_bits=work.config.activation_bits,
+            zero_band=_zero_band(work),
+            device=work.device,
+        )
+        replace_module(student, path, layer)
+        layers[target.name] = layer
+    return student, layers
+
+
+def _zero_band(work: Work) -> tuple[float, float] | None:
+    """Limits for the zeros of every tensor while it trains; None where the user left or set them free."""
+    config = work.config
+    if config.target_sparsity is not None:
+        return max(0.0, config.target_sparsity - ZERO_SLACK), config.target_sparsity + ZERO_SLACK
+    return (ZERO_FLOOR, config.max_sparsity) if config.max_sparsity is not None else None
+
+
+def _tensor(value: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(value)

@@ -1,0 +1,216 @@
+"""What the steps share: the run's folder, what is loaded so far, and what was measured."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError, UsageError
+from tritpress.events.context import RunContext
+from tritpress.formats.source import SourceModel
+from tritpress.formats.store import TensorStore
+from tritpress.formats.targets import Target
+from tritpress.plan import Plan
+from tritpress.text import Splits
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+
+class RunFolder(Protocol):
+    """The part of a run directory that the steps need (`tritpress.runs.directory.RunDirectory` is one)."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def work(self) -> Path:
+        """Folder of what a resumed run goes on from."""
+        ...
+
+    def read_run(self) -> dict[str, Any]:
+        """The run's record: `model` and `out` are paths, `chosen` what was measured at its first start."""
+        ...
+
+    def choose(self, measured: dict[str, Any]) -> dict[str, Any]:
+        """Keep `measured` on the run's first start; return what was kept then on every later one."""
+        ...
+
+
+@dataclass
+class Work:
+    """State of one run in memory; everything worth keeping also lies in `folder`."""
+
+    config: CompressionConfig
+    directory: RunFolder
+    context: RunContext
+
+    # set by step 1
+    source: SourceModel = field(init=False)
+    targets: list[Target] = field(init=False)
+    method: str = field(init=False)
+    splits: Splits | None = None
+    no_text_reason: str | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    # measured by later steps
+    plan: Plan | None = None
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    gradient_norms: dict[str, float] = field(default_factory=dict)
+    handoff: list[dict[str, Any]] = field(default_factory=list)
+    output_files: list[dict[str, Any]] = field(default_factory=list)
+    output_bytes: dict[str, int] = field(default_factory=dict)
+    fine_tuning: dict[str, Any] | None = None
+    text_facts: dict[str, Any] | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The run's work folder, made when it is not there."""
+        folder = Path(self.directory.work)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """The run's record as it was when the worker started."""
+        return self.directory.read_run()
+
+    @property
+    def out(self) -> Path:
+        """Where the models and the report go."""
+        return Path(self.request["out"])
+
+    @cached_property
+    def store(self) -> TensorStore:
+        """Codes and scales as step 4 made them."""
+        return TensorStore(self.folder / "tensors")
+
+    @cached_property
+    def finetuned_store(self) -> TensorStore:
+        """Codes and scales as step 5 left them."""
+        return TensorStore(self.folder / "finetuned")
+
+    @property
+    def final_store(self) -> TensorStore:
+        """The codes that are written out: those of step 5 where it ran, else those of step 4."""
+        healed = all(self.finetuned_store.has(target.name) for target in self.targets)
+        return self.finetuned_store if healed else self.store
+
+    @cached_property
+    def device(self) -> str:
+        """The device, cpu or cuda. Raises `UsageError` when CUDA was asked for and is not there."""
+        if self.config.device == "cpu" or self.torch_missing:
+            if self.config.device == "cuda":
+                raise UsageError(f"--device cuda: {self.torch_missing}")
+            return "cpu"
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+        if self.config.device == "cuda":
+            raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
+        return "cpu"
+
+    @cached_property
+    def torch_missing(self) -> str | None:
+        """Why the steps that need torch cannot run; None when they can."""
+        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        return f"{' and '.join(missing)} not installed (pip install 'tritpress[hf]')" if missing else None
+
+    @property
+    def cannot_measure(self) -> str | None:
+        """Why nothing can be evaluated; None when it can."""
+        if not self.config.evaluate:
+            return "evaluation switched off"
+        return self.torch_missing or self.no_text_reason
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from tritpress.formats.huggingface import load_tokenizer
+
+        return load_tokenizer(self.source.path)
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The original model in float32 on `device`; loaded when first needed."""
+        from tritpress.formats.huggingface import load_original
+
+        model = load_original(self.source, device=self.device)
+        model.eval()
+        return model
+
+    def forget_original(self) -> None:
+        """Let go of the original model's memory; it is loaded again if something needs it."""
+        self.__dict__.pop("original", None)
+        gc.collect()
+
+    def windows(self, split: str) -> np.ndarray:
+        """Token windows int64 [n, window] of a split, the same every time in one run."""
+        assert self.splits is not None
+        if split not in self._windows:
+            from tritpress.text import token_windows
+
+            limit = {
+                "calibration": self.config.calibration_tokens,
+                "validation": self.config.evaluation_tokens // 2,
+                "held_out": self.config.evaluation_tokens,
+            }[split]
+            found = token_windows(
+                self.tokenizer,
+                getattr(self.splits, split),
+                window=self.window,
+                limit=max(1, limit // self.window),
+                seed=self.config.seed,
+            )
+            if not len(found):
+                raise InputError(
+                    f"the {split} text is shorter than one window of {self.window} tokens: give more --text"
+                )
+            self._windows[split] = found
+        return self._windows[split]
+
+    @cached_property
+    def _windows(self) -> dict[str, np.ndarray]:
+        return {}
+
+    @cached_property
+    def window(self) -> int:
+        """Tokens in a window: what was asked for, or fewer when the model takes fewer."""
+        config = self.source.config
+        longest = config.get("max_position_embeddings") or config.get("n_positions") or self.config.window
+        return min(self.config.window, int(longest))
+
+    def read_json(self, name: str) -> Any | None:
+        """A JSON file of the work folder; None when it is not there."""
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the work folder at once or not at all."""
+        write_atomically(self.folder / name, json.dumps(value, indent=1))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` under a temporary name, flush it to the disk and rename it to `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
