@@ -1,0 +1,105 @@
+"""Do gradients still reach every pressed tensor? Norms of one real backward pass, and the sound share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tritpress.evaluate.perplexity import batches_of, check_windows, device_of, logits_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LOWEST, HIGHEST = 0.01, 100.0
+"""A gradient norm is sound between these multiples of the norm in the original."""
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """`share` of the tensors that are sound, and for each other one (name, what is wrong with it)."""
+
+    share: float
+    tensors: int
+    failing: list[tuple[str, str]]
+
+
+def gradient_norms(
+    model: nn.Module,
+    windows: np.ndarray,
+    parameters: Mapping[str, Tensor],
+    *,
+    batch_size: int | None = None,
+    ctx: Any = None,
+) -> dict[str, float | None]:
+    """Euclidean norm of the mean language-model loss's gradient, for each of `parameters`.
+
+    `parameters` maps names to tensors of `model`.
+    One backward pass over int64 windows [n, window], added up batch by batch. Only those tensors get a
+    gradient; gradients, `requires_grad` flags and the training flag are put back afterwards. A norm that is
+    not finite is None, one of a tensor that the loss does not reach is 0.
+    """
+    windows = check_windows(windows)
+    vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 0) or 32_768)
+    device, training = device_of(model), model.training
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    targets = windows.shape[0] * (windows.shape[1] - 1)
+    try:
+        model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        for batch in batches_of(windows, vocabulary, batch_size):
+            if ctx is not None:
+                ctx.check()
+            ids_BT = torch.from_numpy(np.ascontiguousarray(batch)).to(device)
+            with torch.enable_grad():
+                logits_BTV = logits_of(model, ids_BT)[:, :-1].float()
+                loss = F.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum")
+                (loss / targets).backward()
+        return {name: _norm(parameter.grad) for name, parameter in parameters.items()}
+    finally:
+        for parameter in parameters.values():
+            parameter.grad = None
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        model.train(training)
+
+
+def gradient_flow(
+    norms: Mapping[str, float | None], original: Mapping[str, float | None]
+) -> GradientFlow:
+    """Compare the dequantized model's norms with the original's (same names, same windows).
+
+    A tensor is sound when its norm is finite, above 0 and within 0.01 to 100 times the original's.
+    """
+    failing = [(name, why) for name, norm in norms.items() if (why := _fault(norm, original.get(name)))]
+    share = 1.0 - len(failing) / len(norms) if norms else 0.0
+    return GradientFlow(share=share, tensors=len(norms), failing=failing)
+
+
+def _fault(norm: float | None, original: float | None) -> str:
+    if norm is None or not math.isfinite(norm):
+        return "the gradient is not finite"
+    if norm <= 0.0:
+        return "no gradient arrives"
+    if original is None or not math.isfinite(original) or original <= 0.0:
+        return "the original's own gradient is 0 or not finite, so there is nothing to compare with"
+    ratio = norm / original
+    if LOWEST <= ratio <= HIGHEST:
+        return ""
+    return f"the gradient is {ratio:.3g} times the original's (allowed {LOWEST:g} to {HIGHEST:g})"
+
+
+def _norm(grad: Tensor | None) -> float | None:
+    if grad is None:
+        return 0.0
+    norm = float(torch.linalg.vector_norm(grad, dtype=torch.float64))
+    return norm if math.isfinite(norm) else None

@@ -1,0 +1,1 @@
+"""Fine-tuning through the ternary codes: student, losses, optimizer, checkpoints, training loop."""

@@ -1,0 +1,109 @@
+"""How a run is trained: the settings of `CompressionConfig` resolved into rates, batches and a budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tritpress.config import CompressionConfig
+
+DEFAULT_TOKENS = 500_000
+"""The budget when none was given."""
+MUON_RATE = 5e-3
+ADAMW_RATE = 5e-4
+SCALE_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number that the training loop uses; plain values, written into each checkpoint.
+
+    `budget_tokens` or `budget_seconds` is set, never both. `lr` is the peak rate of the latents, `scale_lr`
+    that of the factors on the scales (AdamW, relative: 1e-3 moves a scale by about 0.1 % a step).
+    """
+
+    optimizer: Literal["mugrokfast", "muon", "adamw"]
+    lr: float
+    scale_lr: float
+    weight_decay: float
+    grokfast_lambda: float
+    grokfast_alpha: float
+    batch_windows: int
+    window: int
+    budget_tokens: int | None
+    budget_seconds: float | None
+    warm_up: float
+    final_rate: float
+    clip: float
+    ce_share: float
+    evaluations: int
+    patience: int
+    seed: int
+    muon_format: str
+    autocast: str
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.batch_windows * self.window
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of the budget; None when it is a time."""
+        if self.budget_tokens is None:
+            return None
+        return max(1, math.ceil(self.budget_tokens / self.batch_tokens))
+
+    def rate_factor(self, progress: float) -> float:
+        """Linear warm-up over the first `warm_up` of the budget, then cosine down to `final_rate`.
+
+        `progress` is the share of the budget spent when the step is done, above 0 and up to 1.
+        """
+        if progress < self.warm_up:
+            return progress / self.warm_up
+        past = min(1.0, (progress - self.warm_up) / (1.0 - self.warm_up))
+        return self.final_rate + (1.0 - self.final_rate) * 0.5 * (1.0 + math.cos(math.pi * past))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint or a report."""
+        return asdict(self)
+
+
+def recipe_for(
+    config: CompressionConfig, windows: int, window: int, formats: dict[str, Any], **changes: Any
+) -> Recipe:
+    """The recipe of `config` for `windows` training windows of `window` tokens.
+
+    `formats` is what `measure_number_formats` found (or what `run.json` kept of it). `changes` replace any
+    field: for experiments.
+    """
+    budget_tokens: int | None = None
+    if config.epochs is not None:
+        budget_tokens = config.epochs * windows * window
+    elif config.minutes is None:
+        budget_tokens = config.tokens or DEFAULT_TOKENS
+    muon = config.optimizer != "adamw"
+    batch_tokens = 2048 if (budget_tokens or DEFAULT_TOKENS) > 150_000 else 1024
+    values: dict[str, Any] = {
+        "optimizer": config.optimizer,
+        "lr": config.learning_rate or (MUON_RATE if muon else ADAMW_RATE),
+        "scale_lr": SCALE_RATE,
+        "weight_decay": 0.0,
+        "grokfast_lambda": config.grokfast_lambda if config.optimizer == "mugrokfast" else 0.0,
+        "grokfast_alpha": 0.98,
+        "batch_windows": max(1, min(windows, batch_tokens // window)),
+        "window": window,
+        "budget_tokens": budget_tokens,
+        "budget_seconds": None if config.minutes is None else config.minutes * 60.0,
+        "warm_up": 0.05,
+        "final_rate": 0.05,
+        "clip": 1.0,
+        "ce_share": 0.1,
+        "evaluations": 8,
+        "patience": 3,
+        "seed": config.seed,
+        "muon_format": formats["muon"],
+        "autocast": formats["autocast"],
+    }
+    return Recipe(**(values | changes))

@@ -1,0 +1,304 @@
+"""`BitLinear`: a linear layer that trains through its own ternary codes and scales.
+
+The forward pass uses exactly the numbers that will be written: codes in {-1, 0, +1}, scales rounded to
+float16. Behind them stands a float32 latent weight; the code of a weight is the representable value (a sum of
+planes, alpha_i * t_i) nearest to its latent. Gradients reach the latent straight through (Bengio et al. 2013)
+and each scale through sum(g * T_i), as in learned step sizes (Esser et al. 2020).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tritpress.errors import InputError
+
+FP16_MAX = 65504.0
+MARGIN = 0.05
+"""How far from the border of its cell (as a share of the distance between the two values) a latent starts."""
+BISECTIONS = 14
+
+
+class BitLinear(nn.Module):
+    """A trainable linear layer of 1 to 3 ternary planes.
+
+    Parameters: `latent` float32 [out, in] and `gain` float32 [planes, out, groups], the learned factor on the
+    scales that the layer started from (starting at 1, so that one learning rate suits every model). `bias` is
+    kept as given, untrained unless the caller asks for its gradient.
+
+    `zero_band` = (floor, ceiling) holds the share of zero codes over all planes inside these limits: where
+    plain nearest values leave it, the borders between values with and without a zero code are shifted, all of
+    the tensor by the same share of their distance, just as far as needed. None leaves the zeros free.
+    """
+
+    def __init__(
+        self,
+        latent: Tensor,
+        scales: Tensor,
+        group_size: int,
+        bias: Tensor | None = None,
+        activation_bits: int | None = None,
+        zero_band: tuple[float, float] | None = None,
+    ) -> None:
+        """`latent` [out, in], `scales` [planes, out, groups] >= 0; `group_size` 0 is the whole row."""
+        super().__init__()
+        self.out_features, self.in_features = latent.shape
+        self.group_size = group_size or self.in_features
+        self.planes, self.groups = scales.shape[0], -(-self.in_features // self.group_size)
+        if tuple(scales.shape) != (self.planes, self.out_features, self.groups):
+            raise InputError(
+                f"scales of shape {list(scales.shape)} do not fit a weight of {list(latent.shape)} in groups "
+                f"of {self.group_size}: {[self.planes, self.out_features, self.groups]} is right"
+            )
+        if not 1 <= self.planes <= 3:
+            raise InputError(f"a ternary tensor has 1 to 3 planes, not {self.planes}")
+        self.activation_bits, self.zero_band = activation_bits, zero_band
+        self.latent = nn.Parameter(latent.detach().to(torch.float32).clone().contiguous())
+        self.gain = nn.Parameter(torch.ones(scales.shape, device=latent.device))
+        self.register_buffer("base_scales", scales.detach().to(latent.device, torch.float32).clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
+        self._key: tuple[Any, ...] | None = None
+        self._weight = self._codes = self._scales = torch.empty(0)
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: np.ndarray | Tensor,
+        scales: np.ndarray | Tensor,
+        in_features: int,
+        group_size: int,
+        bias: Tensor | None = None,
+        latent: Tensor | None = None,
+        activation_bits: int | None = None,
+        zero_band: tuple[float, float] | None = None,
+        device: torch.device | str = "cpu",
+        margin: float = MARGIN,
+    ) -> BitLinear:
+        """Start from codes uint8 [planes, out, ceil(in/4)] and scales float16 [planes, out, groups].
+
+        `latent` [out, in] (the original weight) is pulled into the cells of the given codes, so that the
+        first forward pass uses these very codes while every latent stands as near to its original as that
+        allows; without it latents start at the values themselves.
+        """
+        codes_t = torch.as_tensor(np.asarray(codes), device=device)
+        scales_t = torch.as_tensor(np.asarray(scales), device=device).to(torch.float32)
+        trits = unpack_trits(codes_t, in_features)
+        group = group_size or in_features
+        spread = scales_t.repeat_interleave(group, dim=-1)[..., :in_features]
+        value = (spread * trits).sum(dim=0) if trits.shape[0] == 1 else _sum_planes(spread, trits)
+        start = value if latent is None else latent.detach().to(value)
+        if start.shape != value.shape:
+            raise InputError(f"a latent of {list(start.shape)} does not fit codes of {list(value.shape)}")
+        layer = cls(start, scales_t, group_size, bias, activation_bits, zero_band)
+        if latent is not None:
+            layer._pull_into_cells(value, margin)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out], in x's dtype."""
+        self._refresh()
+        weight = _StraightThrough.apply(self.latent, self.gain, self)
+        if self.activation_bits == 8:
+            x = fake_quantize_activations(x)
+        return F.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    @torch.no_grad()
+    def quantized(self) -> Tensor:
+        """The weight of the forward pass, float32 [out, in]: the planes' sum in order, not rounded again."""
+        self._refresh()
+        return self._weight
+
+    @torch.no_grad()
+    def codes_and_scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the forward pass uses, as packed: uint8 [planes, out, ceil(in/4)] and float16 scales."""
+        self._refresh()
+        return pack_trits(self._codes).cpu().numpy(), self._scales.to(torch.float16).cpu().numpy()
+
+    @torch.no_grad()
+    def zero_share(self) -> float:
+        """Share of zero codes over all planes together."""
+        self._refresh()
+        return float((self._codes == 0).sum()) / self._codes.numel()
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, planes={self.planes}, "
+            f"group_size={self.group_size}, bias={self.bias is not None}"
+        )
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Quantize again only where latent or gain changed: once an optimizer step."""
+        key = (self.latent._version, self.gain._version, self.latent.data_ptr(), self.gain.data_ptr())
+        if key == self._key:
+            return
+        alpha = (self.base_scales * self.gain).clamp(0.0, FP16_MAX).to(torch.float16).float()
+        self._scales = alpha
+        self._weight, self._codes = _nearest(self.latent, alpha, self.group_size, self.zero_band)
+        self._key = key
+
+    @torch.no_grad()
+    def _pull_into_cells(self, value: Tensor, margin: float) -> None:
+        """Clamp each latent into the cell of `value` [out, in], `margin` of the way from its borders."""
+        alpha_OGP = self.base_scales.permute(1, 2, 0)
+        levels = _half_levels(alpha_OGP)[0]
+        size, group = levels.shape[-1], self.group_size
+        grouped = _grouped(value.abs(), group)
+        at = torch.searchsorted(levels, grouped.contiguous())  # the first level >= |value|, which is |value|
+        at = at.clamp(max=size - 1)
+        here = levels.gather(-1, at)
+        below = levels.gather(-1, (at - 1).clamp(min=0))
+        above = levels.gather(-1, (at + 1).clamp(max=size - 1))
+        inside = 0.5 - margin
+        low = torch.where(at == 0, -(here + inside * (above - here)), here - inside * (here - below))
+        high = torch.where(at == size - 1, torch.full_like(here, torch.inf), here + inside * (above - here))
+        sign = torch.where(_grouped(value, group) < 0, -1.0, 1.0)
+        pulled = sign * (_grouped(self.latent, group) * sign).clamp(low, high)
+        self.latent.copy_(pulled.flatten(1)[:, : self.in_features])
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: the cached weight. Backward: to the latent as it is, to each gain base * sum(g * T_i)."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, gain: Tensor, layer: BitLinear) -> Tensor:
+        ctx.codes, ctx.base, ctx.group = layer._codes, layer.base_scales, layer.group_size
+        return layer._weight.view_as(layer._weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        gain_grad = None
+        if ctx.needs_input_grad[1]:
+            sums = [_grouped(grad * codes, ctx.group).sum(dim=-1) for codes in ctx.codes]
+            gain_grad = torch.stack(sums) * ctx.base
+        return grad, gain_grad, None
+
+
+def fake_quantize_activations(x: Tensor) -> Tensor:
+    """The int8 activations of the kernels (per token, absmax, half to even), straight through in backward."""
+    scale = x.detach().abs().amax(dim=-1, keepdim=True).float() / 127.0
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    quantized = (x.detach() / safe).round().clamp(-127, 127) * scale
+    return x + (quantized.to(x.dtype) - x).detach()
+
+
+def unpack_trits(codes: Tensor, in_features: int) -> Tensor:
+    """uint8 [..., ceil(in/4)] -> int8 [..., in] in {-1, 0, 1}; raises `InputError` for the invalid code 3."""
+    shifts = torch.arange(0, 8, 2, device=codes.device, dtype=torch.uint8)
+    trits = ((codes.unsqueeze(-1) >> shifts) & 3).flatten(-2)[..., :in_features]
+    if bool((trits == 3).any()):
+        raise InputError("the codes hold the value 3, which no ternary code has")
+    return trits.to(torch.int8) - 1
+
+
+def pack_trits(trits: Tensor) -> Tensor:
+    """int8 [..., in] -> uint8 [..., ceil(in/4)]: input c is bits 2 (c mod 4) of byte c / 4, value T + 1."""
+    padded = F.pad(trits, (0, -trits.shape[-1] % 4)) + 1
+    quads = padded.to(torch.uint8).unflatten(-1, (-1, 4))
+    return quads[..., 0] | (quads[..., 1] << 2) | (quads[..., 2] << 4) | (quads[..., 3] << 6)
+
+
+def _sum_planes(spread: Tensor, trits: Tensor) -> Tensor:
+    total = spread[0] * trits[0]
+    for plane in range(1, len(trits)):
+        total = total + spread[plane] * trits[plane]
+    return total
+
+
+def _grouped(x: Tensor, group: int) -> Tensor:
+    """[out, in] -> [out, groups, group], the last group filled up with zeros."""
+    return F.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
+
+
+def _half_levels(alpha_OGP: Tensor) -> tuple[Tensor, Tensor]:
+    """The representable values >= 0 of each group, ascending [out, groups, levels], and their codes
+    int8 [out, groups, levels, planes]. Level 0 is 0, with all codes 0."""
+    planes = alpha_OGP.shape[-1]
+    combos = torch.tensor(list(itertools.product((-1, 0, 1), repeat=planes)), device=alpha_OGP.device)
+    values = combos[:, 0] * alpha_OGP[..., 0:1]
+    for plane in range(1, planes):
+        values = values + combos[:, plane] * alpha_OGP[..., plane : plane + 1]
+    # Product order is antisymmetric with the all-zero code in the middle; a stable sort keeps it there.
+    values, order = values.sort(dim=-1, stable=True)
+    middle = len(combos) // 2
+    codes = combos.to(torch.int8)[order[..., middle:]]
+    return values[..., middle:].contiguous(), codes * (alpha_OGP > 0).to(torch.int8).unsqueeze(-2)
+
+
+def _nearest(
+    latent: Tensor, alpha: Tensor, group: int, band: tuple[float, float] | None
+) -> tuple[Tensor, Tensor]:
+    """Nearest representable value of each latent and its codes, zeros held inside `band`.
+
+    latent [out, in], alpha [planes, out, groups] -> float32 [out, in], int8 [planes, out, in].
+    """
+    columns = latent.shape[-1]
+    levels, codes = _half_levels(alpha.permute(1, 2, 0))
+    zeros = (codes == 0).sum(dim=-1)
+    low, gap = levels[..., :-1], levels.diff(dim=-1)
+    middles, lean = low + 0.5 * gap, 0.5 * gap * zeros.diff(dim=-1).sign()
+    magnitude = _grouped(latent.abs(), group)
+    index = _index(magnitude, middles)
+    if band is not None:
+        index = _hold_zeros(index, magnitude, middles, lean, zeros, band, len(alpha), columns)
+    sign = torch.where(latent < 0, -1, 1).to(torch.int8)
+    if len(alpha) == 1:
+        trits = index.to(torch.int8) * codes[..., 1:, 0]
+    else:
+        at = index.long()
+        weight = levels.gather(-1, at).flatten(1)[:, :columns] * sign
+        trits = torch.stack([codes[..., p].gather(-1, at) for p in range(len(alpha))])
+        return weight, trits.flatten(-2)[..., :columns] * sign
+    trits = trits.flatten(1)[:, :columns] * sign
+    weight = (_grouped(trits, group) * alpha[0].unsqueeze(-1)).flatten(1)[:, :columns].contiguous()
+    return weight, trits.unsqueeze(0)
+
+
+def _index(magnitude: Tensor, borders: Tensor) -> Tensor:
+    """Number of borders below each magnitude: the index of its level, int8 [out, groups, group]."""
+    index = (magnitude > borders[..., 0:1]).to(torch.int8)
+    for k in range(1, borders.shape[-1]):
+        index += magnitude > borders[..., k : k + 1]
+    return index
+
+
+def _hold_zeros(
+    index: Tensor,
+    magnitude: Tensor,
+    middles: Tensor,
+    lean: Tensor,
+    zeros: Tensor,
+    band: tuple[float, float],
+    planes: int,
+    columns: int,
+) -> Tensor:
+    """`index` with all borders leant by one common share, bisected, until the zeros lie inside `band`."""
+    rows, size = magnitude.shape[0], magnitude.shape[1] * magnitude.shape[2]
+    padding = (size - columns) * rows * planes  # padded inputs have latent 0, so all their codes are 0
+    total = rows * columns * planes
+
+    def share(at: Tensor) -> float:
+        if planes == 1:
+            return (at.numel() - int(at.count_nonzero()) - padding) / total
+        return (int(zeros.to(torch.int8).gather(-1, at.long()).sum()) - padding) / total
+
+    now = share(index)
+    floor, ceiling = band
+    if floor <= now <= ceiling:
+        return index
+    direction, best = (1.0, None) if now > ceiling else (-1.0, None)
+    low, high = 0.0, 0.999
+    for _ in range(BISECTIONS):
+        lean_by = 0.5 * (low + high)
+        tried = _index(magnitude, middles + direction * lean_by * lean)
+        reached = share(tried) <= ceiling if direction > 0 else share(tried) >= floor
+        if reached:
+            best, high = tried, lean_by
+        else:
+            low = lean_by
+    return best if best is not None else tried
