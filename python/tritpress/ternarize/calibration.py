@@ -1,0 +1,141 @@
+"""What calibration text says about each tensor: second moments of its inputs and of its output gradients.
+
+The input moments weigh the inputs in a fit (the diagonal of the layer's Hessian); the gradient moments say how much
+an error in each output changes the loss, which is what the planner needs to compare tensors (the diagonal of the
+empirical Fisher information, factored as in K-FAC, arXiv 1503.05671).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+from tritpress.errors import InputError
+from tritpress.events.context import RunContext
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BATCH_TOKENS = 2048
+"""Tokens of one forward and backward pass."""
+
+
+class Moments(TypedDict):
+    """input_moment: float32 [in], mean of x^2 over tokens; output_grad_moment: float32 [out], mean of
+    (d loss / d y)^2 over tokens, the loss being the sum over a window's tokens (nats).
+    """
+
+    input_moment: np.ndarray
+    output_grad_moment: np.ndarray
+
+
+def calibrate(
+    model: nn.Module, modules: Mapping[str, nn.Module], windows: np.ndarray, context: RunContext
+) -> dict[str, Moments]:
+    """Moments of every module that the windows reach, in one forward and one backward pass a batch.
+
+    Args:
+        model: causal language model in evaluation mode; neither its weights nor their gradients are touched.
+        modules: tensor name -> its linear module.
+        windows: int64 [n, window] token ids.
+        context: asked between batches whether to go on.
+
+    Raises `InputError` where there is no window or the loss is not finite.
+    """
+    import torch
+
+    ids = torch.as_tensor(windows)
+    if ids.ndim != 2 or len(ids) == 0 or ids.shape[1] < 2:
+        raise InputError("calibration needs at least one window of two tokens")
+    device = next(model.parameters()).device
+    inputs: dict[str, _Mean] = {}
+    gradients: dict[str, _Mean] = {}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = [model.get_input_embeddings().register_forward_hook(lambda m, i, out: out.requires_grad_(True))]
+    for name, module in modules.items():
+        inputs[name], gradients[name] = _Mean(), _Mean()
+        handles.append(module.register_forward_hook(_hook(inputs[name], gradients[name])))
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    batches = ids.split(max(1, BATCH_TOKENS // ids.shape[1]))
+    try:
+        for done, batch in enumerate(batches, start=1):
+            context.check()
+            batch = batch.to(device)
+            logits = model(input_ids=batch, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"
+            )
+            if not bool(torch.isfinite(loss)):
+                raise InputError("the model's loss on the calibration text is not finite")
+            loss.backward()
+            context.emit(
+                "step.progress", step=3, done=done, total=len(batches), detail="calibration windows"
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return {
+        name: {"input_moment": inputs[name].value(), "output_grad_moment": gradients[name].value()}
+        for name in modules
+        if inputs[name].count and gradients[name].count
+    }
+
+
+class _Mean:
+    """Running mean of squares over tokens, summed in float64."""
+
+    def __init__(self) -> None:
+        self.total: Any = None
+        self.count = 0
+
+    def add(self, x: Tensor) -> None:
+        flat = x.detach().flatten(0, -2)
+        squares = flat.float().square().sum(0).double()
+        self.total = squares if self.total is None else self.total + squares
+        self.count += len(flat)
+
+    def value(self) -> np.ndarray:
+        return (self.total / self.count).float().cpu().numpy()
+
+
+def _hook(inputs: _Mean, gradients: _Mean) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        inputs.add(args[0])
+        if output.requires_grad:
+            output.register_hook(gradients.add)
+
+    return hook
+
+
+def save_calibration(moments: Mapping[str, Moments], path: str | Path) -> None:
+    """Write the moments as a safetensors file, whole or not at all."""
+    from safetensors.numpy import save_file
+
+    arrays = {f"{name}.{key}": np.ascontiguousarray(m[key]) for name, m in moments.items() for key in _KEYS}
+    path = Path(path)
+    beside = path.with_suffix(".tmp")
+    save_file(arrays, beside)
+    beside.replace(path)
+
+
+_KEYS = ("input_moment", "output_grad_moment")
+
+
+def load_calibration(path: str | Path) -> dict[str, Moments] | None:
+    """Read the moments back; None where the file does not exist. Needs no torch."""
+    from safetensors.numpy import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = {}
+    for key, array in load_file(path).items():
+        name, _, part = key.rpartition(".")
+        found.setdefault(name, {})[part] = array
+    return found

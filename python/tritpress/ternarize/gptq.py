@@ -1,0 +1,225 @@
+"""The calibrated method: every tensor by a second-order sweep, block by block on the compressed model's own inputs.
+
+Within a block the layers are fitted in the order they are called (q, k, v on one input, then o, then gate and up,
+then down), each on activations that have passed through everything fitted before it. What a layer should give is the
+original's output on the *original's* activations: with X the original's inputs and Z the compressed model's, the
+least-squares target (W X^T Z)(Z^T Z)^-1 takes W's place in the sweep, so that later layers make up for earlier errors
+(as in GPTAQ, arXiv 2504.02692).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError
+from tritpress.events.context import RunContext
+from tritpress.formats.huggingface import model_name, modules_of
+from tritpress.formats.source import SourceModel
+from tritpress.formats.targets import Target
+from tritpress.nn.surgery import find_blocks, is_linear, set_weight, weight_out_in
+from tritpress.ops import reference
+from tritpress.plan import Plan, TensorPlan
+from tritpress.ternarize.blocks import BlockRunner, Stage
+from tritpress.ternarize.fast import press_tensor
+from tritpress.ternarize.points import FitSpec
+from tritpress.ternarize.stats import layer_statistics
+from tritpress.ternarize.sweep import DAMPING, damped, sweep
+
+CORRECTION = 0.5
+"""How much of the way from W to the least-squares target is gone; 0 ignores the errors of earlier layers."""
+
+
+@dataclass
+class _Layer:
+    target: Target
+    path: str  # within the block
+    module: nn.Module
+
+
+def spec_of(planned: TensorPlan, config: CompressionConfig) -> FitSpec:
+    """How a planned tensor is fitted."""
+    return FitSpec(
+        planes=planned.planes,
+        group_size=planned.group_size,
+        fit=config.fit,
+        threshold=planned.threshold,
+        sparsity=planned.sparsity,
+        max_sparsity=planned.max_sparsity,
+    )
+
+
+def gptq_tensors(
+    model: nn.Module,
+    source: SourceModel,
+    targets: list[Target],
+    plan: Plan,
+    windows: np.ndarray | Tensor,
+    config: CompressionConfig,
+    store: Any,
+    context: RunContext,
+) -> Iterator[tuple[str, float]]:
+    """Press every target and put it into `store`; yields (name, seconds) as each one is done.
+
+    `model` is the original in float32 and is changed: pressed layers take their dequantized weights. Tensors that
+    the store has already are taken from it, and since the activations are computed anew in the same order, a resumed
+    run makes the same bytes as one that was never interrupted. Targets that are no linear module of a block, or that
+    no window reaches, are fitted from their weights alone.
+
+    Raises `InputError` naming the tensor where weights or activations are not finite or a scale leaves float16.
+    """
+    block_path, blocks = find_blocks(model)
+    modules = modules_of(model, [target.name for target in targets])
+    by_block: dict[int, list[_Layer]] = {}
+    alone: dict[int | None, list[Target]] = {}
+    for target in targets:
+        path, module = modules.get(target.name, ("", None))
+        number, _, inside = path.removeprefix(block_path + ".").partition(".")
+        if module is not None and is_linear(module) and path.startswith(block_path + ".") and inside:
+            by_block.setdefault(int(number), []).append(_Layer(target, inside, module))
+        else:
+            alone.setdefault(target.layer, []).append(target)
+
+    def press_alone(target: Target) -> tuple[str, float]:
+        context.check()
+        seconds = press_tensor(target, plan.tensors[target.name], config, store)
+        _write_parameter(model, target, plan.tensors[target.name], store)
+        return target.name, seconds
+
+    runner = BlockRunner(model, blocks, windows, context)
+    for number in range(len(blocks)):
+        for target in alone.pop(number, []):
+            yield press_alone(target)
+        layers = {layer.path: layer for layer in by_block.get(number, [])}
+        twin = runner.twin(number) if CORRECTION else None
+        for stage in runner.stages(number, list(layers)):
+            yield from _press_stage(runner, number, twin, stage, layers, plan, config, store, context)
+        for layer in layers.values():
+            if not store.has(layer.target.name):
+                yield press_alone(layer.target)
+        runner.advance(number, twin)
+    for rest in alone.values():
+        for target in rest:
+            yield press_alone(target)
+
+
+def _press_stage(
+    runner: BlockRunner,
+    number: int,
+    twin: nn.Module | None,
+    stage: Stage,
+    layers: dict[str, _Layer],
+    plan: Plan,
+    config: CompressionConfig,
+    store: Any,
+    context: RunContext,
+) -> Iterator[tuple[str, float]]:
+    """Fit the layers of one stage, or take them from the store when all of them are there."""
+    started = time.perf_counter()
+    members = [layers[path] for group in stage.groups for path in group]
+    missing = [layer for layer in members if not store.has(layer.target.name)]
+    moments = _moments(runner, number, twin, stage, context) if missing else {}
+    shared = (time.perf_counter() - started) / max(1, len(missing))
+    for group in stage.groups:
+        if all(store.has(layers[path].target.name) for path in group):
+            continue
+        hessian, cross = moments.pop(group[0])
+        for path in group:
+            layer = layers[path]
+            if store.has(layer.target.name):
+                continue
+            context.check()
+            begun = time.perf_counter()
+            _press_layer(layer, hessian, cross, plan.tensors[layer.target.name], config, store)
+            yield layer.target.name, shared + time.perf_counter() - begun
+    for layer in members:
+        planned = plan.tensors[layer.target.name]
+        set_weight(layer.module, _stored_weight(layer.target, planned, store))
+        if layer not in missing:
+            yield layer.target.name, 0.0
+
+
+def _moments(
+    runner: BlockRunner, number: int, twin: nn.Module | None, stage: Stage, context: RunContext
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """For each group of a stage: Z^T Z / n, and X^T Z / n with X the original's inputs."""
+    sums: dict[str, tuple[Tensor, Tensor | None]] = {}
+    tokens: dict[str, int] = {}
+    block = runner.blocks[number]
+    for hidden, original in zip(runner.hidden, runner.original_hidden):
+        context.check()
+        seen = runner.inputs(number, block, stage, hidden)
+        before = {} if twin is None else runner.inputs(number, twin, stage, original)
+        for path, z in seen.items():
+            x = before.get(path)
+            if x is None or x.shape != z.shape:  # experts may be given other tokens in the two streams
+                x = None if twin is None else z
+            hessian, cross = z.T @ z, None if x is None else x.T @ z
+            if path in sums:
+                hessian += sums[path][0]
+                cross = None if cross is None else cross + sums[path][1]
+            sums[path] = (hessian, cross)
+            tokens[path] = tokens.get(path, 0) + len(z)
+    return {
+        path: (hessian / tokens[path], None if cross is None else cross / tokens[path])
+        for path, (hessian, cross) in sums.items()
+    }
+
+
+def _press_layer(
+    layer: _Layer, hessian: Tensor, cross: Tensor | None, planned: TensorPlan, config: CompressionConfig, store: Any
+) -> None:
+    name = layer.target.name
+    weight = weight_out_in(layer.module).float().contiguous()
+    if not bool(torch.isfinite(weight).all()):
+        raise InputError(f"{name} has weights that are not finite")
+    if not bool(torch.isfinite(hessian).all()):
+        raise InputError(f"{name} is given inputs that are not finite")
+    try:
+        fitted = sweep(_corrected(weight, hessian, cross), hessian, spec_of(planned, config))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    codes = reference.pack(fitted.trits).cpu().numpy()
+    scales = fitted.scales.half().cpu().numpy()
+    info = layer_statistics(weight.cpu().numpy(), codes, scales, planned.group_size)
+    store.put(name, codes, scales, info)
+
+
+def _corrected(weight: Tensor, hessian: Tensor, cross: Tensor | None) -> Tensor:
+    """The weight that, on the compressed model's inputs, comes nearest to the original's outputs: [out, in]."""
+    if cross is None:
+        return weight
+    h = damped(hessian)
+    damping = h.diagonal() - hessian.double().diagonal()
+    difference = (cross.double() - hessian.double()) * CORRECTION
+    # W (C + d) (H + d)^-1 = W + W (C - H) (H + d)^-1
+    del damping
+    step = torch.cholesky_solve((weight.double() @ difference).T, torch.linalg.cholesky(h)).T
+    return (weight.double() + step).float()
+
+
+def _stored_weight(target: Target, planned: TensorPlan, store: Any) -> Tensor:
+    """What the finished tensor stands for: float32 [.., out, in]."""
+    codes, scales = store.get(target.name)
+    return reference.dequantize(torch.from_numpy(codes), torch.from_numpy(scales), target.cols, planned.group_size)
+
+
+def _write_parameter(model: nn.Module, target: Target, planned: TensorPlan, store: Any) -> None:
+    """Let the compressed model's activations see a tensor that is no linear module, where one parameter holds it."""
+    parameters = dict(model.named_parameters())
+    name = model_name(model, target.name, parameters)
+    if name is None:
+        return
+    weight = _stored_weight(target, planned, store)
+    if target.transposed:
+        weight = weight.transpose(-1, -2)
+    if parameters[name].shape == weight.shape:
+        with torch.no_grad():
+            parameters[name].copy_(weight)

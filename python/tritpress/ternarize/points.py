@@ -1,0 +1,162 @@
+"""What a group of weights can be rounded to: sums of scaled trits, and the scales that suit a group best.
+
+Shapes: R rows, G inputs of one group, P planes, K = 3^P points. All in float32; a scale is always a value that
+float16 holds, because it is rounded before any code is taken from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from tritpress.errors import InputError
+
+_FP16_MAX = 65504.0
+_TWN_THRESHOLD = 0.7
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """How one tensor is fitted.
+
+    Attributes:
+        planes: 1 to 3 residual planes.
+        group_size: inputs that share a scale; 0 is the whole row.
+        fit: "exact" (least squares), "twn" (threshold 0.7 of the mean |w|) or "absmean" (BitNet's).
+        threshold: codes are 0 up to this share of the group's mean |w|; None lets the fit decide.
+        sparsity: share of zero codes over all planes to hit; None lets the fit decide.
+        max_sparsity: ceiling on that share; None for no ceiling.
+    """
+
+    planes: int = 1
+    group_size: int = 64
+    fit: str = "exact"
+    threshold: float | None = None
+    sparsity: float | None = None
+    max_sparsity: float | None = None
+
+    @property
+    def zero_share(self) -> float | None:
+        """The share of zeros that binds: the target's, else the ceiling's."""
+        return self.sparsity if self.sparsity is not None else self.max_sparsity
+
+
+@cache
+def combinations(planes: int) -> Tensor:
+    """Every choice of trits over the planes: float32 [K, P]."""
+    return torch.tensor(list(product((-1.0, 0.0, 1.0), repeat=planes)))
+
+
+@cache
+def zero_counts(planes: int) -> Tensor:
+    """Number of zero trits in each combination: float32 [K]."""
+    return (combinations(planes) == 0).sum(1).float()
+
+
+def round_scales(scales: Tensor) -> Tensor:
+    """Nearest float16 values, as float32. Raises `InputError` above 65504, which float16 cannot hold."""
+    if not bool((scales <= _FP16_MAX).all()):
+        raise InputError(f"a group needs the scale {float(scales.max()):g}, above float16's {_FP16_MAX:g}")
+    return scales.half().float()
+
+
+def points(scales: Tensor) -> Tensor:
+    """Values that scales [R, P] can stand for: [R, K]. Summed over planes in order, as decoding does."""
+    table = combinations(scales.shape[1])
+    values = scales[:, :1] * table[:, 0]
+    for plane in range(1, scales.shape[1]):
+        values = values + scales[:, plane : plane + 1] * table[:, plane]
+    return values
+
+
+def nearest(weights: Tensor, table: Tensor, penalty: Tensor | None = None) -> Tensor:
+    """Index of the point nearest to each weight [R, G] in table [R, K]: int64 [R, G].
+
+    `penalty` [K] is added to the squared distance (a price on zeros).
+    """
+    cost = (weights.unsqueeze(-1) - table.unsqueeze(1)).square_()
+    if penalty is not None:
+        cost += penalty
+    return cost.argmin(-1)
+
+
+def trits_of(index: Tensor, planes: int) -> Tensor:
+    """int64 [R, G] indices of combinations -> float32 [P, R, G] trits."""
+    return combinations(planes)[index].movedim(-1, 0)
+
+
+def first_scale(weights: Tensor, importance: Tensor, fit: str, max_zero_share: float | None) -> Tensor:
+    """Scale of one plane for each row, weights [R, G] with importance [G]: float32 [R], before rounding.
+
+    "exact": sort |w| descending, A_k = sum h|w|, B_k = sum h over the first k, k* = argmax A_k^2 / B_k, scale
+    A_k* / B_k*; at least (1 - max_zero_share) of the codes stay nonzero. "twn": threshold 0.7 mean |w|, scale the
+    mean above it. "absmean": mean |w|.
+    """
+    magnitude = weights.abs()
+    if fit == "absmean":
+        return magnitude.mean(1)
+    if fit == "twn":
+        kept = (magnitude > _TWN_THRESHOLD * magnitude.mean(1, keepdim=True)).float() * importance
+        return (kept * magnitude).sum(1) / kept.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    ordered, order = magnitude.sort(dim=1, descending=True)
+    h = importance.expand_as(magnitude).gather(1, order)
+    a, b = (h * ordered).cumsum(1), h.cumsum(1)
+    gain = a.square() / b
+    if max_zero_share is not None:
+        least = min(weights.shape[1], int((1.0 - max_zero_share) * weights.shape[1] + 0.999))
+        if least > 1:
+            gain[:, : least - 1] = -1.0
+    best = gain.argmax(1, keepdim=True)
+    return (a.gather(1, best) / b.gather(1, best)).squeeze(1)
+
+
+def threshold_trits(weights: Tensor, threshold: float) -> Tensor:
+    """sign(w) above `threshold` times the row's mean |w|, else 0: [R, G]."""
+    limit = threshold * weights.abs().mean(1, keepdim=True)
+    return weights.sign() * (weights.abs() > limit)
+
+
+def least_squares_scales(basis: Tensor, target: Tensor, previous: Tensor) -> Tensor:
+    """Scales [R, P] that bring sum_p scale_p basis_p [P, R, G] nearest to target [R, G], by ridge least squares.
+
+    A plane with no nonzero code keeps its previous scale. Signs are the caller's to fold into the codes.
+    """
+    normal = torch.einsum("prg,qrg->rpq", basis, basis)
+    right = torch.einsum("prg,rg->rp", basis, target)
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    dead = diagonal <= 0
+    ridge = 1e-4 * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
+    right = right + ridge * previous  # towards the scales at hand, not towards zero
+    normal = normal + torch.diag_embed(torch.where(dead, torch.ones_like(ridge), ridge))
+    right = torch.where(dead, previous, right)
+    return torch.linalg.solve(normal, right)
+
+
+def fit_group(weights: Tensor, importance: Tensor, spec: FitSpec) -> Tensor:
+    """Starting scales of a group, weights [R, G] with importance [G]: [R, P], rounded to float16's values."""
+    residual = weights
+    scales = []
+    share = spec.zero_share
+    for _ in range(spec.planes):
+        if spec.threshold is not None:
+            trits = threshold_trits(residual, spec.threshold)
+            kept = trits.abs() * importance
+            scale = (kept * residual.abs()).sum(1) / kept.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+            scale = round_scales(scale)
+        else:
+            scale = round_scales(first_scale(residual, importance, spec.fit, share))
+            trits = torch.where(residual.abs() > scale[:, None] / 2, residual.sign(), 0.0)
+        scales.append(scale)
+        residual = residual - scale[:, None] * trits
+    fitted = torch.stack(scales, 1)
+    if spec.planes == 1 or spec.threshold is not None or spec.fit != "exact":
+        return fitted
+    root = importance.sqrt()
+    for _ in range(4):  # codes by best of 3^P, scales by least squares, in turn
+        trits = trits_of(nearest(weights, points(fitted)), spec.planes)
+        fitted = round_scales(least_squares_scales(trits * root, weights * root, fitted).abs())
+    return fitted
