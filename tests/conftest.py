@@ -93,3 +93,16 @@ def tiny_moe_dir(tmp_path_factory) -> Path:
         num_key_value_heads=2, num_local_experts=4, max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return save_tiny_model(config, tmp_path_factory.mktemp("models") / "tiny-moe", dtype="bfloat16")
+
+
+@pytest.fixture(scope="session")
+def text_dir(tmp_path_factory) -> Path:
+    """A folder of 70 documents: small modules of the interpreter's standard library."""
+    import sysconfig
+
+    folder = tmp_path_factory.mktemp("text")
+    library = Path(sysconfig.get_paths()["stdlib"])
+    small = sorted(p for p in library.glob("*.py") if 4_000 < p.stat().st_size < 30_000)
+    for path in small[:70]:
+        shutil.copy(path, folder / path.name)
+    return folder

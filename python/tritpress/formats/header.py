@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ DTYPE_BYTES = {
 }  # fmt: skip
 
 
-def read_header(path: Path) -> tuple[dict[str, str], list[tuple[str, str, list[int], int, int]]]:
+def read_header(path: Path) -> tuple[dict[str, str], list[tuple[str, str, tuple[int, ...], int, int]]]:
     """(metadata, [(name, dtype, shape, begin, end)]), positions absolute in the file, in the order of the
     data.
 
@@ -25,48 +24,16 @@ def read_header(path: Path) -> tuple[dict[str, str], list[tuple[str, str, list[i
     """
     if not path.is_file():
         raise InputError(f"{path} is missing or not a file")
+    from tritpress import _core
+
     try:
-        return _parse(path)
+        metadata, tensors = _core.safetensors_header(str(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         message = str(error)
         raise InputError(message if str(path) in message else f"{path}: {message}") from None
-
-
-def _parse(path: Path) -> tuple[dict[str, str], list[tuple[str, str, list[int], int, int]]]:
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        if size < 8:
-            raise ValueError("too short for a safetensors file")
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, 100_000_000):
-            raise ValueError(f"the header claims {length} bytes, the file has {size}")
-        raw = file.read(length)
-
-    def unique(pairs: list) -> dict:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            raise ValueError("duplicate key in the header")
-        return value
-
-    header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    metadata = header.pop("__metadata__", {})
-    tensors = []
-    for name, info in header.items():
-        begin, end = info["data_offsets"]
-        if math.prod(info["shape"]) * DTYPE_BYTES[info["dtype"]] != end - begin:
-            raise ValueError(f"tensor {name}: shape and bytes disagree")
-        tensors.append((name, info["dtype"], info["shape"], begin + 8 + length, end + 8 + length))
-    tensors.sort(key=lambda item: (item[3], item[4]))
-    position = 8 + length
-    for name, _, _, begin, end in tensors:
-        if begin != position:
-            raise ValueError(f"tensor {name} overlaps another one or leaves a gap")
-        position = end
-    if position != size:
-        raise ValueError(f"the tensors end at byte {position}, the file at {size}")
-    return metadata, tensors
+    return metadata, [(name, dtype, tuple(shape), begin, end) for name, dtype, shape, begin, end in tensors]
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,19 @@ def load_original(source: SourceModel | str | Path, dtype: Any = None, device: s
     path = source.path if isinstance(source, SourceModel) else Path(source)
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=dtype or torch.float32, use_safetensors=True, **SAFE
+            model, told = AutoModelForCausalLM.from_pretrained(
+                str(path), dtype=dtype or torch.float32, use_safetensors=True, output_loading_info=True, **SAFE
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
-        raise InputError(f"transformers cannot open {path}: {_first_line(error)}") from error
+        raise InputError(f"transformers cannot open {path}: {first_line(error)}") from error
+    refuse_missing(told, path)
     return model.to(device).eval()
+
+
+def refuse_missing(told: dict[str, Any], path: Path) -> None:
+    """`InputError` when weights were missing, which transformers fills with random ones and a warning."""
+    if told["missing_keys"]:
+        raise InputError(f"{path} lacks weights that the model needs: {', '.join(sorted(told['missing_keys'])[:3])}")
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -78,10 +85,11 @@ def load_tokenizer(path: str | Path) -> Any:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(str(path), **SAFE)
     except Exception as error:  # the tokenizers' own errors derive from Exception alone
-        raise InputError(f"the tokenizer in {path} cannot be opened: {_first_line(error)}") from error
+        raise InputError(f"the tokenizer in {path} cannot be opened: {first_line(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error of transformers, whose messages run to pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

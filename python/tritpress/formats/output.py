@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -61,13 +62,12 @@ def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         with disk_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove_stale(final)
             temporary.mkdir()
             yield temporary
             sync_folder(temporary)
             if final.exists():
                 old = final.parent / f".{final.name}.old-{os.getpid()}"
-                shutil.rmtree(old, ignore_errors=True)
                 os.rename(final, old)
                 os.rename(temporary, final)
                 shutil.rmtree(old, ignore_errors=True)
@@ -77,3 +77,23 @@ def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _remove_stale(final: Path) -> None:
+    """Remove what a killed process left beside `final`; a live one's files stay."""
+    for kind in ("writing", "old"):
+        start = f".{final.name}.{kind}-"
+        for path in final.parent.glob(f"{glob.escape(start)}*"):
+            pid = path.name.removeprefix(start)
+            if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # someone else's
+        return True
+    return True
