@@ -1,1 +1,21 @@
-//! Ternary weights: fitting, 2-bit packing, packed matrix products.
+//! Ternary weights: fitting, 2-bit packing, packed matrix products. Knows nothing of Python.
+//!
+//! * [`ternary`]: weights -> codes and scales (absmean, fixed threshold, exact least squares, planes);
+//! * [`packing`]: the canonical 2-bit file layout; [`tiles`]: the layout of the kernels;
+//! * [`matrix`]: a packed matrix and its products with int8 activations, run by [`kernel`] on [`pool`];
+//! * [`stream`]: tensors in a safetensors file -> packed tensors in another, in constant memory;
+//! * [`safetensors`]: a header reader that trusts nothing.
+
+pub mod error;
+pub mod half;
+pub mod kernel;
+pub mod matrix;
+pub mod packing;
+pub mod pool;
+pub mod safetensors;
+pub mod stats;
+pub mod stream;
+pub mod ternary;
+pub mod tiles;
+
+pub use error::{Error, Result};

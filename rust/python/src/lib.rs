@@ -1,7 +1,47 @@
+//! The Python module `tritpress._core`: numpy arrays in and out, the GIL released while Rust works.
+
+mod arrays;
+mod files;
+mod functions;
+mod matrix;
+
 use pyo3::prelude::*;
+
+use arrays::{raise, CoreError};
+
+/// The path of the matrix products on this machine (TRITPRESS_ISA forces one).
+#[pyfunction]
+fn isa() -> PyResult<&'static str> {
+    Ok(tritpress_core::kernel::isa().map_err(raise)?.name())
+}
+
+/// All paths that this machine can run, best first.
+#[pyfunction]
+fn available_isas() -> Vec<&'static str> {
+    tritpress_core::kernel::Isa::usable().into_iter().map(|isa| isa.name()).collect()
+}
+
+/// Threads that a call uses when it does not say (TRITPRESS_NUM_THREADS sets them).
+#[pyfunction]
+fn default_threads() -> PyResult<usize> {
+    tritpress_core::pool::resolve_threads(None).map_err(raise)
+}
 
 #[pymodule]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    m.add("CoreError", m.py().get_type::<CoreError>())?;
+    m.add_class::<matrix::PackedMatrix>()?;
+    m.add_function(wrap_pyfunction!(isa, m)?)?;
+    m.add_function(wrap_pyfunction!(available_isas, m)?)?;
+    m.add_function(wrap_pyfunction!(default_threads, m)?)?;
+    m.add_function(wrap_pyfunction!(functions::ternarize, m)?)?;
+    m.add_function(wrap_pyfunction!(functions::pack, m)?)?;
+    m.add_function(wrap_pyfunction!(functions::unpack, m)?)?;
+    m.add_function(wrap_pyfunction!(functions::dequantize, m)?)?;
+    m.add_function(wrap_pyfunction!(functions::sparsity_mask, m)?)?;
+    m.add_function(wrap_pyfunction!(functions::layer_statistics, m)?)?;
+    m.add_function(wrap_pyfunction!(files::ternarize_stream, m)?)?;
+    m.add_function(wrap_pyfunction!(files::safetensors_header, m)?)?;
     Ok(())
 }

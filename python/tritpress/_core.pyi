@@ -1,0 +1,172 @@
+"""The Rust core. Arrays are numpy's; those not C-contiguous are copied first. The GIL is released."""
+
+from os import PathLike
+from typing import Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Fit = Literal["exact", "twn", "absmean"]
+
+__version__: str
+
+class CoreError(ValueError):
+    """An argument, array or file that cannot be used; the message says which and what would be right."""
+
+class Statistics(TypedDict):
+    """Sums over a tensor; d is the dequantized weight. A histogram counts w / mean|w| of the group in 128
+    bins over [-4, 4); what lies outside is in the end bins.
+    """
+
+    weights: int
+    zeros_per_plane: list[int]
+    zeros_all_planes: int
+    sum_w2: float
+    sum_d2: float
+    sum_wd: float
+    sum_err2: float
+    histogram_before: list[int]
+    histogram_after: list[int]
+
+class StreamStatistics(Statistics):
+    seconds: float
+
+def isa() -> str:
+    """The path of the matrix products in this process; `TRITPRESS_ISA` forces one (CoreError if not)."""
+
+def available_isas() -> list[str]:
+    """All paths that this machine can run, best first."""
+
+def default_threads() -> int:
+    """Threads of a call that does not say: `TRITPRESS_NUM_THREADS`, else what the system offers."""
+
+def ternarize(
+    w: NDArray[np.float32] | NDArray[np.float16],
+    *,
+    fit: Fit = "exact",
+    group_size: int = 64,
+    planes: int = 1,
+    threshold: float | None = None,
+    sparsity: float | None = None,
+    max_sparsity: float | None = None,
+    importance: NDArray[np.float32] | None = None,
+    threads: int | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """w [out, in] -> codes [planes, out, ceil(in / 4)], scales [planes, out, groups].
+    See `tritpress.ternarize.ternarize` for the options.
+    """
+
+def pack(trits: NDArray[np.int8], *, threads: int | None = None) -> NDArray[np.uint8]:
+    """Values -1, 0, 1 of shape [..., in] -> codes [..., ceil(in / 4)]."""
+
+def unpack(codes: NDArray[np.uint8], cols: int, *, threads: int | None = None) -> NDArray[np.int8]:
+    """Codes [..., ceil(cols / 4)] -> int8 [..., cols]. Code 3 and padding other than 1 are refused."""
+
+def sparsity_mask(codes: NDArray[np.uint8], cols: int, *, threads: int | None = None) -> NDArray[np.bool_]:
+    """Codes [..., ceil(cols / 4)] -> bool [..., cols]: True where the code is zero (T = 0)."""
+
+def dequantize(
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.float16],
+    cols: int,
+    group_size: int,
+    *,
+    threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Codes [planes, out, ceil(cols / 4)] and scales [planes, out, groups] -> float32 [out, cols]: the sum of
+    planes in their order, not rounded to float16.
+    """
+
+def layer_statistics(
+    w: NDArray[np.float32] | NDArray[np.float16],
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.float16],
+    group_size: int,
+    *,
+    threads: int | None = None,
+) -> Statistics:
+    """What codes and scales cost the weights w [out, in]; the figures do not depend on `threads`."""
+
+def ternarize_stream(
+    src_path: str | PathLike[str],
+    offset: int,
+    dtype: Literal["F32", "F16", "BF16"],
+    rows: int,
+    cols: int,
+    transposed: bool,
+    dst_path: str | PathLike[str],
+    codes_offset: int,
+    scales_offset: int,
+    *,
+    fit: Fit = "exact",
+    group_size: int = 64,
+    planes: int = 1,
+    threshold: float | None = None,
+    sparsity: float | None = None,
+    max_sparsity: float | None = None,
+    importance: NDArray[np.float32] | None = None,
+    threads: int | None = None,
+) -> StreamStatistics:
+    """Ternarize the tensor [rows, cols] (stored as [cols, rows] if `transposed`) at byte `offset` of a
+    file and write its codes [planes, rows, ceil(cols / 4)] and scales [planes, rows, groups] at the given offsets of
+    another, which must exist. Works in constant memory; the bytes equal those of `ternarize` on the whole
+    array. Raises OSError when a file cannot be read or written.
+    """
+
+def safetensors_header(
+    path: str | PathLike[str],
+) -> tuple[dict[str, str], list[tuple[str, str, tuple[int, ...], int, int]]]:
+    """Metadata and the tensors (name, dtype, shape, first byte, byte after the last) by place in the file.
+    Refused: a header longer than the file, duplicate keys, unknown dtypes, shapes that disagree with their
+    bytes, overlaps, gaps, data past the end.
+    """
+
+class PackedMatrix:
+    """A ternary matrix [out, in] in memory, laid out for this machine's kernels.
+
+    codes: uint8 [planes, out, ceil(in / 4)]; scales: float16 [planes, out, groups]; format: "2bit".
+    Products quantize activations to int8 per token: x_scale = max|x| / 127 in float32,
+    q = round_half_even(x / x_scale) within +-127; sums inside a group are exact.
+    Raises CoreError for shapes that disagree, code 3, bad padding, and scales negative, NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float16],
+        group_size: int,
+        shape: tuple[int, int],
+        format: Literal["2bit"] = "2bit",
+        *,
+        threads: int | None = None,
+    ) -> None: ...
+    def matvec(self, x: NDArray[np.float32], threads: int | None = None) -> NDArray[np.float32]:
+        """float32 [in] -> float32 [out]. CoreError for another shape or dtype, NaN or infinity."""
+
+    def matmul(self, x: NDArray[np.float32], threads: int | None = None) -> NDArray[np.float32]:
+        """float32 [n, in] -> float32 [n, out]; each row equals `matvec` of that row."""
+
+    def dequantize(self, threads: int | None = None) -> NDArray[np.float32]:
+        """float32 [out, in], the sum of the planes."""
+
+    def codes(self) -> NDArray[np.uint8]:
+        """The codes as given: uint8 [planes, out, ceil(in / 4)]."""
+
+    def scales(self) -> NDArray[np.float16]:
+        """The scales as given: float16 [planes, out, groups]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held for codes and scales, padding included."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def planes(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def isa(self) -> str:
+        """The path its products take."""

@@ -1,0 +1,136 @@
+//! Products of packed tiles with int8 activations: one path chosen per process.
+//!
+//! Every path computes the same: exact int32 sums of (T + 1) * q less the sum of q inside a group and plane,
+//! then for each row one fused multiply-add with the group's scale per group and plane, in that order, and at
+//! the end one product with the activations' scale. Paths agree bit for bit.
+
+pub mod generic;
+pub mod naive;
+
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+use crate::tiles::{Geometry, TILE};
+
+/// An instruction set that a path is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    Generic,
+}
+
+impl Isa {
+    pub const ALL: [Isa; 1] = [Isa::Generic];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Generic => "generic",
+        }
+    }
+
+    /// Whether this machine can run the path.
+    pub fn available(self) -> bool {
+        match self {
+            Isa::Generic => true,
+        }
+    }
+
+    /// The paths this machine can run, best first.
+    pub fn usable() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.available()).collect()
+    }
+}
+
+/// The path of this process: the best the machine has, or what `TRITPRESS_ISA` says.
+/// Errors: an unknown name, or a path that this machine cannot run.
+pub fn isa() -> Result<Isa> {
+    static CHOSEN: OnceLock<std::result::Result<Isa, String>> = OnceLock::new();
+    CHOSEN
+        .get_or_init(|| choose(std::env::var("TRITPRESS_ISA").ok().as_deref()).map_err(|e| e.to_string()))
+        .clone()
+        .map_err(Error::Option)
+}
+
+fn choose(forced: Option<&str>) -> Result<Isa> {
+    let usable = Isa::usable();
+    let names = || usable.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
+    match forced.map(str::trim) {
+        None | Some("") => Ok(usable[0]),
+        Some(name) => match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
+            Some(isa) if usable.contains(&isa) => Ok(isa),
+            Some(_) => Err(Error::option(format!(
+                "TRITPRESS_ISA={name} asks for a path that this machine cannot run; it has {}",
+                names()
+            ))),
+            None => {
+                Err(Error::option(format!("TRITPRESS_ISA={name} is unknown; this machine has {}", names())))
+            }
+        },
+    }
+}
+
+/// One token's activations, quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Activations {
+    /// int8 values, padded with 0 to the geometry's `padded_cols`.
+    pub q: Vec<i8>,
+    /// Sum of each group.
+    pub sums: Vec<i32>,
+    pub scale: f32,
+}
+
+impl Activations {
+    /// x_scale = max|x| / 127 in float32, q = clamp(round_half_even(x / x_scale), -127, 127); a zero vector has
+    /// scale 0 and q = 0. Errors: NaN or infinity, with its position.
+    pub fn quantize(x: &[f32], geometry: &Geometry) -> Result<Self> {
+        let mut lanes = [0f32; 16];
+        let (whole, rest) = x.split_at(x.len() / 16 * 16);
+        let mut finite = true;
+        for part in whole.chunks_exact(16) {
+            for (lane, x) in lanes.iter_mut().zip(part) {
+                let size = x.abs();
+                *lane = if size > *lane { size } else { *lane };
+                finite &= size < f32::INFINITY;
+            }
+        }
+        for x in rest {
+            lanes[0] = lanes[0].max(x.abs());
+            finite &= x.is_finite();
+        }
+        if !finite {
+            let at = x.iter().position(|x| !x.is_finite()).unwrap_or(0);
+            return Err(Error::data(format!(
+                "the activation at position {at} is {}: it must be finite",
+                x[at]
+            )));
+        }
+        let largest = lanes.iter().fold(0f32, |a, &b| a.max(b));
+        let scale = largest / 127.0;
+        let mut q = vec![0i8; geometry.padded_cols()];
+        if scale > 0.0 {
+            // Adding 1.5 * 2^23 rounds half to even, and unlike a call to round it is vectorized everywhere.
+            const ROUND: f32 = 12_582_912.0;
+            for (q, &x) in q.iter_mut().zip(x) {
+                *q = ((x / scale + ROUND) - ROUND).clamp(-127.0, 127.0) as i32 as i8;
+            }
+        }
+        let sums = match geometry.width {
+            0 => vec![0; geometry.groups],
+            width => q.chunks(width).map(|group| group.iter().map(|&v| v as i32).sum()).collect(),
+        };
+        Ok(Activations { q, sums, scale })
+    }
+}
+
+/// Products of whole tiles (`tiles` holds `out.len() / 16` of them) with one token.
+pub fn matvec(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32]) {
+    assert_eq!(out.len() % TILE, 0);
+    assert_eq!(tiles.len(), out.len() / TILE * geometry.tile_bytes());
+    assert_eq!(x.q.len(), geometry.padded_cols());
+    assert_eq!(x.sums.len(), geometry.groups);
+    match isa {
+        Isa::Generic => generic::matvec(tiles, geometry, x, out),
+    }
+}
+
+#[cfg(test)]
+mod tests;

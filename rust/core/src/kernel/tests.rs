@@ -1,0 +1,104 @@
+use super::*;
+use crate::half::f32_to_f16;
+use crate::packing::{groups_of, pack, Canonical};
+use crate::tiles::Tiles;
+use proptest::prelude::*;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, extreme: u8) {
+    let mut random = Random(seed | 1);
+    let trits: Vec<i8> = (0..planes * rows * cols)
+        .map(|_| if extreme > 0 { 1 } else { (random.next() % 3) as i8 - 1 })
+        .collect();
+    let codes = pack(&trits, cols, 1).unwrap();
+    let groups = groups_of(cols, group_size);
+    let scales: Vec<u16> =
+        (0..planes * rows * groups).map(|_| f32_to_f16((random.next() % 2000) as f32 / 700.0)).collect();
+    let matrix = Canonical::new(&codes, &scales, planes, (rows, cols), group_size).unwrap();
+    let tiles = Tiles::pack(&matrix, 1);
+    let x: Vec<f32> = (0..cols)
+        .map(|_| match extreme {
+            1 => 1.0,
+            2 => -1.0,
+            _ => (random.next() % 20001) as f32 / 1000.0 - 10.0,
+        })
+        .collect();
+    let x = Activations::quantize(&x, &tiles.geometry).unwrap();
+    let expected = naive::matvec(&matrix, &x);
+    for isa in Isa::usable() {
+        let mut out = vec![0f32; tiles.geometry.tiles * TILE];
+        matvec(isa, tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out);
+        for (row, (a, b)) in out.iter().zip(&expected).enumerate() {
+            assert_eq!(
+                a.to_bits(),
+                b.to_bits(),
+                "{}: {rows}x{cols}, {planes} planes, groups of {group_size}, row {row}: {a} against {b}",
+                isa.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn every_path_equals_the_oracle_for_every_column_count() {
+    for cols in 1..=300 {
+        let group_size = [0, 32, 64, 128, 256][cols % 5];
+        check(1 + cols % 70, cols, 1 + cols % 3, group_size, cols as u64 * 7919, 0);
+    }
+}
+
+#[test]
+fn extremes_do_not_overflow() {
+    for group_size in [0, 32, 64, 128, 256] {
+        for extreme in [1, 2] {
+            check(17, 300, 1, group_size, 3, extreme);
+            check(16, 4096, 2, group_size, 4, extreme);
+            check(3, 20_000, 1, group_size, 5, extreme);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_path_equals_the_oracle(
+        rows in 1usize..70, cols in 1usize..700, planes in 1usize..4, seed in any::<u64>(),
+        group_size in prop::sample::select(vec![0usize, 32, 64, 128, 256]),
+    ) {
+        check(rows, cols, planes, group_size, seed, 0);
+    }
+}
+
+#[test]
+fn activations_are_quantized_as_the_design_says() {
+    let geometry = Geometry::new(1, 6, 1, 64);
+    let x = Activations::quantize(&[127.0, 0.5, 1.5, -2.5, -127.0, 63.4], &geometry).unwrap();
+    assert_eq!((x.scale, &x.q[..7]), (1.0, &[127, 0, 2, -2, -127, 63, 0][..]));
+    let zero = Activations::quantize(&[0.0; 6], &geometry).unwrap();
+    assert!(zero.scale == 0.0 && zero.q.iter().all(|&q| q == 0));
+    let tiny = Activations::quantize(&[1e-45, 0.0, 0.0, 0.0, 0.0, 0.0], &geometry).unwrap();
+    assert!(tiny.scale == 0.0 && tiny.q[0] == 0);
+    assert!(Activations::quantize(&[0.0, f32::NAN, 0.0, 0.0, 0.0, 0.0], &geometry).is_err());
+    assert!(Activations::quantize(&[0.0, 0.0, 0.0, 0.0, 0.0, f32::INFINITY], &geometry).is_err());
+}
+
+#[test]
+fn paths_are_chosen_by_name() {
+    assert_eq!(choose(None).unwrap(), Isa::usable()[0]);
+    assert_eq!(choose(Some("generic")).unwrap(), Isa::Generic);
+    assert!(choose(Some("sse9")).unwrap_err().to_string().contains("unknown"));
+    for isa in Isa::ALL {
+        if !isa.available() {
+            assert!(choose(Some(isa.name())).unwrap_err().to_string().contains("cannot run"));
+        }
+    }
+}

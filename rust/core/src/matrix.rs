@@ -1,0 +1,178 @@
+//! A packed matrix in memory and its products.
+
+use crate::error::{Error, Result};
+use crate::kernel::{self, Activations, Isa};
+use crate::packing::{row_bytes, Canonical};
+use crate::pool;
+use crate::tiles::{Geometry, Tiles, TILE};
+
+/// How codes are kept in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Four codes a byte.
+    TwoBit,
+}
+
+impl Format {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "2bit" => Ok(Format::TwoBit),
+            _ => Err(Error::option(format!("format must be '2bit', not '{name}'"))),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::TwoBit => "2bit",
+        }
+    }
+}
+
+/// A ternary matrix [rows, cols] of one or more planes, laid out for the kernels.
+pub struct PackedMatrix {
+    tiles: Tiles,
+    format: Format,
+    isa: Isa,
+}
+
+impl PackedMatrix {
+    pub fn new(from: &Canonical<'_>, format: Format, threads: usize) -> Result<Self> {
+        Ok(PackedMatrix { tiles: Tiles::pack(from, threads), format, isa: kernel::isa()? })
+    }
+
+    pub fn geometry(&self) -> &Geometry {
+        &self.tiles.geometry
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Bytes held for codes and scales.
+    pub fn bytes(&self) -> usize {
+        self.tiles.bytes.as_slice().len()
+    }
+
+    /// Codes in the canonical layout [planes, rows, ceil(cols / 4)].
+    pub fn codes(&self, threads: usize) -> Vec<u8> {
+        self.tiles.codes(threads)
+    }
+
+    /// Scales in the canonical layout, fp16 bits [planes, rows, groups].
+    pub fn scales(&self) -> Vec<u16> {
+        self.tiles.scales()
+    }
+
+    /// float32 [rows, cols], the sum over planes.
+    pub fn dequantize(&self, threads: usize) -> Vec<f32> {
+        let g = self.geometry();
+        let (codes, scales) = (self.codes(threads), self.scales());
+        debug_assert_eq!(codes.len(), g.planes * g.rows * row_bytes(g.cols));
+        let matrix = Canonical {
+            codes: &codes,
+            scales: &scales,
+            planes: g.planes,
+            rows: g.rows,
+            cols: g.cols,
+            group_size: g.group_size,
+        };
+        matrix.dequantize(threads)
+    }
+
+    /// float32 [cols] -> float32 [rows]. Errors: wrong length, NaN or infinity in `x`.
+    pub fn matvec(&self, x: &[f32], threads: usize) -> Result<Vec<f32>> {
+        self.matmul(x, 1, threads)
+    }
+
+    /// float32 [n, cols] -> float32 [n, rows]; every row of the result equals `matvec` of that row of `x`.
+    pub fn matmul(&self, x: &[f32], n: usize, threads: usize) -> Result<Vec<f32>> {
+        let g = self.geometry();
+        if n.checked_mul(g.cols) != Some(x.len()) {
+            return Err(Error::shape(format!("x has {} values, not {n} rows of {}", x.len(), g.cols)));
+        }
+        let tokens = (0..n)
+            .map(|i| {
+                Activations::quantize(&x[i * g.cols..(i + 1) * g.cols], g).map_err(|e| match e {
+                    Error::Data(m) if n > 1 => Error::Data(format!("row {i} of x: {m}")),
+                    other => other,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut out = vec![0f32; n * g.rows];
+        if g.rows == 0 || n == 0 {
+            return Ok(out);
+        }
+        // Tiles in turn for all tokens, then turned to [n, rows].
+        let padded = g.tiles * TILE;
+        let mut by_tile = vec![0f32; padded * n];
+        let block = (262_144 / (TILE * g.padded_cols().max(1) * n)).max(1);
+        let size = g.tile_bytes();
+        pool::chunks_mut(&mut by_tile, TILE * n * block, threads, |index, out| {
+            for (i, out) in out.chunks_mut(TILE * n).enumerate() {
+                let tile = &self.tiles.bytes.as_slice()[(index * block + i) * size..][..size];
+                for (x, out) in tokens.iter().zip(out.chunks_mut(TILE)) {
+                    kernel::matvec(self.isa, tile, g, x, out);
+                }
+            }
+        });
+        for (row, out) in out.chunks_mut(g.rows).enumerate() {
+            for (tile, out) in out.chunks_mut(TILE).enumerate() {
+                let from = &by_tile[(tile * n + row) * TILE..];
+                out.copy_from_slice(&from[..out.len()]);
+            }
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ternary::{ternarize, Options, Weights};
+
+    #[test]
+    fn products_are_near_those_of_the_dequantized_matrix() {
+        let (rows, cols, n) = (37, 201, 3);
+        let w: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 300.0).collect();
+        let x: Vec<f32> = (0..n * cols).map(|i| ((i * 104729 % 997) as f32 - 498.0) / 100.0).collect();
+        for (planes, group_size) in [(1, 64), (2, 32), (3, 0)] {
+            let options = Options { planes, group_size, ..Options::default() };
+            let t = ternarize(Weights::F32(&w), (rows, cols), None, &options, 1).unwrap();
+            let canonical = Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size).unwrap();
+            let matrix = PackedMatrix::new(&canonical, Format::TwoBit, 2).unwrap();
+            assert_eq!(matrix.codes(1), t.codes);
+            assert_eq!(matrix.scales(), t.scales);
+            let d = matrix.dequantize(2);
+            assert_eq!(d, canonical.dequantize(1));
+            let y = matrix.matmul(&x, n, 2).unwrap();
+            for i in 0..n {
+                let x = &x[i * cols..(i + 1) * cols];
+                let one = matrix.matvec(x, 1).unwrap();
+                assert_eq!(one, y[i * rows..(i + 1) * rows]);
+                let largest = x.iter().fold(0f32, |a, b| a.max(b.abs())) as f64;
+                for (row, &y) in one.iter().enumerate() {
+                    let d = &d[row * cols..(row + 1) * cols];
+                    let exact: f64 = d.iter().zip(x).map(|(&d, &x)| d as f64 * x as f64).sum();
+                    let bound: f64 = d.iter().map(|d| d.abs() as f64).sum::<f64>() * largest / 254.0 * 1.001;
+                    assert!((y as f64 - exact).abs() <= bound + 1e-3, "{y} against {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn empty_shapes() {
+        for (rows, cols) in [(0, 5), (5, 0), (0, 0)] {
+            let scales = vec![0u16; rows * crate::packing::groups_of(cols, 0)];
+            let codes = vec![0x55u8; rows * row_bytes(cols)];
+            let canonical = Canonical::new(&codes, &scales, 1, (rows, cols), 0).unwrap();
+            let matrix = PackedMatrix::new(&canonical, Format::TwoBit, 1).unwrap();
+            assert_eq!(matrix.matvec(&vec![1.0; cols], 1).unwrap(), vec![0.0; rows]);
+            assert!(matrix.matvec(&vec![1.0; cols + 1], 1).is_err());
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The canonical 2-bit layout of files: input c is bits 2(c mod 4) of byte c/4, value T + 1.
+//! 3 is invalid; padding is 1 (T = 0).
+
+use crate::error::{Error, Result};
+use crate::half::f16_to_f32;
+use crate::pool;
+
+/// Bytes of one row of `cols` codes.
+#[inline]
+pub fn row_bytes(cols: usize) -> usize {
+    cols.div_ceil(4)
+}
+
+/// Groups of one row; `group_size` 0 is the whole row (one group, also for a row of no inputs).
+#[inline]
+pub fn groups_of(cols: usize, group_size: usize) -> usize {
+    if group_size == 0 {
+        1
+    } else {
+        cols.div_ceil(group_size)
+    }
+}
+
+/// Pack one row of values in {-1, 0, 1} that are known to be valid.
+pub fn pack_row(trits: &[i8], out: &mut [u8]) {
+    debug_assert_eq!(out.len(), row_bytes(trits.len()));
+    let whole = trits.len() / 4;
+    for (byte, four) in out[..whole].iter_mut().zip(trits.chunks_exact(4)) {
+        let word = u32::from_le_bytes([four[0] as u8, four[1] as u8, four[2] as u8, four[3] as u8]);
+        // T + 1 in each byte without carries between bytes (-1 is 0xff), then gathered by one product.
+        let codes = (word ^ 0x8080_8080).wrapping_add(0x0101_0101) ^ 0x8080_8080;
+        *byte = ((codes & 0x0303_0303).wrapping_mul(0x0104_1040) >> 24) as u8;
+    }
+    if whole < out.len() {
+        let mut byte = 0x55u8;
+        for (i, &t) in trits[whole * 4..].iter().enumerate() {
+            byte = (byte & !(3 << (2 * i))) | (((t + 1) as u8) << (2 * i));
+        }
+        out[whole] = byte;
+    }
+}
+
+/// Unpack one row; codes are trusted (see [`check_codes`]).
+pub fn unpack_row(codes: &[u8], out: &mut [i8]) {
+    debug_assert_eq!(codes.len(), row_bytes(out.len()));
+    let whole = out.len() / 4;
+    for (four, &byte) in out.chunks_exact_mut(4).zip(&codes[..whole]) {
+        for (s, t) in four.iter_mut().enumerate() {
+            *t = ((byte >> (2 * s)) & 3) as i8 - 1;
+        }
+    }
+    for (s, t) in out[whole * 4..].iter_mut().enumerate() {
+        *t = ((codes[whole] >> (2 * s)) & 3) as i8 - 1;
+    }
+}
+
+/// Pack rows of `cols` values each. Errors: a value outside {-1, 0, 1}.
+pub fn pack(trits: &[i8], cols: usize, threads: usize) -> Result<Vec<u8>> {
+    if let Some(bad) = trits.iter().position(|t| !(-1..=1).contains(t)) {
+        return Err(Error::data(format!(
+            "a ternary code must be -1, 0 or 1, not {} (row {}, column {})",
+            trits[bad],
+            bad / cols,
+            bad % cols
+        )));
+    }
+    let rows = trits.len().checked_div(cols).unwrap_or(0);
+    let bytes = row_bytes(cols);
+    let mut out = vec![0u8; rows * bytes];
+    pool::rows_mut(&mut out, bytes, cols.max(1), threads, |row, out| {
+        pack_row(&trits[row * cols..(row + 1) * cols], out);
+    });
+    Ok(out)
+}
+
+/// Unpack rows of `cols` codes each. Errors: code 3, padding that is not 1, a length that disagrees.
+pub fn unpack(codes: &[u8], cols: usize, threads: usize) -> Result<Vec<i8>> {
+    check_codes(codes, cols)?;
+    let bytes = row_bytes(cols);
+    let rows = codes.len().checked_div(bytes).unwrap_or(0);
+    let mut out = vec![0i8; rows * cols];
+    pool::rows_mut(&mut out, cols, cols.max(1), threads, |row, out| {
+        unpack_row(&codes[row * bytes..(row + 1) * bytes], out);
+    });
+    Ok(out)
+}
+
+/// Refuse what no writer of this format produces: the code 3, or padding other than 1.
+pub fn check_codes(codes: &[u8], cols: usize) -> Result<()> {
+    let bytes = row_bytes(cols);
+    if bytes == 0 {
+        return if codes.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::shape("codes must be empty when there are no columns"))
+        };
+    }
+    if !codes.len().is_multiple_of(bytes) {
+        return Err(Error::shape(format!(
+            "{} bytes of codes are not whole rows of {bytes} bytes ({cols} columns)",
+            codes.len()
+        )));
+    }
+    // One branch a block, so that the scan runs at memory speed.
+    for (block, chunk) in codes.chunks(4096).enumerate() {
+        if chunk.iter().fold(0u8, |bad, &b| bad | (b & (b >> 1) & 0x55)) != 0 {
+            let at = block * 4096 + chunk.iter().position(|b| b & (b >> 1) & 0x55 != 0).unwrap_or(0);
+            let slot = (codes[at] & (codes[at] >> 1) & 0x55).trailing_zeros() as usize / 2;
+            return Err(Error::data(format!(
+                "code 3 at row {}, column {}: codes are 0, 1 or 2 (T + 1)",
+                at / bytes,
+                at % bytes * 4 + slot
+            )));
+        }
+    }
+    let used = cols % 4;
+    if used != 0 {
+        let mask = 0xffu8 << (2 * used);
+        for (row, last) in codes.iter().skip(bytes - 1).step_by(bytes).enumerate() {
+            if last & mask != 0x55 & mask {
+                return Err(Error::data(format!("row {row} has padding codes other than 1")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuse scales that no writer produces: negative, NaN or infinite.
+pub fn check_scales(scales: &[u16], groups: usize) -> Result<()> {
+    match scales.iter().position(|&s| s >= 0x7c00 && s != 0x8000) {
+        None => Ok(()),
+        Some(bad) => Err(Error::data(format!(
+            "scale {} at row {}, group {}: scales are finite and not negative",
+            f16_to_f32(scales[bad]),
+            bad / groups.max(1),
+            bad % groups.max(1)
+        ))),
+    }
+}
+
+/// Codes and scales of one matrix in the canonical layout, borrowed and checked.
+#[derive(Clone, Copy)]
+pub struct Canonical<'a> {
+    /// [planes, rows, ceil(cols / 4)]
+    pub codes: &'a [u8],
+    /// fp16 bits, [planes, rows, groups]
+    pub scales: &'a [u16],
+    pub planes: usize,
+    pub rows: usize,
+    pub cols: usize,
+    /// Inputs that share a scale; 0 is the whole row.
+    pub group_size: usize,
+}
+
+impl<'a> Canonical<'a> {
+    /// Errors: lengths that disagree with the shape, code 3, bad padding, scales not finite or negative.
+    pub fn new(
+        codes: &'a [u8],
+        scales: &'a [u16],
+        planes: usize,
+        (rows, cols): (usize, usize),
+        group_size: usize,
+    ) -> Result<Self> {
+        check_group_size(group_size)?;
+        if planes == 0 {
+            return Err(Error::shape("there must be at least one plane"));
+        }
+        let groups = groups_of(cols, group_size);
+        let (want_codes, want_scales) = (planes * rows * row_bytes(cols), planes * rows * groups);
+        if codes.len() != want_codes {
+            return Err(Error::shape(format!(
+                "codes have {} bytes, but {planes} planes of {rows} x {cols} take {want_codes}",
+                codes.len()
+            )));
+        }
+        if scales.len() != want_scales {
+            return Err(Error::shape(format!(
+                "there are {} scales, but {planes} planes of {rows} rows in {groups} groups take {want_scales}",
+                scales.len()
+            )));
+        }
+        check_codes(codes, cols)?;
+        check_scales(scales, groups)?;
+        Ok(Canonical { codes, scales, planes, rows, cols, group_size })
+    }
+
+    pub fn groups(&self) -> usize {
+        groups_of(self.cols, self.group_size)
+    }
+
+    pub fn codes_row(&self, plane: usize, row: usize) -> &'a [u8] {
+        let bytes = row_bytes(self.cols);
+        let at = (plane * self.rows + row) * bytes;
+        &self.codes[at..at + bytes]
+    }
+
+    pub fn scales_row(&self, plane: usize, row: usize) -> &'a [u16] {
+        let groups = self.groups();
+        let at = (plane * self.rows + row) * groups;
+        &self.scales[at..at + groups]
+    }
+
+    /// One row: the sum over planes of scale * T in float32, planes in order.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let width = if self.group_size == 0 { self.cols.max(1) } else { self.group_size };
+        for plane in 0..self.planes {
+            let codes = self.codes_row(plane, row);
+            for (g, &scale) in self.scales_row(plane, row).iter().enumerate() {
+                let scale = f16_to_f32(scale);
+                let values = [-scale, 0.0, scale, 0.0];
+                let start = (g * width).min(self.cols);
+                let stop = (start + width).min(self.cols);
+                // Groups start at multiples of 4, so a byte never straddles two of them.
+                for (four, &byte) in out[start..stop].chunks_mut(4).zip(&codes[start / 4..]) {
+                    for (s, value) in four.iter_mut().enumerate() {
+                        let term = values[((byte >> (2 * s)) & 3) as usize];
+                        *value = if plane == 0 { term + 0.0 } else { *value + term };
+                    }
+                }
+            }
+        }
+    }
+
+    /// float32 [rows, cols].
+    pub fn dequantize(&self, threads: usize) -> Vec<f32> {
+        let mut out = vec![0f32; self.rows * self.cols];
+        pool::rows_mut(&mut out, self.cols, self.cols * self.planes, threads, |row, out| {
+            self.dequantize_row(row, out);
+        });
+        out
+    }
+}
+
+/// 0 (whole row), 32, 64, 128 or 256.
+pub fn check_group_size(group_size: usize) -> Result<()> {
+    if matches!(group_size, 0 | 32 | 64 | 128 | 256) {
+        Ok(())
+    } else {
+        Err(Error::option(format!(
+            "group_size must be 32, 64, 128, 256 or 0 (the whole row), not {group_size}"
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pack_naive(trits: &[i8], cols: usize) -> Vec<u8> {
+        let rows = trits.len().checked_div(cols).unwrap_or(0);
+        let mut out = vec![0x55u8; rows * cols.div_ceil(4)];
+        for r in 0..rows {
+            for c in 0..cols {
+                let byte = &mut out[r * cols.div_ceil(4) + c / 4];
+                let shift = 2 * (c % 4);
+                *byte = (*byte & !(3 << shift)) | (((trits[r * cols + c] + 1) as u8) << shift);
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn packs_as_the_naive_loop_and_back(rows in 0usize..6, cols in 1usize..70, seed in any::<u64>()) {
+            let mut state = seed | 1;
+            let trits: Vec<i8> = (0..rows * cols).map(|_| {
+                state ^= state << 13; state ^= state >> 7; state ^= state << 17;
+                (state % 3) as i8 - 1
+            }).collect();
+            let packed = pack(&trits, cols, 2).unwrap();
+            prop_assert_eq!(&packed, &pack_naive(&trits, cols));
+            prop_assert_eq!(unpack(&packed, cols, 2).unwrap(), trits);
+        }
+    }
+
+    #[test]
+    fn refuses_code_three_and_bad_padding() {
+        let error = unpack(&[0x55, 0x55, 0x5d, 0x55], 8, 1).unwrap_err().to_string();
+        assert!(error.contains("row 1, column 1"), "{error}");
+        assert!(unpack(&[0x15], 3, 1).unwrap_err().to_string().contains("padding"));
+        assert!(unpack(&[0x55, 0x55, 0x55], 8, 1).is_err());
+        assert!(pack(&[0, 2], 2, 1).unwrap_err().to_string().contains("column 1"));
+    }
+
+    #[test]
+    fn sums_planes_in_order() {
+        let codes = pack(&[1, -1, 0, 1, 1, -1], 3, 1).unwrap();
+        let half = |x: f32| crate::half::f32_to_f16(x);
+        let scales = [half(2.0), half(0.5)];
+        let matrix = Canonical::new(&codes, &scales, 2, (1, 3), 0).unwrap();
+        assert_eq!(matrix.dequantize(1), vec![2.5, -1.5, -0.5]);
+        assert!(Canonical::new(&codes, &[0xbc00, 0], 2, (1, 3), 0).is_err());
+        assert!(Canonical::new(&codes, &[0x7c00, 0], 2, (1, 3), 0).is_err());
+    }
+}

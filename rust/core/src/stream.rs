@@ -1,0 +1,214 @@
+//! A tensor in one file -> its codes and scales in another, band by band, in constant memory.
+//! Bytes are read and written at positions, never mapped: mapped pages would count as memory.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
+
+use crate::error::{Error, Result};
+use crate::packing::{groups_of, row_bytes, Canonical};
+use crate::pool;
+use crate::stats::Statistics;
+use crate::ternary::{band_rows, check_importance, ternarize_band, Options, Weights};
+
+/// Where a tensor lies and what it is: [rows, cols] as ternarized, stored as [cols, rows] if `transposed`.
+pub struct Source<'a> {
+    pub path: &'a Path,
+    pub offset: u64,
+    /// "F32", "F16" or "BF16", little-endian.
+    pub dtype: &'a str,
+    pub rows: usize,
+    pub cols: usize,
+    pub transposed: bool,
+}
+
+/// Where the packed tensor goes: planes one after the other from each offset, a plane's codes
+/// `rows * ceil(cols / 4)` bytes and its scales `2 * rows * groups` bytes apart.
+pub struct Target<'a> {
+    pub path: &'a Path,
+    pub codes_offset: u64,
+    pub scales_offset: u64,
+}
+
+/// Ternarize a stored tensor; the bytes are those of [`crate::ternary::ternarize`] on the whole array.
+/// Errors: files that cannot be read or written, an unknown dtype, weights not finite, scales beyond fp16.
+pub fn ternarize_stream(
+    source: &Source<'_>,
+    target: &Target<'_>,
+    importance: Option<&[f32]>,
+    options: &Options,
+    threads: usize,
+) -> Result<Statistics> {
+    options.check()?;
+    let (rows, cols) = (source.rows, source.cols);
+    check_importance(importance, cols)?;
+    let element = match source.dtype {
+        "F32" => 4u64,
+        "F16" | "BF16" => 2,
+        other => return Err(Error::option(format!("dtype must be F32, F16 or BF16, not '{other}'"))),
+    };
+    let shown = source.path.display();
+    let read_error = |e| Error::Io(format!("cannot read {shown}"), e);
+    let write_error = |e| Error::Io(format!("cannot write {}", target.path.display()), e);
+    let input = File::open(source.path).map_err(read_error)?;
+    let size = input.metadata().map_err(read_error)?.len();
+    let end = (rows as u64)
+        .checked_mul(cols as u64)
+        .and_then(|n| n.checked_mul(element))
+        .and_then(|n| n.checked_add(source.offset));
+    if end.is_none_or(|end| end > size) {
+        return Err(Error::format(format!(
+            "{shown}: a {rows} x {cols} {} tensor at byte {} reaches past the end of the file ({size} bytes)",
+            source.dtype, source.offset
+        )));
+    }
+    let output = OpenOptions::new().write(true).open(target.path).map_err(write_error)?;
+    let band = band_rows(cols);
+    let bands = if cols == 0 { 0 } else { rows.div_ceil(band) };
+    let (bytes, groups) = (row_bytes(cols), groups_of(cols, options.group_size));
+    let parts: Vec<Mutex<Option<Result<Statistics>>>> = (0..bands).map(|_| Mutex::new(None)).collect();
+    let failed = AtomicBool::new(false);
+    let one = |index: usize| -> Result<Statistics> {
+        let first = index * band;
+        let height = band.min(rows - first);
+        let w = read_band(&input, source, element as usize, first, height).map_err(read_error)?;
+        let mut residual = w.clone();
+        let t = ternarize_band(&mut residual, cols, importance, options, first)?;
+        for plane in 0..options.planes {
+            let row = (plane * rows + first) as u64;
+            let codes = &t.codes[plane * height * bytes..(plane + 1) * height * bytes];
+            output.write_all_at(codes, target.codes_offset + row * bytes as u64).map_err(write_error)?;
+            let scales: Vec<u8> = t.scales[plane * height * groups..(plane + 1) * height * groups]
+                .iter()
+                .flat_map(|s| s.to_le_bytes())
+                .collect();
+            output
+                .write_all_at(&scales, target.scales_offset + row * groups as u64 * 2)
+                .map_err(write_error)?;
+        }
+        let matrix = Canonical {
+            codes: &t.codes,
+            scales: &t.scales,
+            planes: options.planes,
+            rows: height,
+            cols,
+            group_size: options.group_size,
+        };
+        Ok(Statistics::of_band(&w, &matrix))
+    };
+    pool::run(threads, bands, |index| {
+        if failed.load(Ordering::Relaxed) {
+            return; // some band has failed: the rest would be thrown away
+        }
+        let part = one(index);
+        if part.is_err() {
+            failed.store(true, Ordering::Relaxed);
+        }
+        *parts[index].lock().unwrap_or_else(|p| p.into_inner()) = Some(part);
+    });
+    let mut out = Statistics::new(options.planes);
+    for part in parts {
+        if let Some(part) = part.into_inner().unwrap_or_else(|p| p.into_inner()) {
+            out.merge(&part?);
+        }
+    }
+    Ok(out)
+}
+
+/// Rows `first..first + height` as float32 [height, cols].
+fn read_band(
+    file: &File,
+    source: &Source<'_>,
+    element: usize,
+    first: usize,
+    height: usize,
+) -> std::io::Result<Vec<f32>> {
+    let (rows, cols) = (source.rows, source.cols);
+    let mut raw = vec![0u8; height * cols * element];
+    if source.transposed {
+        for (col, part) in raw.chunks_exact_mut(height * element).enumerate() {
+            file.read_exact_at(part, source.offset + ((col * rows + first) * element) as u64)?;
+        }
+    } else {
+        file.read_exact_at(&mut raw, source.offset + (first * cols * element) as u64)?;
+    }
+    let mut w = decode(&raw, source.dtype);
+    if source.transposed {
+        let stored = std::mem::take(&mut w);
+        w = vec![0f32; height * cols];
+        const BLOCK: usize = 16;
+        for row in (0..height).step_by(BLOCK) {
+            for (col, stored) in stored.chunks_exact(height).enumerate() {
+                for r in row..(row + BLOCK).min(height) {
+                    w[r * cols + col] = stored[r];
+                }
+            }
+        }
+    }
+    Ok(w)
+}
+
+/// Little-endian bytes -> float32.
+fn decode(raw: &[u8], dtype: &str) -> Vec<f32> {
+    if dtype == "F32" {
+        return raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    }
+    let halves: Vec<u16> = raw.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+    let mut w = vec![0f32; halves.len()];
+    let weights = if dtype == "F16" { Weights::F16(&halves) } else { Weights::BF16(&halves) };
+    weights.read(0, &mut w);
+    w
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::half::bf16_to_f32;
+    use crate::stats::layer_statistics;
+    use crate::ternary::ternarize;
+
+    fn temporary(name: &str, bytes: &[u8]) -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("tritpress-{}-{name}", std::process::id()));
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn equals_the_call_in_memory() {
+        let (rows, cols) = (300, 1100);
+        let halves: Vec<u16> =
+            (0..rows * cols).map(|i| 0x3c00 + ((i * 7919) % 997) as u16 + ((i % 2) << 15) as u16).collect();
+        let w: Vec<f32> = halves.iter().map(|&h| bf16_to_f32(h)).collect();
+        let options = Options { planes: 2, max_sparsity: Some(0.4), ..Options::default() };
+        let whole = ternarize(Weights::F32(&w), (rows, cols), None, &options, 2).unwrap();
+        let canonical = Canonical::new(&whole.codes, &whole.scales, 2, (rows, cols), 64).unwrap();
+        let expected = layer_statistics(Weights::BF16(&halves), &canonical, 2).unwrap();
+        for transposed in [false, true] {
+            let mut raw = vec![7u8; 10];
+            for i in 0..rows * cols {
+                let at = if transposed { i % rows * cols + i / rows } else { i };
+                raw.extend_from_slice(&halves[at].to_le_bytes());
+            }
+            let from = temporary(&format!("in-{transposed}"), &raw);
+            let to = temporary(&format!("out-{transposed}"), &[]);
+            let source = Source { path: &from, offset: 10, dtype: "BF16", rows, cols, transposed };
+            let codes_offset = 6 + 2 * whole.scales.len() as u64;
+            let target = Target { path: &to, codes_offset, scales_offset: 6 };
+            let statistics = ternarize_stream(&source, &target, None, &options, 3).unwrap();
+            assert_eq!(statistics, expected);
+            let written = std::fs::read(&to).unwrap();
+            assert_eq!(written[codes_offset as usize..], whole.codes);
+            let scales: Vec<u8> = whole.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+            assert_eq!(written[6..codes_offset as usize], scales);
+            let past = Source { offset: 12, ..source };
+            assert!(ternarize_stream(&past, &target, None, &options, 1)
+                .unwrap_err()
+                .to_string()
+                .contains("past the end"));
+            std::fs::remove_file(from).unwrap();
+            std::fs::remove_file(to).unwrap();
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One plane of a band: scales, codes, and the residual left in place of the weights.
+
+use super::counts::Gains;
+use super::{Fit, Options};
+use crate::half::{f16_to_f32, f64_to_f16, F16_MAX};
+use crate::packing::{groups_of, pack_row, row_bytes};
+
+/// A scale that fp16 cannot hold; `row` counts from the band's start.
+#[derive(Debug)]
+pub struct TooBig {
+    pub row: usize,
+    pub group: usize,
+    pub scale: f64,
+}
+
+/// The weights of a band, group by group.
+struct Band<'a> {
+    w: &'a [f32],
+    cols: usize,
+    width: usize,
+    groups: usize,
+    importance: Option<&'a [f32]>,
+}
+
+impl<'a> Band<'a> {
+    fn len(&self) -> usize {
+        self.w.len() / self.cols.max(1) * self.groups
+    }
+
+    fn group(&self, index: usize) -> (&'a [f32], Option<&'a [f32]>) {
+        let (row, g) = (index / self.groups, index % self.groups);
+        let (start, stop) = self.columns(g);
+        let importance = self.importance.map(|h| &h[start..stop]);
+        (&self.w[row * self.cols + start..row * self.cols + stop], importance)
+    }
+
+    fn columns(&self, g: usize) -> (usize, usize) {
+        let start = g * self.width;
+        (start, (start + self.width).min(self.cols))
+    }
+}
+
+/// A group in the order in which its weights are kept: falling |w|, then position.
+struct Order {
+    index: Vec<u32>,
+}
+
+impl Order {
+    fn sort(&mut self, w: &[f32]) {
+        self.index.clear();
+        self.index.extend(0..w.len() as u32);
+        self.index
+            .sort_unstable_by(|&a, &b| w[b as usize].abs().total_cmp(&w[a as usize].abs()).then(a.cmp(&b)));
+    }
+
+    /// Call `step(k, A_k, B_k)` for k = 1.. up to the number of weights that are not 0.
+    /// A group without any importance counts as one of equal importance.
+    fn sums(&self, w: &[f32], h: Option<&[f32]>, mut step: impl FnMut(usize, f64, f64)) {
+        let h = h.filter(|h| h.iter().any(|&x| x > 0.0));
+        let (mut a, mut b) = (0f64, 0f64);
+        for (k, &i) in self.index.iter().enumerate() {
+            let size = w[i as usize].abs() as f64;
+            if size == 0.0 {
+                break;
+            }
+            let weight = h.map_or(1.0, |h| h[i as usize] as f64);
+            a += weight * size;
+            b += weight;
+            step(k + 1, a, b);
+        }
+    }
+}
+
+fn gain(a: f64, b: f64) -> f64 {
+    if b > 0.0 {
+        a * a / b
+    } else {
+        0.0
+    }
+}
+
+/// Fit one plane. `codes` [rows, ceil(cols / 4)] and `scales` [rows, groups] are written, `w` becomes the residual.
+pub fn fit_plane(
+    w: &mut [f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    options: &Options,
+    codes: &mut [u8],
+    scales: &mut [u16],
+) -> Result<(), TooBig> {
+    let groups = groups_of(cols, options.group_size);
+    let width = if options.group_size == 0 { cols.max(1) } else { options.group_size };
+    let band = Band { w, cols, width, groups, importance };
+    let mut trits = vec![0i8; band.w.len()];
+    let sizes = match (options.fit, options.threshold) {
+        (Fit::Exact, None) => exact(&band, options, &mut trits),
+        _ => by_threshold(&band, options, &mut trits),
+    };
+    for (index, (&size, scale)) in sizes.iter().zip(scales.iter_mut()).enumerate() {
+        if size > F16_MAX {
+            return Err(TooBig { row: index / groups, group: index % groups, scale: size });
+        }
+        *scale = f64_to_f16(size);
+    }
+    let bytes = row_bytes(cols);
+    for (row, w) in w.chunks_mut(cols.max(1)).enumerate() {
+        let trits = &mut trits[row * cols..(row + 1) * cols];
+        let scales = &scales[row * groups..(row + 1) * groups];
+        for ((w, t), &scale) in w.chunks_mut(width).zip(trits.chunks_mut(width)).zip(scales) {
+            let scale = f16_to_f32(scale);
+            if scale == 0.0 {
+                t.fill(0); // an underflown scale has no codes
+                continue;
+            }
+            for (w, &mut t) in w.iter_mut().zip(t) {
+                *w -= scale * t as f32;
+            }
+        }
+        pack_row(trits, &mut codes[row * bytes..(row + 1) * bytes]);
+    }
+    Ok(())
+}
+
+/// Codes nearest to w / scale for the scale as it will be stored; returns how many are 0.
+fn nearest(w: &[f32], size: f64, trits: &mut [i8]) -> usize {
+    let half = f16_to_f32(f64_to_f16(size.min(F16_MAX))) / 2.0;
+    let mut zeros = 0;
+    for (t, &w) in trits.iter_mut().zip(w) {
+        *t = if half > 0.0 { (w > half) as i8 - (w < -half) as i8 } else { 0 };
+        zeros += (*t == 0) as usize;
+    }
+    zeros
+}
+
+/// How many codes must not be 0, given how many would be; None when the fit may stand as it is.
+fn required(options: &Options, zeros: usize, weights: usize) -> Option<usize> {
+    let ceiling = options.max_sparsity.map(|s| (s * weights as f64).floor() as usize);
+    if let Some(share) = options.sparsity {
+        let wanted = (share * weights as f64).round() as usize;
+        let wanted = ceiling.map_or(wanted, |most| wanted.min(most));
+        return (wanted != zeros).then(|| weights - wanted);
+    }
+    ceiling.filter(|&most| zeros > most).map(|most| weights - most)
+}
+
+/// The exact fit: for each group the k that maximises A_k^2 / B_k; with a ceiling or a target the ks that give
+/// the least error for the number of zeros. Returns the scales before rounding.
+fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
+    let mut order = Order { index: Vec::with_capacity(band.width) };
+    let mut sizes = vec![0f64; band.len()];
+    let mut zeros = 0;
+    for (index, size) in sizes.iter_mut().enumerate() {
+        let (w, h) = band.group(index);
+        order.sort(w);
+        let mut best = 0.0;
+        order.sums(w, h, |_, a, b| {
+            if gain(a, b) > best {
+                (best, *size) = (gain(a, b), a / b);
+            }
+        });
+        zeros += nearest(w, *size, trits_of(band, index, trits));
+    }
+    let Some(kept) = required(options, zeros, band.w.len()) else { return sizes };
+
+    let mut gains = Gains {
+        width: band.width,
+        gain: vec![0.0; band.len() * (band.width + 1)],
+        most: vec![0; band.len()],
+    };
+    for index in 0..band.len() {
+        let (w, h) = band.group(index);
+        order.sort(w);
+        let row = &mut gains.gain[index * (band.width + 1)..];
+        order.sums(w, h, |k, a, b| {
+            row[k] = gain(a, b);
+            gains.most[index] = k as u32;
+        });
+    }
+    let counts = gains.share_out(kept);
+    for (index, (size, &count)) in sizes.iter_mut().zip(&counts).enumerate() {
+        let (w, h) = band.group(index);
+        order.sort(w);
+        let count = count as usize;
+        *size = 0.0;
+        order.sums(w, h, |k, a, b| {
+            if k == count && b > 0.0 {
+                *size = a / b;
+            }
+        });
+        let out = trits_of(band, index, trits);
+        if *size == 0.0 && count > 0 {
+            // Only weights of no importance are kept: their plain mean.
+            order.sums(w, None, |k, a, b| *size = if k == count { a / b } else { *size });
+        }
+        out.fill(0);
+        for &i in &order.index[..count] {
+            out[i as usize] = sign(w[i as usize]);
+        }
+    }
+    sizes
+}
+
+fn trits_of<'a>(band: &Band, index: usize, trits: &'a mut [i8]) -> &'a mut [i8] {
+    let (row, g) = (index / band.groups, index % band.groups);
+    let (start, stop) = band.columns(g);
+    &mut trits[row * band.cols + start..row * band.cols + stop]
+}
+
+fn sign(w: f32) -> i8 {
+    (w > 0.0) as i8 - (w < 0.0) as i8
+}
+
+/// Fits that zero what is small beside the group's mean |w|: TWN, absmean, and any fit with a threshold.
+fn by_threshold(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
+    let mut means = vec![0f64; band.len()];
+    let mut zeros = 0;
+    for (index, mean) in means.iter_mut().enumerate() {
+        let (w, _) = band.group(index);
+        *mean = w.iter().map(|w| w.abs() as f64).sum::<f64>() / w.len().max(1) as f64;
+        let out = trits_of(band, index, trits);
+        let cut = match (options.fit, options.threshold) {
+            (_, Some(threshold)) => threshold * *mean,
+            (Fit::Absmean, None) => {
+                zeros += nearest(w, *mean, out);
+                continue;
+            }
+            _ => 0.7 * *mean,
+        };
+        for (t, &w) in out.iter_mut().zip(w) {
+            *t = if w.abs() as f64 > cut { sign(w) } else { 0 };
+            zeros += (*t == 0) as usize;
+        }
+    }
+    if let Some(kept) = required(options, zeros, band.w.len()) {
+        keep_largest(band, &means, kept, trits);
+    }
+    if options.fit == Fit::Absmean {
+        return means;
+    }
+    (0..band.len())
+        .map(|index| {
+            let (w, h) = band.group(index);
+            let h = h.filter(|h| h.iter().any(|&x| x > 0.0));
+            let out = trits_of(band, index, trits);
+            let (mut a, mut b, mut plain, mut count) = (0f64, 0f64, 0f64, 0usize);
+            for (i, (&w, &t)) in w.iter().zip(out.iter()).enumerate() {
+                if t != 0 {
+                    let weight = h.map_or(1.0, |h| h[i] as f64);
+                    a += weight * w.abs() as f64;
+                    b += weight;
+                    plain += w.abs() as f64;
+                    count += 1;
+                }
+            }
+            if b > 0.0 {
+                a / b
+            } else {
+                plain / count.max(1) as f64
+            }
+        })
+        .collect()
+}
+
+/// Keep the `kept` weights of the band that are largest beside their group's mean (in order where equal).
+fn keep_largest(band: &Band, means: &[f64], kept: usize, trits: &mut [i8]) {
+    let relative = |index: usize, w: f32| {
+        if means[index] > 0.0 {
+            (w.abs() as f64 / means[index]) as f32
+        } else {
+            0.0
+        }
+    };
+    let mut all = Vec::with_capacity(band.w.len());
+    for index in 0..band.len() {
+        all.extend(band.group(index).0.iter().map(|&w| relative(index, w)));
+    }
+    let cut = if kept == 0 {
+        f32::INFINITY
+    } else {
+        *all.select_nth_unstable_by(kept - 1, |a, b| b.total_cmp(a)).1
+    };
+    let above = all.iter().filter(|&&r| r > cut).count();
+    let mut equal = kept.saturating_sub(above);
+    for index in 0..band.len() {
+        let (w, _) = band.group(index);
+        for (t, &w) in trits_of(band, index, trits).iter_mut().zip(w) {
+            let r = relative(index, w);
+            let keep = r > cut || (r == cut && equal > 0);
+            equal -= (r == cut && equal > 0) as usize;
+            *t = if keep { sign(w) } else { 0 };
+        }
+    }
+}
