@@ -1,0 +1,246 @@
+"""The events of a run: names, fields, and the one way they become a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Literal, NotRequired, TypedDict
+
+SCHEMA_VERSION = 1
+
+STEP_NAMES = ("load", "baseline", "calibration", "ternarization", "fine-tuning", "outputs", "validation")
+"""The seven steps; step n is STEP_NAMES[n - 1]."""
+
+RUN_STATES = ("created", "running", "paused", "finished", "failed", "stopped")
+STEP_STATES = ("waiting", "running", "done", "skipped", "failed")
+
+
+class Event(TypedDict):
+    """Keys of every event; each type adds its own."""
+
+    v: int
+    run: str
+    seq: int  # 1, 2, 3 ... without a gap, over resumes too
+    t: float  # seconds since 1970, UTC
+    type: str
+
+
+class RunStarted(Event):
+    model: str
+    out: str
+    config: dict[str, Any]
+    name: str
+    resumed: bool
+    pid: int
+    host: str
+
+
+class RunFinished(Event):
+    status: Literal["finished", "stopped"]
+    exit_code: int | None  # 0 or 3; None for a stopped run
+    report: str | None  # path of report.json
+    write_seconds: float  # spent on events and snapshots in this process
+    seconds: float  # this process was at work
+
+
+class RunFailed(Event):
+    error: str  # one sentence
+    exit_code: int
+    write_seconds: float
+    seconds: float
+
+
+class StepStarted(Event):
+    step: int
+    name: str
+
+
+class StepProgress(Event):
+    step: int
+    done: float
+    total: float | None
+    detail: NotRequired[str]
+
+
+class StepFinished(Event):
+    step: int
+    name: str
+    seconds: float
+    skipped: str | None  # the reason
+
+
+class ModelFound(Event):
+    model: dict[str, Any]  # path, architecture, parameters, size_class, source_dtype
+    targets: list[dict[str, Any]]  # name, layer, kind, rows, cols
+
+
+class PlanMade(Event):
+    tensors: list[dict[str, Any]]  # name, layer, kind, rows, cols, planes, bits, method
+    predicted_ratio: float
+    embeddings: Literal["fp16", "int8"]
+
+
+class Histogram(TypedDict):
+    """Counts of w / mean|w| of the group, 128 bins from lo to hi, what lies outside in the end bins."""
+
+    lo: float
+    hi: float
+    before: list[int]
+    after: list[int]
+
+
+class LayerFinished(Event):
+    name: str
+    layer: int | None
+    kind: str
+    rows: int
+    cols: int
+    planes: int
+    group_size: int
+    bits: float
+    ratio: float
+    sparsity: float
+    zeros_all_planes: float
+    mse: float
+    cosine: float
+    histogram: NotRequired[Histogram]
+
+
+class EvaluationDone(Event):
+    when: Literal["before", "packed", "dequantized"]
+    perplexity: float | None
+    top1: float | None
+    tokens: int
+    latency_ms: float | None
+    tokens_per_s: float | None
+    bytes: int
+    kl: NotRequired[float | None]
+    agreement: NotRequired[float | None]
+
+
+class FinetuneStep(Event):
+    step: int  # of the optimizer
+    epoch: int
+    loss: float
+    ce: float
+    kl: float
+    lr: float
+    grad_norm: float
+    tokens_per_s: float
+
+
+class Gradient(Event):
+    layer: str  # the tensor's name
+    norm: float
+
+
+class Gate(Event):
+    name: Literal["ratio", "accuracy", "perplexity", "sparsity", "gradient_flow"]
+    target: Any
+    actual: float | None
+    passed: bool | None  # None: not measured
+    advice: str | None
+
+
+class Output(Event):
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Metric(Event):
+    name: str
+    value: float
+
+
+class Alert(Event):
+    message: str
+    level: NotRequired[Literal["info", "warning", "error"]]
+
+
+class Log(Event):
+    message: str
+
+
+class CommandAck(Event):
+    id: str  # of the command
+    command: str
+    ok: bool
+    detail: str
+
+
+class RunPaused(Event):
+    pass
+
+
+class RunResumed(Event):
+    seconds: float  # the pause lasted
+
+
+EVENT_TYPES: dict[str, type] = {
+    "run.started": RunStarted,
+    "run.paused": RunPaused,
+    "run.resumed": RunResumed,
+    "run.finished": RunFinished,
+    "run.failed": RunFailed,
+    "step.started": StepStarted,
+    "step.progress": StepProgress,
+    "step.finished": StepFinished,
+    "model": ModelFound,
+    "plan": PlanMade,
+    "figures": Event,
+    "handoff": Event,
+    "layer.finished": LayerFinished,
+    "evaluation": EvaluationDone,
+    "finetune.step": FinetuneStep,
+    "gradient": Gradient,
+    "gate": Gate,
+    "output": Output,
+    "metric": Metric,
+    "alert": Alert,
+    "command.ack": CommandAck,
+    "log": Log,
+}
+"""Type -> its fields. Readers pass over types and keys that they do not know."""
+
+
+def make_event(run: str, seq: int, t: float, type: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """One event as a dict. Raises ValueError when a field has the name of a common key."""
+    taken = fields.keys() & Event.__annotations__.keys()
+    if taken:
+        raise ValueError(f"event {type!r}: the field {sorted(taken)[0]!r} is one of the common keys")
+    return {"v": SCHEMA_VERSION, "run": run, "seq": seq, "t": round(t, 6), "type": type, **fields}
+
+
+def encode(value: Any) -> str:
+    """`value` as JSON on one line.
+
+    numpy and torch scalars and arrays become numbers and lists, paths become strings, and numbers that JSON
+    does not have (NaN, infinity) become null: a reader in any language can parse every line.
+    """
+    try:
+        return json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        finite = _finite(json.loads(json.dumps(value, default=_plain)))
+        return json.dumps(finite, allow_nan=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    for convert in ("tolist", "item", "model_dump"):  # numpy arrays and scalars, tensors, pydantic models
+        if hasattr(value, convert):
+            return getattr(value, convert)()
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if hasattr(value, "__fspath__"):
+        return value.__fspath__()
+    raise TypeError(f"an event cannot hold a {type(value).__name__}")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

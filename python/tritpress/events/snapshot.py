@@ -1,0 +1,313 @@
+"""The state of a run, folded from its events, so that a late reader never replays all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tritpress.events.schema import SCHEMA_VERSION, STEP_NAMES, encode
+
+FINETUNE_POINTS = 2000
+METRIC_POINTS = 2000
+LOG_LINES = 200
+ACKS = 50
+ALERTS = 200
+
+COMMON_KEYS = ("v", "run", "seq", "t", "type")
+FIGURES = (
+    "bytes",
+    "bytes_fp32",
+    "ratio_file",
+    "ratio_layers",
+    "ratio_disk",
+    "bits_per_weight",
+    "planes_mean",
+    "sparsity",
+    "zeros_all_planes",
+    "perplexity_change",
+    "perplexity_interval",
+    "accuracy_kept",
+)
+
+State = dict[str, Any]
+
+
+def initial_state(run: str = "") -> State:
+    """The state before any event: plain JSON, no histograms in it ever."""
+    return {
+        "v": SCHEMA_VERSION,
+        "run": run,
+        "seq": 0,  # of the last event folded in; the first one is 1
+        "offset": 0,  # bytes of events.jsonl folded in; kept by writer and reader
+        "status": "created",
+        "name": None,
+        "error": None,
+        "exit_code": None,
+        "report": None,
+        "started": None,
+        "updated": None,
+        "finished": None,
+        "out": None,
+        "model": None,
+        "config": {},
+        "targets": [],
+        "plan": None,
+        "steps": [
+            {
+                "n": n,
+                "name": name,
+                "state": "waiting",
+                "started": None,
+                "seconds": None,
+                "reason": None,
+                "done": None,
+                "total": None,
+                "detail": None,
+            }
+            for n, name in enumerate(STEP_NAMES, 1)
+        ],
+        "layers": {},
+        "current": None,
+        "evaluations": {},
+        "figures": {},
+        "finetune": [],
+        "finetune_stride": 1,
+        "finetune_last": None,
+        "gradients": {},
+        "gates": {},
+        "handoff": [],
+        "outputs": [],
+        "metrics": {},
+        "alerts": [],
+        "log": [],
+        "acks": {},
+        "write_seconds": None,
+    }
+
+
+def fold(state: State, event: dict[str, Any]) -> State:
+    """Bring `event` into `state` (changed in place and returned).
+
+    Deterministic: snapshot plus later events gives exactly what all events give. Unknown types and keys are
+    passed over. `offset` is not touched: only who reads or writes the file knows it.
+    """
+    state["seq"] = event["seq"]
+    state["updated"] = event["t"]
+    state["run"] = event.get("run") or state["run"]
+    handler = _HANDLERS.get(event["type"])
+    if handler is not None:
+        handler(state, event)
+    return state
+
+
+def load_snapshot(path: str | Path) -> State | None:
+    """The snapshot at `path`, or None when there is none, it is damaged, or of a version not known here."""
+    try:
+        state = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if (
+        not isinstance(state, dict)
+        or state.get("v") != SCHEMA_VERSION
+        or not isinstance(state.get("offset"), int)
+    ):
+        return None
+    return {**initial_state(), **state}
+
+
+def save_snapshot(path: str | Path, state: State) -> None:
+    """Write `state` so that a reader sees the old one or the new one, never half of it."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(encode(state))
+    os.replace(temporary, path)
+
+
+def _fields(event: dict[str, Any], *without: str) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key not in COMMON_KEYS and key not in without}
+
+
+def _step(state: State, event: dict[str, Any]) -> dict[str, Any] | None:
+    n = event.get("step")
+    return state["steps"][n - 1] if isinstance(n, int) and 1 <= n <= len(STEP_NAMES) else None
+
+
+def _end_running_step(state: State, becomes: str) -> None:
+    for step in state["steps"]:
+        if step["state"] == "running":
+            step["state"] = becomes
+    state["current"] = None
+
+
+def _run_started(state: State, event: dict[str, Any]) -> None:
+    _end_running_step(state, "waiting")  # of a worker that died
+    for step in state["steps"]:
+        if step["state"] == "failed":
+            step["state"] = "waiting"
+    state.update(status="running", error=None, exit_code=None, report=None, finished=None)
+    if state["started"] is None:
+        state["started"] = event["t"]
+    for key in ("config", "name", "out"):
+        if event.get(key) is not None:
+            state[key] = event[key]
+    if state["model"] is None and event.get("model"):
+        state["model"] = {"path": event["model"]}
+
+
+def _run_paused(state: State, event: dict[str, Any]) -> None:
+    state["status"] = "paused"
+
+
+def _run_resumed(state: State, event: dict[str, Any]) -> None:
+    state["status"] = "running"
+
+
+def _run_finished(state: State, event: dict[str, Any]) -> None:
+    state.update(
+        status=event.get("status", "finished"),
+        exit_code=event.get("exit_code"),
+        report=event.get("report"),
+        finished=event["t"],
+        write_seconds=event.get("write_seconds"),
+    )
+    _end_running_step(state, "waiting")
+
+
+def _run_failed(state: State, event: dict[str, Any]) -> None:
+    state.update(
+        status="failed",
+        error=event.get("error"),
+        exit_code=event.get("exit_code", 1),
+        finished=event["t"],
+        write_seconds=event.get("write_seconds"),
+    )
+    _end_running_step(state, "failed")
+
+
+def _step_started(state: State, event: dict[str, Any]) -> None:
+    step = _step(state, event)
+    if step is not None:
+        step.update(
+            state="running", started=event["t"], seconds=None, reason=None, done=None, total=None, detail=None
+        )
+
+
+def _step_progress(state: State, event: dict[str, Any]) -> None:
+    step = _step(state, event)
+    if step is not None:
+        step.update(done=event.get("done"), total=event.get("total"), detail=event.get("detail"))
+        # The tensors of step 4 are the ones the page marks; other steps name what they do in the bar itself.
+        if step["n"] == 4 and event.get("detail"):
+            state["current"] = {"name": event["detail"]}
+
+
+def _step_finished(state: State, event: dict[str, Any]) -> None:
+    step = _step(state, event)
+    if step is not None:
+        reason = event.get("skipped")
+        step.update(
+            state="skipped" if reason else "done", seconds=event.get("seconds"), reason=reason or None
+        )
+        state["current"] = None
+
+
+def _model(state: State, event: dict[str, Any]) -> None:
+    state["model"] = event.get("model")
+    state["targets"] = event.get("targets", [])
+
+
+def _plan(state: State, event: dict[str, Any]) -> None:
+    state["plan"] = _fields(event)
+
+
+def _layer_finished(state: State, event: dict[str, Any]) -> None:
+    state["layers"][event["name"]] = _fields(event, "histogram")
+
+
+def _evaluation(state: State, event: dict[str, Any]) -> None:
+    state["evaluations"][event["when"]] = _fields(event, "when")
+
+
+def _figures(state: State, event: dict[str, Any]) -> None:
+    state["figures"].update(_fields(event))
+
+
+def _finetune_step(state: State, event: dict[str, Any]) -> None:
+    point = _fields(event)
+    points = state["finetune"]
+    # A resumed run takes up training at its last checkpoint: what lay beyond it is done again.
+    while points and points[-1].get("step", 0) >= point.get("step", 0):
+        points.pop()
+    state["finetune_last"] = point
+    if point.get("step", 0) % state["finetune_stride"] == 0 or not points:
+        points.append(point)
+    if len(points) > FINETUNE_POINTS:
+        state["finetune_stride"] *= 2
+        first, stride = points[0], state["finetune_stride"]
+        state["finetune"] = [p for p in points if p is first or p.get("step", 0) % stride == 0]
+
+
+def _gradient(state: State, event: dict[str, Any]) -> None:
+    state["gradients"][event["layer"]] = event.get("norm")
+
+
+def _gate(state: State, event: dict[str, Any]) -> None:
+    state["gates"][event["name"]] = _fields(event)
+
+
+def _handoff(state: State, event: dict[str, Any]) -> None:
+    state["handoff"] = event.get("items", [])
+
+
+def _output(state: State, event: dict[str, Any]) -> None:
+    outputs = [output for output in state["outputs"] if output.get("path") != event.get("path")]
+    state["outputs"] = [*outputs, _fields(event)]
+
+
+def _metric(state: State, event: dict[str, Any]) -> None:
+    series = state["metrics"].setdefault(event["name"], [])
+    series.append([event["t"], event.get("value")])
+    if len(series) > METRIC_POINTS:
+        del series[1:-1:2]
+
+
+def _alert(state: State, event: dict[str, Any]) -> None:
+    state["alerts"] = [*state["alerts"], {"t": event["t"], **_fields(event)}][-ALERTS:]
+
+
+def _log(state: State, event: dict[str, Any]) -> None:
+    state["log"] = [*state["log"], {"t": event["t"], **_fields(event)}][-LOG_LINES:]
+
+
+def _command_ack(state: State, event: dict[str, Any]) -> None:
+    state["acks"][event["id"]] = {"t": event["t"], **_fields(event, "id")}
+    for oldest in list(state["acks"])[:-ACKS]:
+        del state["acks"][oldest]
+
+
+_HANDLERS = {
+    "run.started": _run_started,
+    "run.paused": _run_paused,
+    "run.resumed": _run_resumed,
+    "run.finished": _run_finished,
+    "run.failed": _run_failed,
+    "step.started": _step_started,
+    "step.progress": _step_progress,
+    "step.finished": _step_finished,
+    "model": _model,
+    "plan": _plan,
+    "layer.finished": _layer_finished,
+    "evaluation": _evaluation,
+    "figures": _figures,
+    "finetune.step": _finetune_step,
+    "gradient": _gradient,
+    "gate": _gate,
+    "handoff": _handoff,
+    "output": _output,
+    "metric": _metric,
+    "alert": _alert,
+    "log": _log,
+    "command.ack": _command_ack,
+}

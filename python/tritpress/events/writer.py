@@ -1,0 +1,100 @@
+"""The one writer of a run's events, inside the worker process."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tritpress.events.reader import StateReader
+from tritpress.events.schema import encode, make_event
+from tritpress.events.snapshot import fold, save_snapshot
+
+SNAPSHOT_EVERY = 0.5
+"""Least seconds between two snapshots, apart from those at the ends of steps."""
+
+SNAPSHOT_SHARE = 0.004
+"""Largest share of the time that snapshots may take: one that took 10 ms is not repeated for 2.5 s."""
+
+AT_ONCE = {"run.started", "run.paused", "run.resumed", "run.finished", "run.failed", "step.finished", "plan"}
+
+
+class EventWriter:
+    """Appends to `events.jsonl` and keeps `snapshot.json` near it. Safe to use from several threads.
+
+    Opened on a log that exists, it first cuts off a torn last line, then goes on with the next `seq`.
+    """
+
+    def __init__(self, run_path: str | Path, run_id: str | None = None) -> None:
+        self.run_path = Path(run_path)
+        self.run_id = run_id or self.run_path.name
+        self.snapshot_path = self.run_path / "snapshot.json"
+        self._lock = threading.RLock()
+        self._seconds = 0.0
+        self._opened = time.perf_counter()
+        self._snapshot_due = 0.0
+        reader = StateReader(self.run_path)
+        reader.poll()
+        self.state = reader.state
+        self.state["run"] = self.run_id
+        self._file = os.open(self.run_path / "events.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._size = self.state["offset"] = reader.events.offset
+        os.ftruncate(self._file, self._size)
+
+    @property
+    def write_seconds(self) -> float:
+        """Seconds spent so far on encoding, folding and writing events and snapshots."""
+        return self._seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this writer was opened."""
+        return time.perf_counter() - self._opened
+
+    def emit(self, type: str, /, **fields: Any) -> None:
+        """Append one event. Raises OSError when it cannot be written; the log then ends with a whole line."""
+        with self._lock:
+            start = time.perf_counter()
+            event = make_event(self.run_id, self.state["seq"] + 1, time.time(), type, fields)
+            line = encode(event)
+            self._append(line.encode("utf-8") + b"\n")
+            # Folded from the line, not from the arguments: the same state that every reader arrives at.
+            fold(self.state, json.loads(line))
+            self.state["offset"] = self._size
+            if type in AT_ONCE or start >= self._snapshot_due:
+                self._snapshot()
+            self._seconds += time.perf_counter() - start
+
+    def flush(self) -> None:
+        """Write the snapshot now if events came after the last one."""
+        with self._lock:
+            start = time.perf_counter()
+            self._snapshot()
+            self._seconds += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Write the snapshot and close the log."""
+        with self._lock:
+            if self._file >= 0:
+                self.flush()
+                os.close(self._file)
+                self._file = -1
+
+    def _append(self, data: bytes) -> None:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(data)
+
+    def _snapshot(self) -> None:
+        start = time.perf_counter()
+        save_snapshot(self.snapshot_path, self.state)
+        end = time.perf_counter()
+        self._snapshot_due = end + max(SNAPSHOT_EVERY, (end - start) / SNAPSHOT_SHARE)

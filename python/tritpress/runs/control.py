@@ -1,0 +1,82 @@
+"""The worker's side of commands: pause, resume, stop, set."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from tritpress.errors import StopRequested
+from tritpress.events.writer import EventWriter
+from tritpress.runs.directory import RunDirectory
+
+
+class WorkerContext:
+    """The `RunContext` of a worker: `emit` goes to the event log, `check` obeys what was asked meanwhile."""
+
+    def __init__(self, writer: EventWriter, run: RunDirectory) -> None:
+        self.writer = writer
+        self.run = run
+        self.paused_seconds = 0.0
+        self._changed = threading.Condition()
+        self._pause = False
+        self._stop: str | None = None
+
+    def emit(self, type: str, /, **fields: Any) -> None:
+        self.writer.emit(type, **fields)
+
+    def check(self) -> None:
+        if self._stop is None and not self._pause:
+            return
+        with self._changed:
+            if self._stop is None:
+                self._wait_while_paused()
+            if self._stop is not None:
+                raise StopRequested(self._stop)
+
+    def _wait_while_paused(self) -> None:
+        start = time.monotonic()
+        self.emit("run.paused")
+        self.run.update_run(status="paused")
+        while self._pause and self._stop is None:
+            self._changed.wait()
+        seconds = time.monotonic() - start
+        self.paused_seconds += seconds
+        if self._stop is None:
+            self.emit("run.resumed", seconds=seconds)
+            self.run.update_run(status="running")
+
+    def obey(self, command: dict[str, Any]) -> None:
+        """Take one command in and acknowledge it; `check` makes it take effect."""
+        name = str(command.get("command"))
+        arguments = command.get("args") if isinstance(command.get("args"), dict) else {}
+        ok, detail = self._take(name, arguments)
+        self.emit("command.ack", id=command["id"], command=name, ok=ok, detail=detail)
+
+    def request_stop(self, reason: str) -> None:
+        """Make the next `check` raise `StopRequested(reason)`. Never waits for the main thread."""
+        with self._changed:
+            self._stop = reason
+            self._changed.notify_all()
+
+    def _take(self, name: str, arguments: dict[str, Any]) -> tuple[bool, str]:
+        if name == "stop":
+            self.request_stop("stopped on request")
+            return True, "stops after the tensor or training step at hand"
+        if name in ("pause", "resume"):
+            with self._changed:
+                if self._pause == (name == "pause"):
+                    return True, f"was {'paused' if self._pause else 'running'} already"
+                self._pause = name == "pause"
+                self._changed.notify_all()
+            return True, "pauses after the tensor or training step at hand" if name == "pause" else "goes on"
+        if name == "set":
+            if (
+                set(arguments) == {"name"}
+                and isinstance(arguments["name"], str)
+                and arguments["name"].strip()
+            ):
+                self.run.update_run(name=arguments["name"].strip()[:200])
+                return True, "renamed"
+            return False, "a run at work takes only a new name; what it computes is fixed at its start"
+        return False, f"unknown command {name!r}"

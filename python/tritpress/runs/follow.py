@@ -1,0 +1,57 @@
+"""Following a run until it ends: its events, and the end of a worker that could not say a word."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tritpress.errors import TritpressError
+from tritpress.events.reader import EventReader
+from tritpress.runs.directory import RunDirectory
+from tritpress.runs.launch import worker_process
+from tritpress.runs.liveness import is_alive
+
+ENDS = ("run.finished", "run.failed")
+LIVENESS_EVERY = 1.0
+
+
+class WorkerDied(TritpressError):
+    """The worker process ended without a last event (killed, out of memory, power)."""
+
+
+def follow(
+    run: RunDirectory, offset: int = 0, *, interval: float = 0.05, idle: bool = False
+) -> Iterator[dict[str, Any] | None]:
+    """Yield the run's events from `offset` on until its `run.finished` or `run.failed`.
+
+    With `idle`, yields None whenever there is nothing new, so that the caller gets the word now and then.
+    Raises `WorkerDied` when the worker is gone without one.
+    """
+    reader = EventReader(run.events_path, offset)
+    checked = time.monotonic()
+    while True:
+        for event in reader.poll():
+            yield event
+            if event["type"] in ENDS:
+                return
+        if idle:
+            yield None
+        time.sleep(interval)
+        if time.monotonic() - checked >= LIVENESS_EVERY:
+            checked = time.monotonic()
+            if not worker_runs(run):
+                # What it wrote between our last look and its end is still to be read.
+                for event in reader.poll():
+                    yield event
+                    if event["type"] in ENDS:
+                        return
+                raise WorkerDied(f"the worker of run {run.id} ended without a word (see {run.log_path})")
+
+
+def worker_runs(run: RunDirectory) -> bool:
+    """Whether the worker process is there; one that this process started is reaped on the way."""
+    process = worker_process(run)
+    if process is not None:
+        return process.poll() is None
+    return is_alive(run)

@@ -1,0 +1,164 @@
+"""Starting and resuming runs: checks before any work, then a worker process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError, TritpressError, UsageError
+from tritpress.runs.directory import RunDirectory, default_runs_dir, new_run_id
+from tritpress.runs.liveness import is_alive
+
+START_TIMEOUT = 60.0
+
+_processes: dict[Path, subprocess.Popen[bytes]] = {}
+"""Workers that this process started: kept so that they are reaped when they end."""
+
+
+def launch(
+    model: str | Path,
+    out: str | Path | None,
+    config: CompressionConfig | None = None,
+    runs_dir: str | Path | None = None,
+    *,
+    run_id: str | None = None,
+    name: str | None = None,
+) -> RunDirectory:
+    """Make a run and start its worker, which goes on when this process ends.
+
+    `out` None is `runs/<id>/out`. Returns once the worker is up. Raises `InputError` or `UsageError` before
+    anything is written when model, out or text cannot be used, `TritpressError` when the worker cannot start.
+    """
+    config = config or CompressionConfig()
+    run = RunDirectory(Path(runs_dir or default_runs_dir()) / (run_id or new_run_id()))
+    model_path = Path(model).expanduser().absolute()
+    out_path = Path(out).expanduser().absolute() if out is not None else run.path / "out"
+    check_request(model_path, out_path, config)
+    run.create()
+    # The worker runs in the same folder as we do now, but a resume may come from another one.
+    texts = [text if text == "builtin" else str(Path(text).expanduser().absolute()) for text in config.text]
+    now = time.time()
+    run.write_run(
+        {
+            "v": 1,
+            "id": run.id,
+            "name": name or model_path.name,
+            "created": now,
+            "launched": now,
+            "model": str(model_path),
+            "out": str(out_path),
+            "text": texts,
+            "config": config.model_copy(update={"text": texts}).model_dump(),
+            "chosen": {},
+            "status": "created",
+            "pid": None,
+            "host": None,
+            "process_start": None,
+            "heartbeat": None,
+            "resumes": 0,
+            "commands_offset": 0,
+            "error": None,
+            "exit_code": None,
+        }
+    )
+    _start(run)
+    return run
+
+
+def resume(run: RunDirectory) -> RunDirectory:
+    """Start a new worker on a run that stopped, failed or died. Raises `UsageError` when there is none to do."""
+    record = run.read_run()
+    if record.get("status") == "finished":
+        raise UsageError(
+            f"run {run.id} is finished: there is nothing to resume (its report: {run.report_path})"
+        )
+    if is_alive(run):
+        raise UsageError(f"run {run.id} is at work already (process {record.get('pid')}): stop it first")
+    if not Path(record["model"]).exists():
+        raise InputError(f"cannot resume run {run.id}: its model {record['model']} is no longer there")
+    run.update_run(
+        status="created",
+        launched=time.time(),
+        pid=None,
+        host=None,
+        process_start=None,
+        heartbeat=None,
+        error=None,
+        exit_code=None,
+        resumes=int(record.get("resumes", 0)) + 1,
+        # Commands to the worker that is gone are not for the new one.
+        commands_offset=run.commands_path.stat().st_size if run.commands_path.exists() else 0,
+    )
+    _start(run)
+    return run
+
+
+def worker_process(run: RunDirectory) -> subprocess.Popen[bytes] | None:
+    """The worker's process when it was started by this one."""
+    return _processes.get(run.path)
+
+
+def check_request(model: str | Path, out: str | Path, config: CompressionConfig) -> None:
+    """Refuse, before any work, what cannot end well: `InputError` for the model, `UsageError` for the rest."""
+    model_path, out_path = Path(model).resolve(), Path(out).resolve()
+    if not model_path.exists():
+        raise InputError(f"there is no model at {model}: give the path of a Hugging Face directory")
+    if not model_path.is_dir():
+        raise InputError(f"{model} is a file: give the Hugging Face directory that it lies in")
+    if not (model_path / "config.json").is_file():
+        raise InputError(f"{model} has no config.json: it is no Hugging Face model directory")
+    if out_path == model_path or model_path in out_path.parents:
+        raise UsageError(f"the output {out} lies in the model's own directory: choose another place with -o")
+    if out_path in model_path.parents:
+        raise UsageError(f"the output {out} contains the model itself: choose another place with -o")
+    if out_path.exists() and not out_path.is_dir():
+        raise UsageError(f"the output {out} is a file: choose a directory with -o")
+    if out_path.is_dir() and not config.overwrite and any(out_path.iterdir()):
+        raise UsageError(
+            f"the output directory {out} is not empty: choose another with -o, or give --overwrite"
+        )
+    there = next(path for path in (out_path, *out_path.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"cannot write the output {out}: {there} is not a folder that may be written to")
+    for text in config.text:
+        if text != "builtin" and not Path(text).expanduser().exists():
+            raise UsageError(
+                f"there is no text at {text}: --text takes a file, a folder, or the word builtin"
+            )
+
+
+def worker_command(run: RunDirectory) -> list[str]:
+    """The command line of the worker process."""
+    return [sys.executable, "-m", "tritpress.runs.worker", str(run.path)]
+
+
+def _start(run: RunDirectory) -> None:
+    """Start the worker, detached, and wait until it has taken the run over."""
+    for path in [path for path, process in _processes.items() if process.poll() is not None]:
+        del _processes[path]
+    with open(run.log_path, "ab") as log:
+        process = subprocess.Popen(
+            worker_command(run),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            close_fds=True,
+        )
+    _processes[run.path] = process
+    deadline = time.monotonic() + START_TIMEOUT
+    while run.read_run().get("pid") != process.pid:
+        if process.poll() is not None and run.read_run().get("pid") != process.pid:
+            run.update_run(status="failed", error="the worker process did not start")
+            raise TritpressError(
+                f"the worker process did not start; it left its last words in {run.log_path}"
+            )
+        if time.monotonic() > deadline:
+            raise TritpressError(
+                f"the worker process took more than {START_TIMEOUT:.0f} s to start: {run.log_path}"
+            )
+        time.sleep(0.01)
