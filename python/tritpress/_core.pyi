@@ -107,9 +107,9 @@ def ternarize_stream(
     importance: NDArray[np.float32] | None = None,
     threads: int | None = None,
 ) -> StreamStatistics:
-    """Ternarize the tensor [rows, cols] (stored as [cols, rows] if `transposed`) at byte `offset` of a
-    file and write its codes [planes, rows, ceil(cols / 4)] and scales [planes, rows, groups] at the given offsets of
-    another, which must exist. Works in constant memory; the bytes equal those of `ternarize` on the whole
+    """Ternarize the tensor [rows, cols] (stored as [cols, rows] if `transposed`) at byte `offset` of a file
+    and write its codes [planes, rows, ceil(cols / 4)] and scales [planes, rows, groups] at the given offsets
+    of another, which must exist. Works in constant memory; the bytes equal those of `ternarize` on the whole
     array. Raises OSError when a file cannot be read or written.
     """
 

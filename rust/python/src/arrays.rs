@@ -42,7 +42,7 @@ pub fn threads(threads: Option<i64>) -> PyResult<usize> {
     pool::resolve_threads(threads).map_err(raise)
 }
 
-/// `object` as a C-contiguous array of `T`, copied only if it is not contiguous.
+/// `object` as a C-contiguous, aligned array of `T`, copied only if it is not one.
 pub fn array<'py, T: Element>(
     object: &Bound<'py, PyAny>,
     name: &str,
@@ -54,10 +54,12 @@ pub fn array<'py, T: Element>(
     let Ok(array) = object.cast::<PyArrayDyn<T>>() else {
         return refuse(format!("{name} must be {dtype}, not {}", untyped.dtype()));
     };
-    if untyped.is_c_contiguous() {
-        return Ok(array.try_readonly()?);
+    let readonly = array.try_readonly()?;
+    if untyped.is_c_contiguous() && readonly.as_slice().is_ok() {
+        return Ok(readonly);
     }
-    let contiguous = object.py().import("numpy")?.call_method1("ascontiguousarray", (object,))?;
+    let contiguous =
+        object.py().import("numpy")?.call_method1("require", (object, object.py().None(), ["C", "A"]))?;
     Ok(contiguous.cast::<PyArrayDyn<T>>()?.try_readonly()?)
 }
 
