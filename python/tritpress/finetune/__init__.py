@@ -1,1 +1,1 @@
-"""Fine-tuning through the ternary codes: student, losses, optimizer, checkpoints, training loop."""
+"""Fine-tuning through the ternary codes: losses, optimizer, recipe, checkpoints, training loop."""

@@ -13,6 +13,7 @@ DEFAULT_TOKENS = 500_000
 MUON_RATE = 5e-3
 ADAMW_RATE = 5e-4
 SCALE_RATE = 1e-3
+EVALUATIONS = 6
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Recipe:
     clip: float
     ce_share: float
     evaluations: int
+    validation_windows: int
     patience: int
     seed: int
     muon_format: str
@@ -71,16 +73,22 @@ class Recipe:
 
 
 def recipe_for(
-    config: CompressionConfig, windows: int, window: int, formats: dict[str, Any], **changes: Any
+    config: CompressionConfig,
+    window: int,
+    formats: dict[str, Any],
+    epoch_tokens: int | None = None,
+    **changes: Any,
 ) -> Recipe:
-    """The recipe of `config` for `windows` training windows of `window` tokens.
+    """The recipe of `config` for training windows of `window` tokens.
 
-    `formats` is what `measure_number_formats` found (or what `run.json` kept of it). `changes` replace any
-    field: for experiments.
+    `formats` is what `measure_number_formats` found (or what `run.json` kept of it). `epoch_tokens`, the
+    length of the text, is needed for a budget in epochs. `changes` replace any field: for experiments.
     """
     budget_tokens: int | None = None
     if config.epochs is not None:
-        budget_tokens = config.epochs * windows * window
+        if epoch_tokens is None:
+            raise ValueError("a budget in epochs needs the length of an epoch")
+        budget_tokens = config.epochs * epoch_tokens
     elif config.minutes is None:
         budget_tokens = config.tokens or DEFAULT_TOKENS
     muon = config.optimizer != "adamw"
@@ -92,7 +100,7 @@ def recipe_for(
         "weight_decay": 0.0,
         "grokfast_lambda": config.grokfast_lambda if config.optimizer == "mugrokfast" else 0.0,
         "grokfast_alpha": 0.98,
-        "batch_windows": max(1, min(windows, batch_tokens // window)),
+        "batch_windows": max(1, batch_tokens // window),
         "window": window,
         "budget_tokens": budget_tokens,
         "budget_seconds": None if config.minutes is None else config.minutes * 60.0,
@@ -100,10 +108,21 @@ def recipe_for(
         "final_rate": 0.05,
         "clip": 1.0,
         "ce_share": 0.1,
-        "evaluations": 8,
+        "evaluations": EVALUATIONS,
+        "validation_windows": _validation_windows(budget_tokens, window),
         "patience": 3,
         "seed": config.seed,
         "muon_format": formats["muon"],
         "autocast": formats["autocast"],
     }
     return Recipe(**(values | changes))
+
+
+def _validation_windows(budget_tokens: int | None, window: int) -> int:
+    """As many as keep all evaluations together near a tenth of the training time, but at least 8.
+
+    An evaluated token costs about a quarter of a trained one (one forward pass against the student's three
+    and the teacher's one).
+    """
+    trained = (budget_tokens or DEFAULT_TOKENS) / window
+    return max(8, min(128, round(0.1 * 4.0 * trained / EVALUATIONS)))

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
 from tritpress.evaluate.perplexity import batches_of, check_windows, device_of, logits_of
 from tritpress.finetune.checkpoints import load_checkpoint, remove_others, save_checkpoint
 from tritpress.finetune.losses import distillation_loss
 from tritpress.finetune.mugrokfast import MuGrokfast
-from tritpress.finetune.recipe import Recipe
+from tritpress.finetune.number_formats import measure_number_formats
+from tritpress.finetune.recipe import Recipe, recipe_for
+from tritpress.nn.bit_linear import BitLinear
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from tritpress.nn.bit_linear import BitLinear
 
 CHECKPOINT_SECONDS = 15.0
 TEACHER_CACHE = 64 * 1024 * 1024
@@ -65,9 +65,47 @@ class _State:
     stopped: str = ""
 
 
-def batch_indices(seed: int, step: int, batch: int, windows: int) -> np.ndarray:
-    """Windows that step `step` (from 0) reads: a pure function of the arguments, one permutation an epoch."""
-    positions = np.arange(step * batch, (step + 1) * batch)
+class TrainingText(Protocol):
+    """An endless sequence of training windows, the same on every call (`tritpress.text.TrainingWindows`)."""
+
+    window: int
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """int64 [count, window]: windows start, start + 1, .."""
+        ...
+
+    def epoch_windows(self) -> int:
+        """Windows of the first epoch."""
+        ...
+
+    def epoch_at(self, index: int) -> float:
+        """Epochs that the windows before `index` are."""
+        ...
+
+
+class ShuffledWindows:
+    """Windows [n, window] held in memory as a `TrainingText`: one seeded permutation an epoch."""
+
+    def __init__(self, windows: np.ndarray, seed: int = 0) -> None:
+        self._windows, self._seed = check_windows(windows), seed
+        self.window = self._windows.shape[1]
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """int64 [count, window]: windows start, start + 1, .. of the sequence."""
+        return self._windows[batch_indices(self._seed, start, count, len(self._windows))]
+
+    def epoch_windows(self) -> int:
+        """Windows of an epoch."""
+        return len(self._windows)
+
+    def epoch_at(self, index: int) -> float:
+        """Epochs that the windows before `index` are."""
+        return index / len(self._windows)
+
+
+def batch_indices(seed: int, start: int, count: int, windows: int) -> np.ndarray:
+    """Which of `windows` come at places start .. start + count - 1: a function of the arguments alone."""
+    positions = np.arange(start, start + count)
     orders = {
         int(epoch): np.random.default_rng([seed, int(epoch)]).permutation(windows)
         for epoch in np.unique(positions // windows)
@@ -78,32 +116,41 @@ def batch_indices(seed: int, step: int, batch: int, windows: int) -> np.ndarray:
 def fine_tune(
     student: nn.Module,
     teacher: nn.Module,
-    layers: Mapping[str, BitLinear],
-    train_windows: np.ndarray | Callable[[], np.ndarray],
+    text: TrainingText | np.ndarray,
     validation_windows: np.ndarray,
-    recipe: Recipe,
+    config: CompressionConfig,
     work_dir: Path,
     ctx: Any = None,
+    *,
+    number_formats: dict[str, Any] | None = None,
+    recipe: Recipe | None = None,
 ) -> FineTuneResult:
-    """Train `layers` of `student` towards `teacher`, and leave them at the best validation loss.
+    """Train the `BitLinear` layers of `student` towards `teacher`; leave them at the best validation loss.
 
     Args:
-        student: the model with its `BitLinear` layers in place (`make_student`), everything else frozen.
+        student: the model with its `BitLinear` layers in place; everything else is frozen.
         teacher: the original, same vocabulary; run on the fly, without gradients.
-        layers: name -> layer; the names are those of the checkpoints.
-        train_windows: int64 [n, window], or a function that gives them.
-        validation_windows: int64 [m, window], never trained on; they choose the best checkpoint.
-        recipe: all settings (`recipe_for`).
+        text: the training windows; an array int64 [n, window] is shuffled by the seed.
+        validation_windows: int64 [m, window], never trained on; they choose the best checkpoint. No more of
+            them are used, evenly spaced, than the recipe says.
+        config: budget, optimizer, rate, seed; what it leaves open is the recipe's (`recipe_for`).
         work_dir: holds the checkpoints; a run found there with the same recipe goes on, bit for bit as if it
             had never stopped (budgets in tokens; same machine, same thread count).
         ctx: `emit` gets `finetune.step` events, `check` is called before each step and may raise.
+        number_formats: what `measure_number_formats` found when the run began; measured now without it.
+        recipe: instead of the one made from `config`.
 
-    Raises `InputError` when the checkpoints there belong to another recipe. A loss that is not a number goes
+    Raises `InputError` when the student has no `BitLinear` layer or the checkpoints there belong to another
+    recipe. A loss that is not a number goes
     back to the best checkpoint and halves the rate, once; a second one ends the training, as `stopped` says.
     """
-    windows = check_windows(train_windows() if callable(train_windows) else train_windows)
-    run = _Run(student, teacher, layers, windows, check_windows(validation_windows), recipe, work_dir, ctx)
-    return run.go()
+    if isinstance(text, np.ndarray):
+        text = ShuffledWindows(text, config.seed)
+    if recipe is None:
+        epoch_tokens = text.epoch_windows() * text.window if config.epochs else None
+        formats = number_formats or measure_number_formats(device_of(student))
+        recipe = recipe_for(config, text.window, formats, epoch_tokens)
+    return _Run(student, teacher, text, check_windows(validation_windows), recipe, work_dir, ctx).go()
 
 
 class _Run:
@@ -111,15 +158,24 @@ class _Run:
         self,
         student: nn.Module,
         teacher: nn.Module,
-        layers: Mapping[str, BitLinear],
-        windows: np.ndarray,
+        text: TrainingText,
         validation: np.ndarray,
         recipe: Recipe,
         work_dir: Path,
         ctx: Any,
     ) -> None:
-        self.student, self.teacher, self.layers = student.eval(), teacher.eval(), layers
-        self.windows, self.validation, self.recipe, self.ctx = windows, validation, recipe, ctx
+        self.student, self.teacher = student.eval(), teacher.eval()  # no dropout: no hidden random state
+        self.text, self.recipe, self.ctx = text, recipe, ctx
+        chosen = np.linspace(0, len(validation) - 1, min(len(validation), recipe.validation_windows))
+        self.validation = validation[chosen.round().astype(int)]
+        layers = {path: layer for path, layer in student.named_modules() if isinstance(layer, BitLinear)}
+        if not layers:
+            raise InputError("the model has no BitLinear layer to train")
+        for parameter in student.parameters():
+            parameter.requires_grad_(False)
+        for layer in layers.values():
+            layer.latent.requires_grad_(True)
+            layer.gain.requires_grad_(True)
         self.dir, self.device = Path(work_dir), device_of(student)
         self.vocabulary = int(getattr(getattr(student, "config", None), "vocab_size", 0) or 32_768)
         self.matrices = {f"{name}.latent": layer.latent for name, layer in layers.items()}
@@ -198,11 +254,11 @@ class _Run:
         """One optimizer step; None when loss or gradient is not finite (nothing is updated then)."""
         recipe, step = self.recipe, self.state.step
         self.optimizer.zero_grad()
-        rows = batch_indices(recipe.seed, step, recipe.batch_windows, len(self.windows))
-        positions = len(rows) * (recipe.window - 1)
+        windows = self.text.take(step * recipe.batch_windows, recipe.batch_windows)
+        positions = len(windows) * (recipe.window - 1)
         kl_sum = ce_sum = 0.0
-        for batch in batches_of(self.windows[rows], self.vocabulary, None):
-            ids_BT = torch.from_numpy(batch).to(self.device)
+        for batch in batches_of(windows, self.vocabulary, None):
+            ids_BT = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
             target_N = ids_BT[:, 1:].flatten()
             with self._autocast():
                 with torch.no_grad():
@@ -289,7 +345,7 @@ class _Run:
             "finetune.step",
             step=step,
             steps=self.recipe.steps,
-            epoch=round(step * size / len(self.windows), 4),
+            epoch=round(self.text.epoch_at(step * size), 4),
             tokens=step * self.recipe.batch_tokens,
             tokens_per_s=self.recipe.batch_tokens / seconds,
             **figures,

@@ -83,7 +83,8 @@ class BitLinear(nn.Module):
 
         `latent` [out, in] (the original weight) is pulled into the cells of the given codes, so that the
         first forward pass uses these very codes while every latent stands as near to its original as that
-        allows; without it latents start at the values themselves.
+        allows; without it latents start at the values themselves. `zero_band` is widened to hold the given
+        codes' own share of zeros.
         """
         codes_t = torch.as_tensor(np.asarray(codes), device=device)
         scales_t = torch.as_tensor(np.asarray(scales), device=device).to(torch.float32)
@@ -94,6 +95,9 @@ class BitLinear(nn.Module):
         start = value if latent is None else latent.detach().to(value)
         if start.shape != value.shape:
             raise InputError(f"a latent of {list(start.shape)} does not fit codes of {list(value.shape)}")
+        if zero_band is not None:
+            zeros = float((trits == 0).sum()) / trits.numel()
+            zero_band = min(zeros, zero_band[0]), max(zeros, zero_band[1])
         layer = cls(start, scales_t, group_size, bias, activation_bits, zero_band)
         if latent is not None:
             layer._pull_into_cells(value, margin)

@@ -1,0 +1,152 @@
+"""The five gates: measured figures against fixed limits, and for what fails the cheapest way out.
+
+A gate reads only what was measured. What was not is null with the reason, never passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tritpress.evaluate import advice
+from tritpress.evaluate.bootstrap import ratio_interval
+
+if TYPE_CHECKING:
+    from tritpress.evaluate.gradient_flow import GradientFlow
+
+RATIO = 6.0
+ACCURACY = 0.95
+PERPLEXITY = 0.10
+SPARSITY = (0.25, 0.45)
+GRADIENT_FLOW = 1.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the gates read. None is what was not measured; `reason` then says why.
+
+    `layers`: one mapping a pressed tensor with name, weights, planes, bytes, sparsity, cosine and, where the
+    planner gave one, predicted_loss. Intervals are 95 %.
+    """
+
+    ratio_file: float | None = None
+    accuracy_kept: float | None = None
+    perplexity_change: float | None = None
+    sparsity: float | None = None
+    gradients: GradientFlow | None = None
+    perplexity_interval: tuple[float, float] | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    reason: str | None = None
+    layers: list[Mapping[str, Any]] = field(default_factory=list)
+    bytes_fp32: int = 0
+    bytes_packed: int = 0
+    embeddings: str = "fp16"
+    fine_tuned_tokens: int = 0
+    command: advice.Command = field(default_factory=advice.Command)
+
+
+def five_gates(measured: Measured) -> list[dict[str, Any]]:
+    """[{name, target, actual, passed, advice}] for ratio, accuracy, perplexity, sparsity, gradient_flow.
+
+    `target` is the limit (for sparsity the pair), `passed` None where there is no figure. `advice` is None
+    for a gate that passes clearly; one that passes while its interval crosses the limit says so.
+    """
+    m = measured
+    return [
+        _gate("ratio", RATIO, m.ratio_file, m, m.ratio_file is not None and m.ratio_file >= RATIO),
+        _gate(
+            "accuracy",
+            ACCURACY,
+            m.accuracy_kept,
+            m,
+            m.accuracy_kept is not None and m.accuracy_kept >= ACCURACY,
+            _crossing(m.accuracy_interval, ACCURACY, "accuracy kept", signed=False),
+        ),
+        _gate(
+            "perplexity",
+            PERPLEXITY,
+            m.perplexity_change,
+            m,
+            m.perplexity_change is not None and m.perplexity_change <= PERPLEXITY,
+            _crossing(m.perplexity_interval, PERPLEXITY, "perplexity change", signed=True),
+        ),
+        _gate(
+            "sparsity",
+            list(SPARSITY),
+            m.sparsity,
+            m,
+            m.sparsity is not None and SPARSITY[0] <= m.sparsity <= SPARSITY[1],
+        ),
+        _gate(
+            "gradient_flow",
+            GRADIENT_FLOW,
+            None if m.gradients is None else m.gradients.share,
+            m,
+            m.gradients is not None and m.gradients.share >= GRADIENT_FLOW,
+        ),
+    ]
+
+
+def judge(
+    work: Any, gradients: GradientFlow | None = None, *, not_measured: str | None = None
+) -> list[dict[str, Any]]:
+    """The five gates of a run in its last step (`tritpress.steps.Work`, read by attribute only)."""
+    figures, fine_tuning = work.figures, work.fine_tuning or {}
+    planned = work.plan.tensors if work.plan is not None else {}
+    layers = [
+        {**layer, "predicted_loss": getattr(planned.get(name), "predicted_loss", None)}
+        for name, layer in work.layers.items()
+    ]
+    return five_gates(
+        Measured(
+            ratio_file=figures.get("ratio_file"),
+            accuracy_kept=figures.get("accuracy_kept"),
+            perplexity_change=figures.get("perplexity_change"),
+            perplexity_interval=figures.get("perplexity_interval"),
+            sparsity=figures.get("sparsity"),
+            gradients=gradients,
+            accuracy_interval=_accuracy_interval(work.evaluations, work.config.seed),
+            reason=not_measured,
+            layers=layers,
+            bytes_fp32=work.source.bytes_fp32,
+            bytes_packed=work.output_bytes.get("packed", 0),
+            embeddings=work.plan.embeddings if work.plan is not None else "fp16",
+            fine_tuned_tokens=int(fine_tuning.get("tokens") or 0),
+            command=advice.Command.of(work.config, str(work.source.path), str(work.out)),
+        )
+    )
+
+
+def _gate(
+    name: str, target: Any, actual: float | None, measured: Measured, holds: bool, crossing: str | None = None
+) -> dict[str, Any]:
+    """`holds` counts only where there is a figure (not-a-number never holds)."""
+    passed = None if actual is None else bool(holds)
+    if passed is None:
+        words: str | None = f"not measured: {measured.reason or 'no figure was taken'}"
+    elif passed:
+        words = crossing
+    else:
+        words = " ".join(part for part in (advice.ADVICE[name](measured), crossing) if part)
+    return {"name": name, "target": target, "actual": actual, "passed": passed, "advice": words}
+
+
+def _crossing(interval: tuple[float, float] | None, limit: float, what: str, *, signed: bool) -> str | None:
+    """A sentence when the interval holds the limit, so that this text cannot decide the gate."""
+    if interval is None or not interval[0] < limit < interval[1]:
+        return None
+    form = "+.1%" if signed else ".1%"
+    return (
+        f"The 95 % interval of the {what}, {interval[0]:{form}} to {interval[1]:{form}}, crosses the limit: "
+        "this held-out text is too short to be sure; more of it would decide."
+    )
+
+
+def _accuracy_interval(evaluations: Mapping[str, Any], seed: int) -> tuple[float, float] | None:
+    hits = [(evaluations.get(when) or {}).get("hits_per_window") for when in ("packed", "before")]
+    if hits[0] is None or hits[1] is None:
+        return None
+    return ratio_interval(np.asarray(hits[0]), np.asarray(hits[1]), seed=seed)
