@@ -353,6 +353,15 @@ class TrainingWindows:
             self._add_pool()
         return self._starts[sum(epoch == 0 for epoch, _, _ in self._pools)]
 
+    def epoch_at(self, index: int) -> float:
+        """How many epochs the windows before `index` are, counted in documents (tokenizes no text ahead)."""
+        pool = int(np.searchsorted(self._starts, index, side="right")) - 1
+        while pool >= len(self._pools):
+            self._add_pool()
+        epoch, begin, end = self._pools[pool]
+        first, after = self._starts[pool], self._starts[pool + 1]
+        return epoch + (begin + (end - begin) * (index - first) / (after - first)) / len(self._docs)
+
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self._docs)))
