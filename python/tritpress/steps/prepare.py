@@ -25,7 +25,7 @@ def load(work: Work) -> None:
     _ = work.device  # refuses --device cuda where there is none
     _find_text(work)
     _choose_method(work)
-    work.chosen = work.directory.choose(_measure_machine(work))
+    work.chosen = work.directory.choose(**_measure_machine(work))
     work.context.emit(
         "model",
         model=model_facts(work),

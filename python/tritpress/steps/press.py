@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tritpress.config import CompressionConfig
 from tritpress.errors import UsageError
 from tritpress.formats.source import read_tensor
 from tritpress.formats.targets import Target
@@ -17,9 +16,6 @@ from tritpress.plan import Plan, make_plan
 from tritpress.report import layer_figures
 from tritpress.steps.prepare import target_modules
 from tritpress.steps.work import Work
-
-DEFAULT_TOKENS = 100_000
-"""Fine-tuning budget when none is given."""
 
 UNASKED_LIMIT = 50_000_000
 """Parameters above which a CPU is too slow to fine-tune without being asked."""
@@ -53,10 +49,10 @@ def fine_tuning(work: Work) -> str | None:
         work.original,
         TrainingWindows(work.tokenizer, work.splits.fine_tuning, work.window, work.config.seed),
         work.windows("validation"),
-        _with_budget(work),
+        work.config,
         work.folder / "fine-tuning",
         work.context,
-        number_formats=work.chosen.get("number_formats"),
+        number_formats=work.chosen["number_formats"],
     )
     for target in work.targets:
         started = time.perf_counter()
@@ -234,10 +230,3 @@ def _why_not_fine_tune(work: Work) -> str | None:
             "(--finetune with --tokens or --minutes does it)"
         )
     return None
-
-
-def _with_budget(work: Work) -> CompressionConfig:
-    config = work.config
-    if config.tokens or config.epochs or config.minutes:
-        return config
-    return config.model_copy(update={"tokens": DEFAULT_TOKENS})

@@ -40,7 +40,7 @@ class RunFolder(Protocol):
         """The run's record: `model` and `out` are paths, `chosen` what was measured at its first start."""
         ...
 
-    def choose(self, measured: dict[str, Any]) -> dict[str, Any]:
+    def choose(self, **measured: Any) -> dict[str, Any]:
         """Keep `measured` on the run's first start; return what was kept then on every later one."""
         ...
 
