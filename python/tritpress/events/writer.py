@@ -19,6 +19,14 @@ SNAPSHOT_EVERY = 0.5
 SNAPSHOT_SHARE = 0.004
 """Largest share of the time that snapshots may take: one that took 10 ms is not repeated for 2.5 s."""
 
+BUDGET = 0.008
+"""Share of the time that all writing may take before snapshots wait for up to `SNAPSHOT_LATEST` seconds."""
+
+SNAPSHOT_LATEST = 10.0
+
+PROGRESS_EVERY = 0.1
+"""Least seconds between two `step.progress` of one step: a bar need not move more often."""
+
 AT_ONCE = {"run.started", "run.paused", "run.resumed", "run.finished", "run.failed", "step.finished", "plan"}
 
 
@@ -36,6 +44,8 @@ class EventWriter:
         self._seconds = 0.0
         self._opened = time.perf_counter()
         self._snapshot_due = 0.0
+        self._snapshot_last = self._opened
+        self._progress_due: dict[Any, float] = {}
         reader = StateReader(self.run_path)
         reader.poll()
         self.state = reader.state
@@ -55,16 +65,21 @@ class EventWriter:
         return time.perf_counter() - self._opened
 
     def emit(self, type: str, /, **fields: Any) -> None:
-        """Append one event. Raises OSError when it cannot be written; the log then ends with a whole line."""
+        """Append one event (of `step.progress`, those that come too thick are left out, never the last one).
+
+        Raises OSError when it cannot be written; the log then still ends with a whole line.
+        """
         with self._lock:
             start = time.perf_counter()
+            if type == "step.progress" and self._too_soon(fields, start):
+                return
             event = make_event(self.run_id, self.state["seq"] + 1, time.time(), type, fields)
             line = encode(event)
             self._append(line.encode("utf-8") + b"\n")
             # Folded from the line, not from the arguments: the same state that every reader arrives at.
             fold(self.state, json.loads(line))
             self.state["offset"] = self._size
-            if type in AT_ONCE or start >= self._snapshot_due:
+            if type in AT_ONCE or self._snapshot_wanted(start):
                 self._snapshot()
             self._seconds += time.perf_counter() - start
 
@@ -83,6 +98,20 @@ class EventWriter:
                 os.close(self._file)
                 self._file = -1
 
+    def _too_soon(self, fields: dict[str, Any], now: float) -> bool:
+        done, total = fields.get("done"), fields.get("total")
+        at_end = done is not None and total is not None and done >= total
+        if now < self._progress_due.get(fields.get("step"), 0.0) and not at_end:
+            return True
+        self._progress_due[fields.get("step")] = now + PROGRESS_EVERY
+        return False
+
+    def _snapshot_wanted(self, now: float) -> bool:
+        if now < self._snapshot_due:
+            return False
+        within = self._seconds <= BUDGET * (now - self._opened)
+        return within or now >= self._snapshot_last + SNAPSHOT_LATEST
+
     def _append(self, data: bytes) -> None:
         written = 0
         try:
@@ -96,5 +125,5 @@ class EventWriter:
     def _snapshot(self) -> None:
         start = time.perf_counter()
         save_snapshot(self.snapshot_path, self.state)
-        end = time.perf_counter()
+        self._snapshot_last = end = time.perf_counter()
         self._snapshot_due = end + max(SNAPSHOT_EVERY, (end - start) / SNAPSHOT_SHARE)

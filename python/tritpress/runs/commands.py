@@ -43,7 +43,7 @@ def send(run: RunDirectory, command: str, /, **args: Any) -> str:
 
 
 def wait_ack(run: RunDirectory, command_id: str, timeout: float = 5.0) -> dict[str, Any] | None:
-    """The acknowledgement {t, command, ok, detail} of that command; None when none came in `timeout` seconds."""
+    """The acknowledgement {t, command, ok, detail} of that command; None when none came in time."""
     snapshot = load_snapshot(run.snapshot_path)
     reader = EventReader(run.events_path, snapshot["offset"] if snapshot else 0)
     if snapshot and command_id in snapshot["acks"]:

@@ -28,6 +28,13 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
+def check_run_id(run_id: str) -> str:
+    """`run_id` when it can name a folder, else `UsageError`."""
+    if not RUN_ID.fullmatch(run_id):
+        raise UsageError(f"the run id {run_id!r} may hold letters, digits, '.', '_' and '-' only")
+    return run_id
+
+
 def find_run(run: str | Path, runs_dir: str | Path | None = None) -> RunDirectory:
     """The run of that id, of the one id that begins so, or at that path. Raises `InputError` otherwise."""
     directory = Path(runs_dir) if runs_dir is not None else default_runs_dir()
@@ -73,8 +80,7 @@ class RunDirectory:
 
     def create(self) -> None:
         """Make the directory. Raises `UsageError` when the id is no plain name or is taken."""
-        if not RUN_ID.fullmatch(self.id):
-            raise UsageError(f"the run id {self.id!r} may hold letters, digits, '.', '_' and '-' only")
+        check_run_id(self.id)
         try:
             self.path.mkdir(parents=True)
         except FileExistsError:

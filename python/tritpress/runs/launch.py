@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError, TritpressError, UsageError
-from tritpress.runs.directory import RunDirectory, default_runs_dir, new_run_id
+from tritpress.runs.directory import RunDirectory, check_run_id, default_runs_dir, new_run_id
 from tritpress.runs.liveness import is_alive
 
 START_TIMEOUT = 60.0
@@ -34,13 +34,14 @@ def launch(
     anything is written when model, out or text cannot be used, `TritpressError` when the worker cannot start.
     """
     config = config or CompressionConfig()
-    run = RunDirectory(Path(runs_dir or default_runs_dir()) / (run_id or new_run_id()))
+    run_id = check_run_id(run_id) if run_id is not None else new_run_id()
+    run = RunDirectory(Path(runs_dir or default_runs_dir()) / run_id)
     model_path = Path(model).expanduser().absolute()
     out_path = Path(out).expanduser().absolute() if out is not None else run.path / "out"
     check_request(model_path, out_path, config)
     run.create()
-    # The worker runs in the same folder as we do now, but a resume may come from another one.
-    texts = [text if text == "builtin" else str(Path(text).expanduser().absolute()) for text in config.text]
+    # A resume may come from another folder.
+    texts = [str(Path(text).expanduser().absolute()) for text in config.text]
     now = time.time()
     run.write_run(
         {
@@ -70,7 +71,7 @@ def launch(
 
 
 def resume(run: RunDirectory) -> RunDirectory:
-    """Start a new worker on a run that stopped, failed or died. Raises `UsageError` when there is none to do."""
+    """Start a worker on a run that stopped, failed or died. Raises `UsageError` when there is none to do."""
     record = run.read_run()
     if record.get("status") == "finished":
         raise UsageError(
@@ -103,7 +104,7 @@ def worker_process(run: RunDirectory) -> subprocess.Popen[bytes] | None:
 
 
 def check_request(model: str | Path, out: str | Path, config: CompressionConfig) -> None:
-    """Refuse, before any work, what cannot end well: `InputError` for the model, `UsageError` for the rest."""
+    """Refuse, before any work, what cannot end well: `InputError` (model), `UsageError` (rest)."""
     model_path, out_path = Path(model).resolve(), Path(out).resolve()
     if not model_path.exists():
         raise InputError(f"there is no model at {model}: give the path of a Hugging Face directory")
@@ -125,10 +126,8 @@ def check_request(model: str | Path, out: str | Path, config: CompressionConfig)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"cannot write the output {out}: {there} is not a folder that may be written to")
     for text in config.text:
-        if text != "builtin" and not Path(text).expanduser().exists():
-            raise UsageError(
-                f"there is no text at {text}: --text takes a file, a folder, or the word builtin"
-            )
+        if not Path(text).expanduser().exists():
+            raise UsageError(f"there is no text at {text}: --text takes a file or a folder")
 
 
 def worker_command(run: RunDirectory) -> list[str]:

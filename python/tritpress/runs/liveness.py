@@ -23,7 +23,7 @@ START_GRACE = 30.0
 
 
 def this_host() -> str:
-    """Names the machine and, on Linux, its boot and process namespace: inside one, process ids mean the same."""
+    """Names the machine and, on Linux, its boot and process namespace: where process ids mean the same."""
     parts = [socket.gethostname()]
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
@@ -39,7 +39,7 @@ def process_start(pid: int) -> str | None:
     A process id alone says little: the system gives it to another process later.
     """
     try:
-        # The name in parentheses may hold blanks; field 3 (state) and field 22 (start in ticks) lie behind it.
+        # The name in parentheses may hold blanks; fields 3 (state) and 22 (start in ticks) lie behind it.
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():

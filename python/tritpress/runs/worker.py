@@ -163,7 +163,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, TritpressError):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full{f' (writing {error.filename})' if error.filename else ''}: make room and resume"
+        where = f" (writing {error.filename})" if error.filename else ""
+        return f"the disk is full{where}: make room and resume the run"
     if isinstance(error, MemoryError):
         return "there is not enough memory for this model here"
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -176,7 +177,7 @@ def describe(error: BaseException) -> str:
 
 def _stop_handler(context: WorkerContext) -> Callable[[int, Any], None]:
     def handle(number: int, _frame: Any) -> None:
-        # In a thread of its own: the handler may have interrupted a holder of the very lock it would wait for.
+        # In a thread of its own: the handler may have interrupted the holder of the lock that this takes.
         reason = f"stopped by {signal.Signals(number).name}"
         threading.Thread(target=context.request_stop, args=(reason,), daemon=True).start()
 

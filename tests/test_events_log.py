@@ -1,0 +1,382 @@
+"""The event log and the snapshot: what a reader sees at any moment, after any crash."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritpress.events import (
+    EVENT_TYPES,
+    EventReader,
+    EventWriter,
+    NullContext,
+    RunContext,
+    StateReader,
+    encode,
+    fold,
+    initial_state,
+    load_snapshot,
+)
+from tritpress.events.snapshot import FINETUNE_POINTS
+
+
+def lines(run: Path) -> list[bytes]:
+    return (run / "events.jsonl").read_bytes().split(b"\n")[:-1]
+
+
+def some_events(n: int, seed: int = 0):
+    """A long and lively run: all steps, many layers, more training steps than a state keeps."""
+    rng = random.Random(seed)
+    yield "run.started", {"model": "m", "out": "o", "config": {"seed": 0}, "name": "x", "resumed": False}
+    yield "model", {"model": {"path": "m"}, "targets": [{"name": "a", "layer": 0}]}
+    for i in range(n):
+        yield rng.choice(
+            [
+                ("step.started", {"step": 1 + i % 7, "name": "s"}),
+                ("step.progress", {"step": 4, "done": i, "total": n, "detail": f"t{i}"}),
+                ("step.finished", {"step": 1 + i % 7, "name": "s", "seconds": 1.5, "skipped": None}),
+                (
+                    "layer.finished",
+                    {"name": f"t{i}", "layer": i, "histogram": {"before": [1] * 128}, "mse": 0.1},
+                ),
+                ("finetune.step", {"step": i, "loss": 2.0 / (i + 1)}),
+                ("metric", {"name": "m", "value": i}),
+                ("log", {"message": f"line {i}"}),
+                ("alert", {"message": f"alert {i}"}),
+                ("command.ack", {"id": f"c{i}", "command": "pause", "ok": True, "detail": ""}),
+                ("run.paused", {}),
+                ("run.resumed", {"seconds": 0.1}),
+                ("gradient", {"layer": f"t{i}", "norm": 0.5}),
+                ("unheard-of", {"anything": [1, {"a": None}]}),
+            ]
+        )
+
+
+def replay(run: Path) -> dict:
+    state = initial_state(run.name)
+    for event, offset in EventReader(run / "events.jsonl").poll_offsets():
+        fold(state, event)
+        state["offset"] = offset
+    return state
+
+
+def test_every_event_has_the_common_keys_and_a_gapless_number(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path, "r1")
+    for i in range(5):
+        writer.emit("log", message=str(i))
+    writer.close()
+    events = [json.loads(line) for line in lines(tmp_path)]
+    assert [event["seq"] for event in events] == [1, 2, 3, 4, 5]
+    for event in events:
+        assert list(event)[:5] == ["v", "run", "seq", "t", "type"]
+        assert event["v"] == 1 and event["run"] == "r1" and isinstance(event["t"], float)
+
+
+def test_numbers_stay_numbers_and_what_json_lacks_is_null(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    writer.emit(
+        "metric",
+        name="m",
+        value=np.float32(0.5),
+        count=np.int64(3),
+        list=np.arange(2),
+        bad=float("nan"),
+        worse=[np.float64("inf")],
+        path=Path("a/b"),
+    )
+    writer.close()
+    (event,) = EventReader(tmp_path / "events.jsonl").poll()
+    assert event["value"] == 0.5 and event["count"] == 3 and event["list"] == [0, 1]
+    assert event["bad"] is None and event["worse"] == [None] and event["path"] == "a/b"
+
+
+def test_a_field_cannot_take_the_name_of_a_common_key(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seq"):
+        EventWriter(tmp_path).emit("log", seq=4)
+    assert lines(tmp_path) == []
+
+
+def test_a_late_reader_from_the_snapshot_sees_what_a_full_replay_sees(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    moments = 0
+    for i, (name, fields) in enumerate(some_events(2600)):
+        writer.emit(name, **fields)
+        if i % 200 == 0:
+            late = StateReader(tmp_path)
+            late.poll()
+            assert late.state == replay(tmp_path)
+            moments += 1
+    writer.close()
+    late = StateReader(tmp_path)
+    assert moments == 14 and late.poll() == []  # the last snapshot holds everything
+    assert late.state == replay(tmp_path) == writer.state
+    assert '"histogram"' not in (tmp_path / "snapshot.json").read_text()
+    assert late.state["layers"] and len(late.state["log"]) <= 200 and len(late.state["acks"]) <= 50
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 60), st.floats(0, 1), st.booleans(), st.integers(0, 50))
+def test_a_log_cut_anywhere_is_taken_up_again_without_a_gap(
+    seed: int, n: int, where: float, tear_snapshot: bool, snapshot_bytes: int
+) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        writer = EventWriter(run, "r")
+        for name, fields in some_events(n, seed):
+            writer.emit(name, **fields)
+        writer.close()
+        log = run / "events.jsonl"
+        whole = log.read_bytes()
+        cut = round(where * len(whole))
+        log.write_bytes(whole[:cut])
+        kept = whole[:cut].count(b"\n")
+        if tear_snapshot:
+            snapshot = run / "snapshot.json"
+            snapshot.write_bytes(snapshot.read_bytes()[:snapshot_bytes])
+        again = EventWriter(run, "r")
+        again.emit("log", message="on we go")
+        again.close()
+        events = [json.loads(line) for line in lines(run)]
+        assert [event["seq"] for event in events] == list(range(1, kept + 2))
+        late = StateReader(run)
+        late.poll()
+        assert late.state == replay(run)
+
+
+def test_a_reader_never_hands_out_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    reader = EventReader(path)
+    assert reader.poll() == []  # no file yet
+    line = (
+        encode({"v": 1, "run": "r", "seq": 1, "t": 1.0, "type": "log", "message": "é" * 50}).encode() + b"\n"
+    )
+    seen = []
+    for i in range(len(line)):
+        with open(path, "ab") as file:
+            file.write(line[i : i + 1])
+        seen += reader.poll()
+        assert len(seen) == (i == len(line) - 1)
+    assert reader.offset == len(line)
+
+
+def test_lines_that_are_no_event_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'\x00\x00\n\nnull\n[]\n{"type":"log"}\n{"v":1,"run":"r","seq":1,"t":1,"type":"log"}\n')
+    assert [event["seq"] for event in EventReader(path).poll()] == [1]
+
+
+def test_a_snapshot_of_another_log_is_not_trusted(tmp_path: Path) -> None:
+    (tmp_path / "snapshot.json").write_text(json.dumps({**initial_state("r"), "offset": 10**6, "seq": 99}))
+    writer = EventWriter(tmp_path, "r")
+    writer.emit("log", message="first")
+    assert writer.state["seq"] == 1
+
+
+def test_a_reader_beside_a_writer_sees_every_event_once_in_order(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    seen: list[int] = []
+    done = threading.Event()
+
+    def read() -> None:
+        reader = EventReader(tmp_path / "events.jsonl")
+        while True:
+            last = done.is_set()
+            seen.extend(event["seq"] for event in reader.poll())
+            if last:
+                return
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    threads = [
+        threading.Thread(target=lambda: [writer.emit("log", message="x" * 300) for _ in range(200)])
+        for _ in range(4)
+    ]
+    for other in threads:
+        other.start()
+    for other in threads:
+        other.join()
+    done.set()
+    thread.join()
+    assert seen == list(range(1, 801))
+
+
+def test_a_killed_writer_leaves_whole_lines_and_a_whole_snapshot(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tritpress.events import EventWriter\n"
+        "w = EventWriter(sys.argv[1])\n"
+        "i = 0\n"
+        "while True:\n"
+        "    w.emit('layer.finished', name=f't{i}', mse=0.1, histogram={'before': [1] * 128})\n"
+        "    w.emit('step.finished', step=1, name='load', seconds=1.0, skipped=None)\n"
+        "    i += 1\n"
+    )
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+        size = (tmp_path / "events.jsonl").stat().st_size if (tmp_path / "events.jsonl").exists() else 0
+        while (
+            not (tmp_path / "events.jsonl").exists()
+            or (tmp_path / "events.jsonl").stat().st_size < size + 20_000
+        ):
+            assert process.poll() is None
+        process.kill()
+        process.wait()
+        state = load_snapshot(tmp_path / "snapshot.json")
+        assert state is not None and state["seq"] > 0
+        late = StateReader(tmp_path)
+        late.poll()
+        assert late.state == replay(tmp_path)
+    events = EventReader(tmp_path / "events.jsonl").poll()
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+
+
+def test_a_write_that_fails_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = EventWriter(tmp_path)
+    writer.emit("log", message="first")
+    write = os.write
+
+    def full(file: int, data: bytes) -> int:
+        write(file, data[:7])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tritpress.events.writer.os.write", full)
+        with pytest.raises(OSError, match="No space"):
+            writer.emit("log", message="second")
+    writer.emit("log", message="third")
+    events = EventReader(tmp_path / "events.jsonl").poll()
+    assert [(event["seq"], event["message"]) for event in events] == [(1, "first"), (2, "third")]
+    assert lines(tmp_path) == (tmp_path / "events.jsonl").read_bytes().split(b"\n")[:-1]
+
+
+def test_training_points_are_thinned_but_reach_from_the_first_to_the_last(tmp_path: Path) -> None:
+    state = initial_state("r")
+    total = 3 * FINETUNE_POINTS + 7
+    for i in range(1, total + 1):
+        fold(
+            state,
+            {"v": 1, "run": "r", "seq": i, "t": float(i), "type": "finetune.step", "step": i, "loss": 1 / i},
+        )
+    steps = [point["step"] for point in state["finetune"]]
+    assert len(steps) <= FINETUNE_POINTS and steps[0] == 1 and steps[-1] > total - 10
+    assert steps == sorted(set(steps)) and state["finetune_last"]["step"] == total
+
+
+def test_training_taken_up_at_a_checkpoint_replaces_what_lay_beyond_it() -> None:
+    state = initial_state("r")
+    for seq, (step, loss) in enumerate([(1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5), (3, 3.5)], 1):
+        fold(state, {"seq": seq, "t": 0.0, "type": "finetune.step", "step": step, "loss": loss})
+    assert [(p["step"], p["loss"]) for p in state["finetune"]] == [(1, 5.0), (2, 4.5), (3, 3.5)]
+
+
+def test_the_state_tells_how_a_run_went() -> None:
+    state, seq = initial_state("r"), 0
+
+    def tell(type: str, **fields) -> None:
+        nonlocal seq
+        seq += 1
+        fold(state, {"v": 1, "run": "r", "seq": seq, "t": 100.0 + seq, "type": type, **fields})
+
+    tell("run.started", model="m", out="o", config={"seed": 1}, name="n", resumed=False)
+    tell("step.started", step=1, name="load")
+    tell("step.finished", step=1, name="load", seconds=0.5, skipped=None)
+    tell("step.started", step=2, name="baseline")
+    tell("step.finished", step=2, name="baseline", seconds=0.0, skipped="no text")
+    tell("step.started", step=4, name="ternarization")
+    tell("step.progress", step=4, done=1, total=2, detail="a.weight")
+    assert state["status"] == "running" and state["current"] == {"name": "a.weight"}
+    tell("run.paused")
+    assert state["status"] == "paused"
+    tell("run.resumed", seconds=1.0)
+    tell("layer.finished", name="a.weight", layer=0, sparsity=0.4, histogram={})
+    tell("figures", ratio_file=6.5)
+    tell("evaluation", when="before", perplexity=9.0)
+    tell("gate", name="ratio", target=6.0, actual=6.5, passed=True, advice=None)
+    tell("run.failed", error="the disk is full", exit_code=1, write_seconds=0.1)
+    assert state["status"] == "failed" and state["error"] == "the disk is full"
+    assert [step["state"] for step in state["steps"]] == ["done", "skipped", "waiting", "failed"] + [
+        "waiting"
+    ] * 3
+    assert state["steps"][1]["reason"] == "no text" and state["started"] == 101.0
+    tell("run.started", model="m", out="o", config={"seed": 1}, name="n", resumed=True)
+    assert state["status"] == "running" and state["error"] is None
+    assert state["steps"][3]["state"] == "waiting" and state["layers"]["a.weight"] == {
+        "name": "a.weight", "layer": 0, "sparsity": 0.4,
+    }  # fmt: skip
+    tell("run.finished", status="finished", exit_code=3, report="o/report.json", write_seconds=0.2)
+    assert state["status"] == "finished" and state["exit_code"] == 3 and state["write_seconds"] == 0.2
+    assert state["evaluations"]["before"]["perplexity"] == 9.0 and state["gates"]["ratio"]["passed"] is True
+
+
+def test_writing_takes_at_most_a_hundredth_of_the_time(tmp_path: Path) -> None:
+    """A large model's state (900 tensors, 2000 points) at 25 events a second."""
+    import time
+
+    writer = EventWriter(tmp_path)
+    for i in range(900):
+        fields = {"layer": i // 7, "kind": "q", "rows": 4096, "cols": 4096, "planes": 2, "group_size": 64}
+        writer.emit("layer.finished", name=f"model.layers.{i}.weight", **fields, mse=0.1, sparsity=0.4)
+    for i in range(2000):
+        writer.emit("finetune.step", step=i, epoch=0, loss=1.0, ce=1.0, kl=1.0, lr=1e-3, grad_norm=1.0)
+    counted, busy, start = writer.write_seconds, time.thread_time(), time.perf_counter()
+    for i in range(75):
+        fields = {"ce": 1.0, "kl": 1.0, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 900.0}
+        writer.emit("finetune.step", step=2000 + i, epoch=0, loss=1.0, **fields)
+        time.sleep(0.04)
+    # Processor time of this thread, which does nothing else: what other processes take is not in it.
+    share = (time.thread_time() - busy) / (time.perf_counter() - start)
+    assert share <= 0.01, f"{share:.2%} of the time went into events"
+    assert writer.write_seconds > counted
+
+
+def test_progress_is_thinned_but_never_loses_the_end(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    for i in range(1, 501):
+        writer.emit("step.progress", step=2, done=i, total=500)
+    writer.emit("step.progress", step=4, done=1, total=9)
+    events = EventReader(tmp_path / "events.jsonl").poll()
+    assert len(events) < 100 and [e["seq"] for e in events] == list(range(1, len(events) + 1))
+    assert (events[0]["done"], events[-2]["done"], events[-1]["step"]) == (1, 500, 4)
+
+
+def test_the_state_is_plain_json(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    for name, fields in some_events(500, seed=3):
+        writer.emit(name, **fields)
+    assert json.loads(json.dumps(writer.state, allow_nan=False)) == writer.state
+    assert not any(isinstance(v, float) and math.isnan(v) for v in writer.state["figures"].values())
+
+
+def test_the_null_context_is_a_context() -> None:
+    context = NullContext()
+    assert isinstance(context, RunContext)
+    assert context.emit("log", message="x") is None and context.check() is None
+
+
+def test_events_import_neither_torch_nor_panel() -> None:
+    code = (
+        "import sys, tritpress.events, tritpress.runs\n"
+        "print([m for m in ('torch', 'panel', 'typer') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_all_types_of_the_design_are_known() -> None:
+    named = (
+        "run.started run.paused run.resumed run.finished run.failed step.started step.progress step.finished "
+        "layer.finished evaluation finetune.step gradient gate output metric alert command.ack log "
+        "model plan figures handoff"
+    )
+    assert set(EVENT_TYPES) >= set(named.split())
