@@ -148,7 +148,11 @@ class Work:
         from tritpress.formats.huggingface import load_original
 
         model = load_original(self.source, device=self.device)
-        model.eval()
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise InputError(
+                    f"{self.source.path}: tensor {name} holds NaN or infinity; repair the model first"
+                )
         return model
 
     def forget_original(self) -> None:
