@@ -140,7 +140,8 @@ def test_a_scale_of_zero_has_codes_of_zero():
     assert not trits[:, 0].any() and not trits[1].any() and trits[0, 1].any()
     with torch.no_grad():
         layer.gain.fill_(-1.0)  # a scale is never negative, however the optimizer pulls
-    assert not layer.codes_and_scales()[1].any()
+    codes, scales = layer.codes_and_scales()
+    assert not scales.any() and not unpack_trits(torch.from_numpy(codes), 128).any()
 
 
 @pytest.mark.parametrize("planes", [1, 2])

@@ -32,10 +32,11 @@ def newton_schulz(matrix: Tensor, steps: int = NS_STEPS) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` step for step, its iteration in float32: for machines without fast bfloat16."""
+    """`torch.optim.Muon` step for step (`adjust_lr_fn="match_rms_adamw"`), but its iteration in float32: for
+    machines without fast bfloat16."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95
+        self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
@@ -53,12 +54,14 @@ class Muon(torch.optim.Optimizer):
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = newton_schulz(p.grad.lerp(buffer, group["momentum"]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
+                p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
 
 
 class MuGrokfast:
     """One optimizer over named parameters: filter, then Muon (`matrices`) and AdamW (`others`).
 
+    `units` gives the size that a step of each matrix is measured in: with lr 0.05 the elements of a matrix
+    move by about 0.01 units a step (root mean square), under Muon and AdamW alike.
     `kind` "mugrokfast" filters, "muon" doesn't (nor does lambda 0), "adamw" takes AdamW for everything,
     unfiltered. `muon_format` is the format of the iteration: "bfloat16" takes `torch.optim.Muon`.
     """
@@ -68,6 +71,7 @@ class MuGrokfast:
         matrices: dict[str, Tensor],
         others: dict[str, Tensor],
         *,
+        units: dict[str, float] | None = None,
         kind: Literal["mugrokfast", "muon", "adamw"] = "mugrokfast",
         lr: float,
         other_lr: float,
@@ -85,14 +89,16 @@ class MuGrokfast:
         self.average: dict[str, Tensor] = {}
         self.inner: list[torch.optim.Optimizer] = []
         adam: list[dict[str, Any]] = [{"params": list(others.values()), "lr": other_lr, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": [p], "lr": lr * (units or {}).get(name, 1.0), "weight_decay": weight_decay}
+            for name, p in matrices.items()
+        ]
         if kind == "adamw":
-            adam.append({"params": list(matrices.values()), "lr": lr, "weight_decay": weight_decay})
-        elif muon_format == "bfloat16":
-            self.inner.append(
-                torch.optim.Muon(matrices.values(), lr=lr, weight_decay=weight_decay, momentum=momentum)
-            )
-        else:
-            self.inner.append(Muon(matrices.values(), lr=lr, weight_decay=weight_decay, momentum=momentum))
+            adam += groups
+        elif groups and muon_format == "bfloat16":
+            self.inner.append(torch.optim.Muon(groups, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+        elif groups:
+            self.inner.append(Muon(groups, momentum=momentum))
         adam = [group for group in adam if group["params"]]
         if adam:
             self.inner.append(torch.optim.AdamW(adam, betas=(0.9, 0.95), foreach=False))

@@ -183,6 +183,7 @@ class _Run:
         self.optimizer = MuGrokfast(
             self.matrices,
             self.scales,
+            units={f"{name}.latent": layer.unit for name, layer in layers.items()},
             kind=recipe.optimizer,
             lr=recipe.lr,
             other_lr=recipe.scale_lr,

@@ -1,9 +1,11 @@
 """`BitLinear`: a linear layer that trains through its own ternary codes and scales.
 
 The forward pass uses exactly the numbers that will be written: codes in {-1, 0, +1}, scales rounded to
-float16. Behind them stands a float32 latent weight; the code of a weight is the representable value (a sum of
-planes, alpha_i * t_i) nearest to its latent. Gradients reach the latent straight through (Bengio et al. 2013)
-and each scale through sum(g * T_i), as in learned step sizes (Esser et al. 2020).
+float16. Behind them stands a float32 latent weight; the code of a weight is that of the representable value
+(a sum of planes, alpha_i * t_i) nearest to its latent, by the scales that the layer started from: the cells
+stay where they are while the values in them are learned, so that a moving scale flips no code. Gradients
+reach the latent straight through (Bengio et al. 2013) and each scale through sum(g * T_i), as in learned step
+sizes (Esser et al. 2020).
 """
 
 from __future__ import annotations
@@ -61,6 +63,10 @@ class BitLinear(nn.Module):
         self.latent = nn.Parameter(latent.detach().to(torch.float32).clone().contiguous())
         self.gain = nn.Parameter(torch.ones(scales.shape, device=latent.device))
         self.register_buffer("base_scales", scales.detach().to(latent.device, torch.float32).clone())
+        self.unit = float(self.base_scales[-1].mean()) or 1.0
+        """Mean scale of the last plane: the width of a cell, in which steps of the latent are measured."""
+        levels, codes = _half_levels(self.base_scales.permute(1, 2, 0))
+        self._cells = _Cells(levels, codes)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
         self._key: tuple[Any, ...] | None = None
         self._weight = self._codes = self._scales = torch.empty(0)
@@ -90,8 +96,7 @@ class BitLinear(nn.Module):
         scales_t = torch.as_tensor(np.asarray(scales), device=device).to(torch.float32)
         trits = unpack_trits(codes_t, in_features)
         group = group_size or in_features
-        spread = scales_t.repeat_interleave(group, dim=-1)[..., :in_features]
-        value = (spread * trits).sum(dim=0) if trits.shape[0] == 1 else _sum_planes(spread, trits)
+        value = _sum_planes(scales_t, trits, group)
         start = value if latent is None else latent.detach().to(value)
         if start.shape != value.shape:
             raise InputError(f"a latent of {list(start.shape)} does not fit codes of {list(value.shape)}")
@@ -143,7 +148,11 @@ class BitLinear(nn.Module):
             return
         alpha = (self.base_scales * self.gain).clamp(0.0, FP16_MAX).to(torch.float16).float()
         self._scales = alpha
-        self._weight, self._codes = _nearest(self.latent, alpha, self.group_size, self.zero_band)
+        self._codes = self._cells.codes_of(self.latent, self.group_size, self.zero_band)
+        if not bool(alpha.all()):  # a scale of 0 has codes of 0
+            alive = _spread(alpha > 0, self.group_size, self.in_features)
+            self._codes = self._codes * alive
+        self._weight = _sum_planes(alpha, self._codes, self.group_size)
         self._key = key
 
     @torch.no_grad()
@@ -207,11 +216,17 @@ def pack_trits(trits: Tensor) -> Tensor:
     return quads[..., 0] | (quads[..., 1] << 2) | (quads[..., 2] << 4) | (quads[..., 3] << 6)
 
 
-def _sum_planes(spread: Tensor, trits: Tensor) -> Tensor:
-    total = spread[0] * trits[0]
+def _sum_planes(alpha: Tensor, trits: Tensor, group: int) -> Tensor:
+    """float32 [out, in]: sum over planes, in order, of alpha [planes, out, groups] * trits."""
+    total = _grouped(trits[0], group) * alpha[0].unsqueeze(-1)
     for plane in range(1, len(trits)):
-        total = total + spread[plane] * trits[plane]
-    return total
+        total = total + _grouped(trits[plane], group) * alpha[plane].unsqueeze(-1)
+    return total.flatten(1)[:, : trits.shape[-1]].contiguous()
+
+
+def _spread(per_group: Tensor, group: int, columns: int) -> Tensor:
+    """[.., groups] -> [.., columns]: each group's value at every one of its columns."""
+    return per_group.repeat_interleave(group, dim=-1)[..., :columns]
 
 
 def _grouped(x: Tensor, group: int) -> Tensor:
@@ -234,33 +249,61 @@ def _half_levels(alpha_OGP: Tensor) -> tuple[Tensor, Tensor]:
     return values[..., middle:].contiguous(), codes * (alpha_OGP > 0).to(torch.int8).unsqueeze(-2)
 
 
-def _nearest(
-    latent: Tensor, alpha: Tensor, group: int, band: tuple[float, float] | None
-) -> tuple[Tensor, Tensor]:
-    """Nearest representable value of each latent and its codes, zeros held inside `band`.
+class _Cells:
+    """Which latents belong to which codes: fixed levels and borders of every group."""
 
-    latent [out, in], alpha [planes, out, groups] -> float32 [out, in], int8 [planes, out, in].
-    """
-    columns = latent.shape[-1]
-    levels, codes = _half_levels(alpha.permute(1, 2, 0))
-    zeros = (codes == 0).sum(dim=-1)
-    low, gap = levels[..., :-1], levels.diff(dim=-1)
-    middles, lean = low + 0.5 * gap, 0.5 * gap * zeros.diff(dim=-1).sign()
-    magnitude = _grouped(latent.abs(), group)
-    index = _index(magnitude, middles)
-    if band is not None:
-        index = _hold_zeros(index, magnitude, middles, lean, zeros, band, len(alpha), columns)
-    sign = torch.where(latent < 0, -1, 1).to(torch.int8)
-    if len(alpha) == 1:
-        trits = index.to(torch.int8) * codes[..., 1:, 0]
-    else:
-        at = index.long()
-        weight = levels.gather(-1, at).flatten(1)[:, :columns] * sign
-        trits = torch.stack([codes[..., p].gather(-1, at) for p in range(len(alpha))])
-        return weight, trits.flatten(-2)[..., :columns] * sign
-    trits = trits.flatten(1)[:, :columns] * sign
-    weight = (_grouped(trits, group) * alpha[0].unsqueeze(-1)).flatten(1)[:, :columns].contiguous()
-    return weight, trits.unsqueeze(0)
+    def __init__(self, levels: Tensor, codes: Tensor) -> None:
+        """`levels` >= 0 ascending [out, groups, levels], `codes` int8 [out, groups, levels, planes]."""
+        self.codes, self.planes = codes, codes.shape[-1]
+        self.zeros = (codes == 0).sum(dim=-1).to(torch.int8)
+        gap = levels.diff(dim=-1)
+        self.middles = levels[..., :-1] + 0.5 * gap
+        # towards fewer zero codes: a positive share of it makes the cells with more of them smaller
+        self.lean = 0.5 * gap * self.zeros.diff(dim=-1).sign()
+
+    def codes_of(self, latent: Tensor, group: int, band: tuple[float, float] | None) -> Tensor:
+        """int8 [planes, out, in]: the codes of the cells of `latent` [out, in], zeros held inside `band`."""
+        columns, magnitude = latent.shape[-1], _grouped(latent.abs(), group)
+        index = _index(magnitude, self.middles)
+        if band is not None:
+            index = self._hold_zeros(index, magnitude, band, columns)
+        sign = torch.where(latent < 0, -1, 1).to(torch.int8)
+        if self.planes == 1:
+            trits = (index * self.codes[..., 1:, 0]).unsqueeze(0)
+        else:
+            at = index.long()
+            trits = torch.stack([self.codes[..., p].gather(-1, at) for p in range(self.planes)])
+        return trits.flatten(-2)[..., :columns] * sign
+
+    def _hold_zeros(
+        self, index: Tensor, magnitude: Tensor, band: tuple[float, float], columns: int
+    ) -> Tensor:
+        """`index` with all borders leant by one common share, bisected, until the zeros lie inside `band`, or
+        as near to it as the borders can go."""
+        rows = magnitude.shape[0]
+        padding = (magnitude.shape[1] * magnitude.shape[2] - columns) * rows * self.planes  # all codes 0
+
+        def share(at: Tensor) -> float:
+            if self.planes == 1:
+                zeros = at.numel() - int(at.count_nonzero())
+            else:
+                zeros = int(self.zeros.gather(-1, at.long()).sum())
+            return (zeros - padding) / (rows * columns * self.planes)
+
+        now, (floor, ceiling) = share(index), band
+        if floor <= now <= ceiling:
+            return index
+        direction = 1.0 if now > ceiling else -1.0
+        best, low, high = None, 0.0, 0.999
+        tried = index
+        for _ in range(BISECTIONS):
+            lean_by = 0.5 * (low + high)
+            tried = _index(magnitude, self.middles + direction * lean_by * self.lean)
+            if share(tried) <= ceiling if direction > 0 else share(tried) >= floor:
+                best, high = tried, lean_by
+            else:
+                low = lean_by
+        return tried if best is None else best
 
 
 def _index(magnitude: Tensor, borders: Tensor) -> Tensor:
@@ -269,40 +312,3 @@ def _index(magnitude: Tensor, borders: Tensor) -> Tensor:
     for k in range(1, borders.shape[-1]):
         index += magnitude > borders[..., k : k + 1]
     return index
-
-
-def _hold_zeros(
-    index: Tensor,
-    magnitude: Tensor,
-    middles: Tensor,
-    lean: Tensor,
-    zeros: Tensor,
-    band: tuple[float, float],
-    planes: int,
-    columns: int,
-) -> Tensor:
-    """`index` with all borders leant by one common share, bisected, until the zeros lie inside `band`."""
-    rows, size = magnitude.shape[0], magnitude.shape[1] * magnitude.shape[2]
-    padding = (size - columns) * rows * planes  # padded inputs have latent 0, so all their codes are 0
-    total = rows * columns * planes
-
-    def share(at: Tensor) -> float:
-        if planes == 1:
-            return (at.numel() - int(at.count_nonzero()) - padding) / total
-        return (int(zeros.to(torch.int8).gather(-1, at.long()).sum()) - padding) / total
-
-    now = share(index)
-    floor, ceiling = band
-    if floor <= now <= ceiling:
-        return index
-    direction, best = (1.0, None) if now > ceiling else (-1.0, None)
-    low, high = 0.0, 0.999
-    for _ in range(BISECTIONS):
-        lean_by = 0.5 * (low + high)
-        tried = _index(magnitude, middles + direction * lean_by * lean)
-        reached = share(tried) <= ceiling if direction > 0 else share(tried) >= floor
-        if reached:
-            best, high = tried, lean_by
-        else:
-            low = lean_by
-    return best if best is not None else tried
