@@ -1,0 +1,1 @@
+"""Parts that the tabs are put together from: charts, HTML fragments, styles."""

@@ -1,0 +1,260 @@
+"""Layers in rows, parameters in columns: colour and a number in each cell, and what is under way outlined."""
+
+from __future__ import annotations
+
+from bokeh.core.properties import value
+from bokeh.models import (
+    ColorBar,
+    ColumnDataSource,
+    FixedTicker,
+    LinearColorMapper,
+    PrintfTickFormatter,
+    Range1d,
+)
+from bokeh.palettes import Cividis256
+
+from tritpress.dashboard.components.charts import chart, factors, hover, pane
+from tritpress.dashboard.components.sources import sync
+from tritpress.dashboard.theme import CURRENT, FONT, NEUTRAL, WAITING
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.progress import METRICS, SPARSITY_BAND, Cell, Grid, SparsityTarget
+
+COLUMNS = (
+    "row",
+    "column",
+    "value",
+    "text",
+    "ink",
+    "fill",
+    "edge",
+    "width",
+    "name",
+    "state",
+    "ratio",
+    "sparsity",
+    "planes",
+    "bits",
+    "mse",
+    "cosine",
+)
+
+
+def row_height(rows: int) -> int:
+    """Pixels of a row: fewer layers get taller rows."""
+    return 34 if rows <= 8 else 26 if rows <= 16 else 20
+
+
+def plot_height(rows: int) -> int:
+    """Pixels of a chart with that many rows, axes and title included."""
+    return max(rows, 3) * row_height(max(rows, 3)) + 96
+
+
+class Heatmap:
+    """The grid of one page. `show` patches what changed."""
+
+    def __init__(self) -> None:
+        self.rows, self.columns = factors([]), factors([])
+        self.source = ColumnDataSource({name: [] for name in COLUMNS})
+        self.mapper = LinearColorMapper(palette=Cividis256, low=0, high=1, nan_color="rgba(0,0,0,0)")
+        self.figure = chart(
+            "Ratio by layer and parameter",
+            260,
+            x_range=self.columns,
+            y_range=self.rows,
+            x_axis_location="above",
+        )
+        plot = self.figure
+        plot.grid.grid_line_color = None
+        plot.yaxis.axis_label = "Layer"
+        plot.min_border_left = 44
+        under = plot.rect("column", "row", 0.96, 0.9, source=self.source, fill_color="fill", line_color=None)
+        plot.rect(
+            "column",
+            "row",
+            0.96,
+            0.9,
+            source=self.source,
+            line_color="edge",
+            line_width="width",
+            fill_color={"field": "value", "transform": self.mapper},
+        )
+        plot.text(
+            "column",
+            "row",
+            text="text",
+            source=self.source,
+            text_align="center",
+            text_baseline="middle",
+            text_font_size="11.5px",
+            text_color="ink",
+            text_font=value(FONT),
+        )
+        plot.add_tools(
+            hover(
+                [under],
+                [
+                    ("Tensor", "@name"),
+                    ("State", "@state"),
+                    ("Ratio", "@ratio"),
+                    ("Bits a weight", "@bits"),
+                    ("Planes", "@planes"),
+                    ("Zeros", "@sparsity"),
+                    ("Mean squared error", "@mse"),
+                    ("Cosine", "@cosine"),
+                ],
+            )
+        )
+        self.ticks = FixedTicker(ticks=[])
+        self.format = PrintfTickFormatter(format="%.0f")
+        self.bar = ColorBar(
+            color_mapper=self.mapper,
+            ticker=self.ticks,
+            formatter=self.format,
+            width=10,
+            padding=4,
+            label_standoff=6,
+            major_label_text_font_size="12px",
+            bar_line_color=None,
+            margin=8,
+        )
+        plot.add_layout(self.bar, "right")
+        self.pane = pane(plot, "heatmap")
+
+    def show(self, grid: Grid) -> None:
+        """Bring the chart to this page and these figures."""
+        rows = list(reversed(grid.rows))
+        if list(self.rows.factors) != rows:
+            self.rows.factors = rows
+            self.figure.height = plot_height(len(rows))
+        if list(self.columns.factors) != list(grid.columns):
+            self.columns.factors = list(grid.columns)
+        if (self.mapper.low, self.mapper.high) != (grid.low, grid.high) or not self.ticks.ticks:
+            self.mapper.update(low=grid.low, high=grid.high)
+        ticks = [4, 6, 8, 10, 12, 14] if grid.metric == "ratio" else [0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
+        ticks = [tick for tick in ticks if grid.low <= tick <= grid.high]
+        if list(self.ticks.ticks) != ticks:
+            self.ticks.ticks = ticks
+            self.format.format = "%.0f×" if grid.metric == "ratio" else "%.2f"
+        unit = "times smaller than float32" if grid.metric == "ratio" else "per cent of codes that are zero"
+        title = f"{METRICS[grid.metric]} by layer and parameter ({unit})"
+        if self.figure.title.text != title:
+            self.figure.title.text = title
+        cells = [cell for cell in grid.cells if cell.state != "absent"]
+        lines = [self._line(cell, grid) for cell in cells]
+        sync(self.source, {name: [line[i] for line in lines] for i, name in enumerate(COLUMNS)})
+
+    @staticmethod
+    def _line(cell: Cell, grid: Grid) -> tuple[object, ...]:
+        share = 0.0
+        if cell.value is not None and grid.high > grid.low:
+            share = (cell.value - grid.low) / (grid.high - grid.low)
+        ink = ("#10181d" if share > 0.5 else "#ffffff") if cell.state == "done" else NEUTRAL
+        names = cell.names[0] if len(cell.names) == 1 else f"{cell.done} of {len(cell.names)} tensors"
+        return (
+            cell.row,
+            cell.column,
+            float("nan") if cell.value is None else cell.value,
+            cell.text,
+            ink,
+            WAITING,
+            CURRENT if cell.state == "current" else "rgba(0,0,0,0)",
+            2.5 if cell.state == "current" else 0.0,
+            names,
+            {"done": "pressed", "current": "under way", "waiting": "waiting"}[cell.state],
+            fig.ratio(cell.ratio),
+            fig.percent(cell.sparsity),
+            fig.significant(cell.planes),
+            fig.significant(cell.bits),
+            fig.significant(cell.mse),
+            fig.significant(cell.cosine, 4),
+        )
+
+
+class SparsityBars:
+    """Zeros of each layer of the page against the target, in the same rows as the heatmap."""
+
+    def __init__(self, rows: object) -> None:
+        from bokeh.models import BoxAnnotation, Span
+
+        self.source = ColumnDataSource(
+            {name: [] for name in ("row", "value", "low", "high", "text", "colour")}
+        )
+        self.range = Range1d(0, 0.6)
+        self.figure = chart("Zeros by layer", 260, x_range=self.range, y_range=rows, x_axis_location="above")
+        plot = self.figure
+        plot.ygrid.grid_line_color = None
+        plot.yaxis.axis_label = "Layer"
+        plot.min_border_left = 44
+        plot.xaxis.ticker = FixedTicker(ticks=[0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+        plot.xaxis.formatter = PercentFormatter()
+        self.band = BoxAnnotation(
+            left=SPARSITY_BAND[0],
+            right=SPARSITY_BAND[1],
+            fill_color="#009E73",
+            fill_alpha=0.12,
+            level="underlay",
+        )
+        self.line = Span(
+            location=0.44, dimension="height", line_color=CURRENT, line_width=2, line_dash="dashed"
+        )
+        plot.add_layout(self.band)
+        bars = plot.hbar(
+            y="row", right="value", height=0.7, source=self.source, fill_color="colour", line_color=None
+        )
+        plot.segment("low", "row", "high", "row", source=self.source, line_color=NEUTRAL, line_width=2)
+        plot.text(
+            0,
+            "row",
+            text="text",
+            source=self.source,
+            text_color="#ffffff",
+            text_font=value(FONT),
+            x_offset=6,
+            text_font_size="11.5px",
+            text_baseline="middle",
+        )
+        plot.add_layout(self.line)
+        plot.add_tools(
+            hover(
+                [bars],
+                [("Layer", "@row"), ("Zeros", "@text"), ("Least", "@low{0.0 %}"), ("Most", "@high{0.0 %}")],
+            )
+        )
+        self.pane = pane(plot, "sparsity bars")
+
+    def show(self, grid: Grid, target: SparsityTarget) -> None:
+        """Bring the bars to this page and these figures."""
+        self.figure.height = plot_height(len(grid.rows))
+        title = (
+            f"Zeros by layer (band 25–45 %, dashed: {target.name})"
+            if target.value is not None
+            else (f"Zeros by layer (band 25–45 %, {target.name})")
+        )
+        if self.figure.title.text != title:
+            self.figure.title.text = title
+        if self.line.visible != (target.value is not None):
+            self.line.visible = target.value is not None
+        if target.value is not None and self.line.location != target.value:
+            self.line.location = target.value
+        most = max([0.6, *(bar.high for bar in grid.bars if bar.high is not None)])
+        if self.range.end != most:
+            self.range.end = most
+        bars = [bar for bar in grid.bars if bar.value is not None]
+        sync(
+            self.source,
+            {
+                "row": [bar.row for bar in bars],
+                "value": [bar.value for bar in bars],
+                "low": [bar.low for bar in bars],
+                "high": [bar.high for bar in bars],
+                "text": [bar.text for bar in bars],
+                "colour": ["#0072B2" if bar.inside else "#D55E00" for bar in bars],
+            },
+        )
+
+
+def PercentFormatter() -> object:
+    """Axis labels as per cent."""
+    from bokeh.models import CustomJSTickFormatter
+
+    return CustomJSTickFormatter(code="return Math.round(tick * 100) + ' %'")

@@ -1,0 +1,47 @@
+"""HTML that escapes by itself: pieces are `Markup`, and what is put into one is escaped unless it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import panel as pn
+from markupsafe import Markup
+
+from tritpress.dashboard.theme import STYLES
+
+__all__ = ["Fragment", "Markup", "empty", "join", "note", "panel"]
+
+
+def join(parts: Iterable[str], between: str = "") -> Markup:
+    """The parts in a row, each escaped unless it is Markup."""
+    return Markup(between).join(parts)
+
+
+def panel(title: str, body: str) -> Markup:
+    """A bordered box with a heading."""
+    return Markup('<section class="panel"><h2>{}</h2>{}</section>').format(title, body)
+
+
+def empty(title: str, text: str = "") -> Markup:
+    """What stands where there is nothing to show yet, and why."""
+    return Markup('<div class="empty"><b>{}</b>{}</div>').format(title, text)
+
+
+def note(tone: str, text: str) -> Markup:
+    """A sentence with a coloured edge."""
+    return Markup('<div class="note {}" role="status"><span>{}</span></div>').format(tone, text)
+
+
+class Fragment:
+    """A piece of the page that is sent again only when it differs from what the page has."""
+
+    def __init__(self, markup: str = "", **params: object) -> None:
+        self.pane = pn.pane.HTML(
+            str(markup), stylesheets=[STYLES], sizing_mode="stretch_width", margin=0, **params
+        )
+
+    def set(self, markup: Markup) -> None:
+        """Show `markup`."""
+        text = str(markup)
+        if text != self.pane.object:
+            self.pane.object = text

@@ -1,0 +1,194 @@
+"""Overview: where the run stands, its five figures, its seven steps; without a run, the runs there are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from tritpress.dashboard.components.html import Fragment, Markup, empty, join, note, panel
+from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.overview import StepLine, Tile, facts, step_lines, tiles
+from tritpress.dashboard.views.runs import RunLine, run_lines
+from tritpress.dashboard.views.status import elapsed, status_of
+
+STEP_MARKS = {"waiting": "", "running": "▸", "done": "✓", "skipped": "–", "failed": "✕"}
+STEP_TONES = {"waiting": "neutral", "running": "live", "done": "good", "skipped": "neutral", "failed": "bad"}
+LOG_LINES = 60
+
+
+class Overview(Tab):
+    key = "overview"
+    title = "Overview"
+    interests = frozenset(
+        {
+            CLOCK,
+            "liveness",
+            "runs",
+            "run.started",
+            "run.paused",
+            "run.resumed",
+            "run.finished",
+            "run.failed",
+            "step.started",
+            "step.progress",
+            "step.finished",
+            "model",
+            "plan",
+            "figures",
+            "evaluation",
+            "gate",
+            "log",
+            "alert",
+        }
+    )
+
+    def __init__(self, runs: Callable[[], list[dict[str, Any]]], **params: Any) -> None:
+        super().__init__(**params)
+        self.runs = runs
+
+    def build(self) -> list[Any]:
+        self.status, self.figures, self.steps = Fragment(), Fragment(), Fragment()
+        self.facts, self.log = Fragment(), Fragment()
+        from panel import FlexBox
+
+        self.steps.pane.styles = {"flex": "3 1 400px", "min-width": "0"}
+        self.facts.pane.styles = {"flex": "2 1 320px", "min-width": "0"}
+        for fragment in (self.status, self.figures, self.log):
+            fragment.pane.margin = (0, 0, 14, 0)
+        pair = FlexBox(
+            self.steps.pane,
+            self.facts.pane,
+            sizing_mode="stretch_width",
+            gap="14px",
+            align_items="start",
+            margin=(0, 0, 14, 0),
+        )
+        return [self.status.pane, self.figures.pane, pair, self.log.pane]
+
+    def update(self, shown: Shown | None, changed: set[str] | None) -> None:
+        if shown is None:
+            self.status.set(_start(run_lines(self.runs())))
+            for fragment in (self.figures, self.steps, self.facts, self.log):
+                fragment.set(Markup(""))
+            return
+        state = shown.state
+        status = status_of(state, shown.lost)
+        time_words = fig.duration(elapsed(state, shown.now)) if elapsed(state, shown.now) is not None else ""
+        sentence = status.sentence + (f" {_since(state)} {time_words}." if time_words else "")
+        self.status.set(note(status.tone, sentence))
+        self.figures.set(
+            Markup('<div class="tiles">{}</div>').format(join(_tile(tile) for tile in tiles(state)))
+        )
+        lines = step_lines(state, shown.now, shown.progress_bases)
+        self.steps.set(panel("Steps", Markup('<ol class="steps">{}</ol>').format(join(map(_step, lines)))))
+        rows = join(
+            Markup("<dt>{}</dt><dd>{}</dd>").format(fact.name, fact.value) for fact in facts(state, shown.now)
+        )
+        self.facts.set(panel("Run", Markup("<dl>{}</dl>").format(rows)))
+        self.log.set(_log(state))
+
+
+def _since(state: dict[str, Any]) -> str:
+    return "At work for" if state["status"] in ("created", "running", "paused") else "Took"
+
+
+def _tile(tile: Tile) -> Markup:
+    verdict = Markup("")
+    if tile.passed is not None:
+        tone, word = ("good", "✓ passed") if tile.passed else ("bad", "✕ failed")
+        verdict = Markup('<b class="{}">{}</b>').format(tone, word)
+    target = Markup("<span>Gate {}</span>").format(tile.target) if tile.target else Markup("<span></span>")
+    return Markup(
+        '<div class="tile" data-figure="{}"><div class="name">{}</div><div class="value">{}</div>'
+        '<div class="beside soft">{}</div><div class="target">{}{}</div></div>'
+    ).format(tile.key, tile.title, tile.value, tile.beside, target, verdict)
+
+
+def _step(line: StepLine) -> Markup:
+    track = Markup("")
+    if line.share is not None:
+        share = f"{100 * line.share:.1f}"
+        track = Markup(
+            '<div class="track" role="progressbar" aria-valuenow="{}" aria-valuemin="0" aria-valuemax="100" '
+            'aria-label="{}"><i style="width:{}%"></i></div>'
+        ).format(share, line.title, share)
+    word = line.word if line.state != "done" else ""
+    when = " · ".join(part for part in (word, line.time) if part)
+    return Markup(
+        '<li class="{}" data-step="{}"><span class="mark {}" aria-hidden="true">{}</span>'
+        '<span class="title">{}</span><span class="when">{}</span><div class="about">{}{}</div></li>'
+    ).format(
+        line.state,
+        line.n,
+        STEP_TONES.get(line.state, "neutral"),
+        STEP_MARKS.get(line.state) or line.n,
+        line.title,
+        when,
+        line.detail,
+        track,
+    )
+
+
+def _log(state: dict[str, Any]) -> Markup:
+    lines = sorted([*state["log"], *state["alerts"]], key=lambda line: line.get("t") or 0)[-LOG_LINES:]
+    if not lines:
+        return Markup("")
+    rows = join(
+        Markup('<li><span class="soft">{}</span><span class="{}">{}</span></li>').format(
+            time.strftime("%H:%M:%S", time.localtime(line.get("t") or 0)),
+            {"warning": "warning", "error": "bad"}.get(line.get("level") or "", ""),
+            line.get("message", ""),
+        )
+        for line in reversed(lines)
+    )
+    return panel("Log", Markup('<ul class="log small" tabindex="0" aria-label="Log">{}</ul>').format(rows))
+
+
+def _start(lines: list[RunLine]) -> Markup:
+    if not lines:
+        return empty(
+            "No runs yet", "Choose a model at the left and press Start: every run will be listed here."
+        )
+    head = Markup("<tr>{}</tr>").format(
+        join(
+            Markup('<th class="{}">{}</th>').format("left" if name in ("State", "Model") else "", name)
+            for name in (
+                "Run",
+                "State",
+                "Model",
+                "Ratio",
+                "Bits a weight",
+                "Perplexity change",
+                "Gates",
+                "Started",
+            )
+        )
+    )
+    body = join(
+        Markup(
+            '<tr><td><a href="?run={}">{}</a></td><td class="left {}">{} {}</td>'
+            '<td class="left wide">{}</td><td>{}</td>'
+            "<td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>"
+        ).format(
+            quote(line.id, safe=""),
+            line.name,
+            line.tone,
+            line.mark,
+            line.label,
+            line.model,
+            line.ratio,
+            line.bits,
+            line.perplexity,
+            line.gates,
+            line.started,
+        )
+        for line in lines
+    )
+    intro = Markup('<p class="soft" style="margin-bottom:14px">{}</p>').format(
+        "Choose a model at the left and press Start, or open a run."
+    )
+    table = Markup('<div class="scroll"><table class="runs"><thead>{}</thead><tbody>{}</tbody></table></div>')
+    return intro + panel("Runs", table.format(head, body))

@@ -1,0 +1,190 @@
+"""The Metrics tab as data: the table of before and after, and the curves of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.status import State, planes_words
+
+POINTS = 2000
+"""At most so many points of a series go to a browser."""
+
+COLUMNS = {"before": "Original", "packed": "Packed", "dequantized": "Dequantized"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the figure for the original, the packed and the dequantized model."""
+
+    key: str
+    title: str
+    unit: str
+    values: tuple[str, str, str]
+
+
+def table(state: State) -> list[Row]:
+    """Before and after; what is not measured stays a dash."""
+    found, figures = state["evaluations"], state["figures"]
+
+    def row(key: str, title: str, unit: str, show: Callable[[Any], str]) -> Row:
+        values = tuple(show((found.get(when) or {}).get(key)) for when in COLUMNS)
+        return Row(key, title, unit, values)  # type: ignore[arg-type]
+
+    bits = figures.get("bits_per_weight")
+    sizes = (
+        (found.get("before") or {}).get("bytes"),
+        _first(figures.get("bytes"), (found.get("packed") or {}).get("bytes")),
+        (found.get("dequantized") or {}).get("bytes"),
+    )
+    source_dtype = (state.get("model") or {}).get("source_dtype")
+    return [
+        Row("bytes", "Size on disk", "", tuple(fig.size(value) for value in sizes)),  # type: ignore[arg-type]
+        Row(
+            "bits",
+            "Pressed weights",
+            "bits a weight",
+            (
+                _dtype_bits(source_dtype),
+                f"{bits:.2f} · {planes_words(figures.get('planes_mean'))}"
+                if fig.known(bits)
+                else fig.NOTHING,
+                "16" if found.get("dequantized") else fig.NOTHING,
+            ),
+        ),
+        row("perplexity", "Perplexity", "held-out text", lambda value: fig.significant(value, 4)),
+        Row(
+            "perplexity_change",
+            "Perplexity change",
+            "against the original",
+            (
+                fig.NOTHING,
+                _with_interval(figures),
+                _relative(found, "dequantized", "perplexity"),
+            ),
+        ),
+        row("top1", "Top-1 accuracy", "next token", lambda value: fig.percent(value, 2)),
+        Row(
+            "accuracy_kept",
+            "Accuracy kept",
+            "of the original",
+            (
+                fig.NOTHING,
+                fig.percent(figures.get("accuracy_kept"), 2),
+                _kept(found, "dequantized"),
+            ),
+        ),
+        row("agreement", "Same top-1 as the original", "of positions", lambda value: fig.percent(value, 2)),
+        row("kl", "KL divergence", "nats a token", lambda value: fig.significant(value)),
+        row("latency_ms", "Latency", "ms a token", lambda value: fig.significant(value)),
+        row("tokens_per_s", "Evaluation speed", "tokens a second", lambda value: fig.significant(value)),
+        row("tokens", "Tokens measured", "", fig.count),
+    ]
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _dtype_bits(name: str | None) -> str:
+    bits = {"F32": "32", "F16": "16", "BF16": "16", "float32": "32", "float16": "16", "bfloat16": "16"}
+    return bits.get(name or "", fig.NOTHING)
+
+
+def _with_interval(figures: dict[str, Any]) -> str:
+    text = fig.change(figures.get("perplexity_change"), 2)
+    interval = figures.get("perplexity_interval")
+    if isinstance(interval, list | tuple) and len(interval) == 2 and all(fig.known(end) for end in interval):
+        low, high = (fig.change(end).removesuffix(" %") for end in interval)
+        text += f" ({low} to {high})"
+    return text
+
+
+def _relative(found: dict[str, Any], when: str, key: str) -> str:
+    after, before = (found.get(when) or {}).get(key), (found.get("before") or {}).get(key)
+    return (
+        fig.change(after / before - 1, 2)
+        if fig.known(after) and fig.known(before) and before
+        else fig.NOTHING
+    )
+
+
+def _kept(found: dict[str, Any], when: str) -> str:
+    after, before = (found.get(when) or {}).get("top1"), (found.get("before") or {}).get("top1")
+    return (
+        fig.percent(after / before, 2) if fig.known(after) and fig.known(before) and before else fig.NOTHING
+    )
+
+
+SERIES = {"loss": "Loss", "ce": "Cross-entropy", "kl": "KL to the original"}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points of fine-tuning: the steps and, for each series, its values (NaN where there is none)."""
+
+    steps: list[float]
+    values: dict[str, list[float]]
+
+
+def curves(state: State, limit: int = POINTS) -> Curves:
+    """Loss, cross-entropy and KL by optimizer step, at most `limit` points each."""
+    points = list(state["finetune"])
+    last = state.get("finetune_last")
+    if last and points and last.get("step", 0) > points[-1].get("step", 0):
+        points.append(last)
+    points = [points[i] for i in downsample([_number(point.get("loss")) for point in points], limit)]
+    steps = [float(point.get("step", index)) for index, point in enumerate(points)]
+    values = {key: [_number(point.get(key)) for point in points] for key in SERIES}
+    return Curves(
+        steps, {key: column for key, column in values.items() if any(value == value for value in column)}
+    )
+
+
+def downsample(values: Sequence[float], limit: int) -> list[int]:
+    """Indices of at most `limit` values that keep the ends and every stretch's least and largest value."""
+    count = len(values)
+    if count <= limit:
+        return list(range(count))
+    buckets = max((limit - 2) // 2, 1)
+    kept = {0, count - 1}
+    for bucket in range(buckets):
+        start = 1 + bucket * (count - 2) // buckets
+        end = 1 + (bucket + 1) * (count - 2) // buckets
+        stretch = [index for index in range(start, end) if values[index] == values[index]]
+        if stretch:
+            kept.add(min(stretch, key=values.__getitem__))
+            kept.add(max(stretch, key=values.__getitem__))
+    return sorted(kept)
+
+
+def _number(value: Any) -> float:
+    return float(value) if fig.known(value) else float("nan")
+
+
+def curve_words(state: State) -> str:
+    """What stands under the curve: how far training is, or why there is none."""
+    step = state["steps"][4]
+    last = state.get("finetune_last")
+    if last:
+        parts = [
+            f"step {fig.count(last.get('step'))}",
+            f"epoch {fig.count(last.get('epoch'))}" if fig.known(last.get("epoch")) else "",
+            f"learning rate {fig.significant(last.get('lr'))}" if fig.known(last.get("lr")) else "",
+            f"gradient norm {fig.significant(last.get('grad_norm'))}"
+            if fig.known(last.get("grad_norm"))
+            else "",
+            f"{fig.significant(last.get('tokens_per_s'))} tokens a second"
+            if fig.known(last.get("tokens_per_s"))
+            else "",
+        ]
+        return " · ".join(part for part in parts if part)
+    if step["state"] == "skipped":
+        return f"Fine-tuning was skipped: {step['reason']}"
+    if step["state"] == "done":
+        return "Fine-tuning took no step."
+    if (state.get("config") or {}).get("finetune") is False:
+        return "Fine-tuning is switched off for this run."
+    return "The curve begins with step 5, fine-tuning."

@@ -1,0 +1,178 @@
+"""The Outputs tab as data: what was written, side by side, as a tree, and the checks before handing on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.status import State, headline
+
+MODELS = {
+    "packed": (
+        "Packed",
+        "Ternary codes and scales; runs on the CPU kernels.",
+        'import tritpress\n\nmodel = tritpress.load("{path}")',
+    ),
+    "dequantized": (
+        "Dequantized",
+        "fp16 safetensors; opens in stock transformers and trains on.",
+        "from transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("{path}")',
+    ),
+}
+
+TREE_ENTRIES = 400
+
+
+@dataclass(frozen=True)
+class FileLine:
+    name: str
+    size: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """One of the two models. `files` is empty until it is written; `why` then says what it waits for."""
+
+    key: str
+    title: str
+    about: str
+    path: str
+    size: str
+    summary: str
+    files: tuple[FileLine, ...]
+    load: str
+    why: str
+
+
+def model_cards(state: State) -> list[ModelCard]:
+    """The packed and the dequantized model."""
+    return [_card(key, state) for key in MODELS]
+
+
+def _card(key: str, state: State) -> ModelCard:
+    title, about, load = MODELS[key]
+    out = state.get("out") or ""
+    files = [output for output in state["outputs"] if _model_of(output.get("path", ""), out) == key]
+    path = os.path.join(out, key) if out else ""
+    weights = [f for f in files if str(f.get("path", "")).endswith(".safetensors")]
+    total = sum(f["bytes"] for f in weights or files if fig.known(f.get("bytes")))
+    lines = tuple(
+        FileLine(os.path.basename(str(f["path"])), fig.size(f.get("bytes")), str(f.get("sha256") or ""))
+        for f in sorted(files, key=lambda f: (not str(f["path"]).endswith(".safetensors"), str(f["path"])))
+    )
+    summary = ""
+    if key == "packed" and headline(state).measured:
+        head = headline(state)
+        summary = f"{head.ratio} smaller than float32 · {head.bits} · {head.planes}"
+    elif key == "dequantized":
+        summary = "16 bits a weight"
+    return ModelCard(
+        key,
+        title,
+        about,
+        path,
+        fig.size(total) if files else fig.NOTHING,
+        summary,
+        lines,
+        load.format(path=path.replace("\\", "\\\\").replace('"', '\\"')),
+        "" if files else _why(key, state),
+    )
+
+
+def _model_of(path: str, out: str) -> str | None:
+    try:
+        parts = Path(os.path.relpath(path, out)).parts if out and os.path.isabs(path) else Path(path).parts
+    except ValueError:
+        parts = Path(path).parts
+    return next((part for part in parts if part in MODELS), None)
+
+
+def _why(key: str, state: State) -> str:
+    asked = (state.get("config") or {}).get("outputs", "both")
+    if asked not in ("both", key):
+        return f"Not asked for: this run writes the {asked} model only."
+    step = state["steps"][5]
+    if step["state"] == "skipped":
+        return f"Not written: {step['reason']}"
+    if state["status"] in ("failed", "stopped"):
+        return "Not written: the run ended before step 6."
+    return "Written in step 6."
+
+
+@dataclass
+class Node:
+    """A folder or file of the output directory."""
+
+    name: str
+    size: str = ""
+    children: list[Node] = field(default_factory=list)
+    folder: bool = False
+
+
+def tree(state: State) -> Node | None:
+    """The output directory as it lies on disk; from the run's own list of files where it cannot be read."""
+    out = state.get("out")
+    if not out or not state["outputs"]:
+        return None
+    root = Node(str(out), folder=True)
+    found = _walk(Path(out))
+    if not found:
+        found = [(os.path.relpath(str(o["path"]), out), o.get("bytes")) for o in state["outputs"]]
+    for relative, size in found:
+        _insert(root, Path(relative).parts, size)
+    return root
+
+
+def _walk(out: Path) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+    try:
+        for folder, folders, files in os.walk(out):
+            folders.sort()
+            for name in sorted(files):
+                path = os.path.join(folder, name)
+                found.append((os.path.relpath(path, out), os.stat(path, follow_symlinks=False).st_size))
+                if len(found) >= TREE_ENTRIES:
+                    return found
+    except OSError:
+        return found
+    return found
+
+
+def _insert(node: Node, parts: Iterable[str], size: int | None) -> None:
+    *folders, name = parts
+    for part in folders:
+        child = next((c for c in node.children if c.folder and c.name == part), None)
+        if child is None:
+            child = Node(part, folder=True)
+            node.children.append(child)
+        node = child
+    node.children.append(Node(name, fig.size(size)))
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    mark: str
+    word: str
+    tone: str
+    title: str
+    detail: str
+
+
+def checklist(state: State) -> list[CheckLine]:
+    """The handoff checklist; empty until step 7 made it."""
+    words = {
+        True: ("✓", "passed", "good"),
+        False: ("✕", "failed", "bad"),
+        None: ("?", "not checked", "neutral"),
+    }
+    return [
+        CheckLine(
+            *words[item.get("passed")], str(item.get("name", "")).replace("_", " "), item.get("detail") or ""
+        )
+        for item in state["handoff"]
+    ]

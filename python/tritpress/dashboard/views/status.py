@@ -1,0 +1,220 @@
+"""What a run is doing right now, in words, and what the reader can do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tritpress.dashboard.views.figures import (
+    NOTHING,
+    known,
+    percent,
+    plural,
+    ratio,
+    rough_duration,
+    significant,
+)
+
+State = dict[str, Any]
+
+GATE_NAMES = ("ratio", "accuracy", "perplexity", "sparsity", "gradient_flow")
+
+STEP_TITLES = {
+    1: ("Load", "Read the model, find the tensors to press"),
+    2: ("Baseline", "Measure the original on held-out text"),
+    3: ("Calibration", "Record activations on calibration text"),
+    4: ("Ternarization", "Press every tensor to the target"),
+    5: ("Fine-tuning", "Train the ternary weights against the original"),
+    6: ("Outputs", "Write the packed and the dequantized model"),
+    7: ("Validation", "Measure both outputs, judge the five gates"),
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """`tone` is one of neutral, live, good, warning, bad; `mark` a sign that says the same without colour."""
+
+    label: str
+    tone: str
+    mark: str
+    sentence: str
+
+
+def status_of(state: State, lost: bool = False) -> Status:
+    """The run's status; `lost` when it says it is at work but its worker process is gone."""
+    if lost:
+        return Status(
+            "Worker gone",
+            "bad",
+            "✕",
+            "The worker process ended without a word. What is finished is on disk: Resume goes on.",
+        )
+    kind = state["status"]
+    if kind == "created":
+        return Status("Starting", "live", "●", "The worker process is starting.")
+    if kind == "running":
+        step = running_step(state)
+        doing = (
+            f"Step {step['n']} of 7: {STEP_TITLES[step['n']][0].lower()}." if step else "Between two steps."
+        )
+        return Status("Running", "live", "●", doing)
+    if kind == "paused":
+        return Status("Paused", "warning", "❚❚", "Paused on request; nothing is lost. Resume goes on.")
+    if kind == "stopped":
+        return Status("Stopped", "warning", "■", "Stopped on request. Resume goes on from what is finished.")
+    if kind == "failed":
+        return Status("Failed", "bad", "✕", state.get("error") or "The run failed without saying why.")
+    return _finished(state)
+
+
+def _finished(state: State) -> Status:
+    gates = list(state["gates"].values())
+    failed = [gate for gate in gates if gate.get("passed") is False]
+    unmeasured = [gate for gate in gates if gate.get("passed") is None]
+    if failed:
+        names = ", ".join(gate_title(gate["name"]).lower() for gate in failed)
+        return Status(
+            "Finished",
+            "warning",
+            "!",
+            f"{plural(len(failed), 'gate')} failed: {names}. Both models are written.",
+        )
+    if unmeasured:
+        return Status(
+            "Finished", "good", "✓", f"No gate failed; {plural(len(unmeasured), 'gate')} not measured."
+        )
+    return Status("Finished", "good", "✓", "All five gates pass." if gates else "The run is over.")
+
+
+def gate_title(name: str) -> str:
+    """The name of a gate in words."""
+    return {
+        "ratio": "Compression",
+        "accuracy": "Accuracy kept",
+        "perplexity": "Perplexity change",
+        "sparsity": "Sparsity",
+        "gradient_flow": "Gradient flow",
+    }.get(name, name.replace("_", " ").capitalize())
+
+
+def running_step(state: State) -> dict[str, Any] | None:
+    """The step that is at work, if any."""
+    return next((step for step in state["steps"] if step["state"] == "running"), None)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The ratio is never shown without bits a weight and planes beside it."""
+
+    ratio: str
+    bits: str
+    planes: str
+    measured: bool
+    note: str
+
+
+def headline(state: State) -> Headline:
+    """Ratio, bits a weight and planes: measured ones, else the plan's, else nothing."""
+    figures = state["figures"]
+    if known(figures.get("ratio_file")) and known(figures.get("bits_per_weight")):
+        planes = figures.get("planes_mean")
+        return Headline(
+            ratio(figures["ratio_file"]),
+            f"{figures['bits_per_weight']:.2f} bits a weight",
+            planes_words(planes),
+            True,
+            one_plane_note(planes),
+        )
+    plan = state.get("plan")
+    if plan and known(plan.get("predicted_ratio")) and plan.get("tensors"):
+        weights = sum(tensor["rows"] * tensor["cols"] for tensor in plan["tensors"])
+        bits = sum(tensor["bits"] * tensor["rows"] * tensor["cols"] for tensor in plan["tensors"]) / weights
+        planes = (
+            sum(tensor["planes"] * tensor["rows"] * tensor["cols"] for tensor in plan["tensors"]) / weights
+        )
+        return Headline(
+            ratio(plan["predicted_ratio"]),
+            f"{bits:.2f} bits a weight",
+            planes_words(planes),
+            False,
+            "planned",
+        )
+    return Headline(NOTHING, NOTHING, NOTHING, False, "known once the plan is made")
+
+
+def planes_words(planes: float | None) -> str:
+    """`1 plane`, `2 planes`, `1.85 planes`."""
+    if not known(planes):
+        return NOTHING
+    assert planes is not None
+    if abs(planes - round(planes)) < 0.005:
+        return plural(round(planes), "plane")
+    return f"{planes:.2f} planes"
+
+
+def one_plane_note(planes: float | None) -> str:
+    """The 1.58-bit model is the one with a single plane; more planes are named as such."""
+    if not known(planes):
+        return ""
+    assert planes is not None
+    return "ternary, 1.58-bit" if abs(planes - 1) < 0.005 else "sums of ternary planes"
+
+
+def seconds_left(
+    step: dict[str, Any] | None, now: float, base: tuple[float, float] | None = None
+) -> float | None:
+    """Seconds until the running step is done at the pace so far; None while that cannot be said.
+
+    `base` is the time and the amount done at the step's first report, so that work taken over from an earlier
+    start of the run is not counted as speed.
+    """
+    if not step or not known(step.get("total")) or not known(step.get("done")):
+        return None
+    started, before = base if base else (step.get("started"), 0.0)
+    if not known(started):
+        return None
+    done = step["done"] - before
+    if done <= 0 and base and known(step.get("started")):
+        started, done = step["started"], step["done"]
+    if done <= 0 or now <= started:
+        return None
+    return max((now - started) * (step["total"] - step["done"]) / done, 0.0)
+
+
+def eta_words(
+    state: State, now: float, lost: bool = False, bases: dict[int, tuple[float, float]] | None = None
+) -> str:
+    """How long the running step will take, or why nobody can say."""
+    if state["status"] == "paused":
+        return "paused"
+    step = running_step(state)
+    if lost or step is None or state["status"] != "running":
+        return NOTHING
+    left = seconds_left(step, now, (bases or {}).get(step["n"]))
+    return f"about {rough_duration(left)} left in this step" if left is not None else "no estimate yet"
+
+
+def elapsed(state: State, now: float) -> float | None:
+    """Seconds from the first start to the end, or to now."""
+    if not known(state.get("started")):
+        return None
+    end = state.get("finished") if state["status"] in ("finished", "failed", "stopped") else now
+    return max((end or now) - state["started"], 0.0)
+
+
+def gate_target_words(name: str, target: Any) -> str:
+    """A gate's target as a condition: `≥ 6.00×`, `25 % to 45 %`."""
+    if isinstance(target, dict):
+        target = [target.get("min"), target.get("max")]
+    if isinstance(target, list | tuple) and len(target) == 2:
+        low, high = target
+        return f"{percent(low, 0)} to {percent(high, 0)}"
+    if not known(target):
+        return NOTHING
+    if name == "ratio":
+        return f"≥ {ratio(target)}"
+    if name == "perplexity":
+        return f"≤ +{percent(target, 0)}"
+    if name == "gradient_flow":
+        return f"= {percent(target, 0)} of tensors"
+    return f"≥ {percent(target, 0)}" if name == "accuracy" else significant(target)
