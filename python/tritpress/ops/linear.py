@@ -7,7 +7,6 @@ multiplies. The gradient flows to x alone: the codes are constants here (trainin
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ _threads: int | None = None
 
 
 def set_threads(threads: int | None) -> None:
-    """Threads of the CPU kernels from now on; None: `TRITPRESS_THREADS`, else the kernels' own choice."""
+    """Threads of the CPU kernels from now on; None: the kernels' own choice (`TRITPRESS_NUM_THREADS`)."""
     global _threads
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be 1 or more, not {threads}")
@@ -30,15 +29,8 @@ def set_threads(threads: int | None) -> None:
 
 
 def get_threads() -> int | None:
-    """What `set_threads` said, else the environment's `TRITPRESS_THREADS`, else None."""
-    if _threads is not None:
-        return _threads
-    value = os.environ.get("TRITPRESS_THREADS", "")
-    if not value:
-        return None
-    if not value.isdigit() or int(value) < 1:
-        raise UsageError(f"TRITPRESS_THREADS must be a number of threads from 1, not {value!r}")
-    return int(value)
+    """What `set_threads` said last."""
+    return _threads
 
 
 @dataclass

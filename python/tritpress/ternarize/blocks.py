@@ -1,7 +1,7 @@
 """Running a causal language model block by block, and stopping inside a block where a layer's input is known.
 
-Two streams run side by side: the original model's hidden states and those of the model as compressed so far. Both
-start from the embeddings; only one block is worked on at a time.
+Two streams run side by side: the original model's hidden states and those of the model as compressed so far.
+Both start from the embeddings; only one block is worked on at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,11 @@ BATCH_TOKENS = 2048
 """Tokens of one forward pass: windows are batched up to about this many."""
 
 MAX_STAGES = 12
-"""Groups of layers that are fitted one after the other inside a block; what is beyond goes in one last stage."""
+"""Groups of layers that are fitted one after the other inside a block; what is beyond goes in one last
+stage."""
+
+
+StreamRole = Literal["input", "output"] | None
 
 
 class _Reached(Exception):
@@ -55,7 +59,8 @@ class BlockRunner:
     """Both streams through a model's blocks.
 
     Args:
-        model: a causal language model of transformers in evaluation mode; its blocks' weights are changed by the
+        model: a causal language model of transformers in evaluation mode; its blocks' weights are changed by
+        the
             caller as it goes.
         blocks: its list of blocks.
         windows: int64 [n, window] token ids.
@@ -75,6 +80,7 @@ class BlockRunner:
         device = next(model.parameters()).device
         size = max(1, BATCH_TOKENS // ids.shape[1])
         self._calls: dict[int, list[_Call]] = {}
+        self._roles: dict[str, StreamRole] = {}
         self.hidden: list[Tensor] = []
         for batch in ids.split(size):
             context.check()
@@ -85,7 +91,8 @@ class BlockRunner:
     def _enter(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Hidden states in front of block 0. The first batch of each size also records how blocks are called.
 
-        Masks, positions and rotary tables depend on the shape of a batch alone, because windows have no padding.
+        Masks, positions and rotary tables depend on the shape of a batch alone, because windows have no
+        padding.
         """
         record = len(batch) not in self._calls
         calls: list[_Call] = []
@@ -151,9 +158,7 @@ class BlockRunner:
         return stages
 
     @torch.no_grad()
-    def inputs(
-        self, number: int, block: nn.Module, stage: Stage, hidden: Tensor
-    ) -> dict[str, Tensor]:
+    def inputs(self, number: int, block: nn.Module, stage: Stage, hidden: Tensor) -> dict[str, Tensor]:
         """Path of each group's first layer -> its input [tokens, in] for one batch of hidden states."""
         seen: dict[str, list[Tensor]] = {}
         first = {id(block.get_submodule(group[0])): group[0] for group in stage.groups}
@@ -163,13 +168,62 @@ class BlockRunner:
             if stage.stop and len(seen) == len(first):
                 raise _Reached
 
-        with _hooks([block.get_submodule(path) for path in first.values()], hook), contextlib.suppress(_Reached):
+        readers = [block.get_submodule(path) for path in first.values()]
+        with _hooks(readers, hook), contextlib.suppress(_Reached):
             self._run(number, block, hidden)
         return {path: torch.cat(parts) for path, parts in seen.items()}
 
     @torch.no_grad()
+    def stream_role(self, number: int, block: nn.Module, path: str) -> StreamRole:
+        """How the layer at `path` of an unchanged block adds to the residual stream, found by trying.
+
+        "output": the block's output is something + y (the last layer of a feed-forward part), for a shift of
+        y alone shifts the output by as much. "input": the block's input + y is all that the rest of the
+        block sees (the output projection of a sequential block's attention), for a shift moved from y to the
+        input changes nothing. None: neither, as where a norm follows the layer.
+        """
+        if path not in self._roles:
+            self._roles[path] = self._try_stream_role(number, block, path)
+        return self._roles[path]
+
+    def _try_stream_role(self, number: int, block: nn.Module, path: str) -> StreamRole:
+        hidden = self.original_hidden[0]
+        layer = block.get_submodule(path)
+        plain, y = self.output_with(number, block, path, hidden)
+        if y.shape != hidden.shape:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        shift = torch.randn(hidden.shape, generator=generator).to(hidden) * hidden.std()
+
+        def forced(value: Tensor, start: Tensor) -> Tensor:
+            handle = layer.register_forward_hook(lambda module, args, out: value)
+            try:
+                return self._run(number, block, start)
+            finally:
+                handle.remove()
+
+        def same(found: Tensor, wanted: Tensor) -> bool:
+            return float((found - wanted).norm()) <= 1e-3 * float(shift.norm())
+
+        if same(forced(y + shift, hidden), plain + shift):
+            return "output"
+        return "input" if same(forced(y - shift, hidden + shift), plain) else None
+
+    @torch.no_grad()
+    def output_with(self, number: int, block: nn.Module, path: str, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(the block's output, the output of its layer at `path`) for one batch of hidden states."""
+        seen: list[Tensor] = []
+        handle = block.get_submodule(path).register_forward_hook(lambda module, args, out: seen.append(out))
+        try:
+            out = self._run(number, block, hidden)
+        finally:
+            handle.remove()
+        return out, seen[0]
+
+    @torch.no_grad()
     def advance(self, number: int, twin: nn.Module | None) -> None:
-        """Move both streams past a block: the compressed one through it, the original one through its twin."""
+        """Move both streams past a block: the compressed one through it, the original one through its
+        twin."""
         for i, hidden in enumerate(self.hidden):
             self.context.check()
             if twin is not None:

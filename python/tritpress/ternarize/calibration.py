@@ -1,8 +1,8 @@
 """What calibration text says about each tensor: second moments of its inputs and of its output gradients.
 
-The input moments weigh the inputs in a fit (the diagonal of the layer's Hessian); the gradient moments say how much
-an error in each output changes the loss, which is what the planner needs to compare tensors (the diagonal of the
-empirical Fisher information, factored as in K-FAC, arXiv 1503.05671).
+The input moments weigh the inputs in a fit (the diagonal of the layer's Hessian); the gradient moments say
+how much an error in each output changes the loss, which is what the planner needs to compare tensors (the
+diagonal of the empirical Fisher information, factored as in K-FAC, arXiv 1503.05671).
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def calibrate(
             if not bool(torch.isfinite(loss)):
                 raise InputError("the model's loss on the calibration text is not finite")
             loss.backward()
-            context.emit(
-                "step.progress", step=3, done=done, total=len(batches), detail="calibration windows"
-            )
+            context.emit("step.progress", step=3, done=done, total=len(batches), detail="calibration windows")
     finally:
         for handle in handles:
             handle.remove()

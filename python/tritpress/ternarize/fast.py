@@ -1,7 +1,7 @@
 """The fast method: every tensor from the source file to the store in constant memory, by the Rust core.
 
-No torch and no text: a group is fitted by its weights alone, or weighted by the inputs' second moments where a
-calibration is at hand.
+No torch and no text: a group is fitted by its weights alone, or weighted by the inputs' second moments where
+a calibration is at hand.
 """
 
 from __future__ import annotations
@@ -138,7 +138,6 @@ def _press_transposed_experts(target: Target, options: dict[str, Any], store: An
                     piece = np.ascontiguousarray(array[plane])
                     _write_all(fd, piece, offset + (plane * experts + expert) * piece.nbytes)
             sums = _core.layer_statistics(weight, codes, scales, options["group_size"])
-            sums = {key: list(v) if isinstance(v, list | tuple | np.ndarray) else v for key, v in sums.items()}
             totals = sums if totals is None else add(totals, sums)
     finally:
         os.close(fd)

@@ -1,10 +1,13 @@
-"""The calibrated method: every tensor by a second-order sweep, block by block on the compressed model's own inputs.
+"""The calibrated method: every tensor by a second-order sweep, block by block on the compressed model's own
+inputs.
 
-Within a block the layers are fitted in the order they are called (q, k, v on one input, then o, then gate and up,
-then down), each on activations that have passed through everything fitted before it. What a layer should give is the
-original's output on the *original's* activations: with X the original's inputs and Z the compressed model's, the
-least-squares target (W X^T Z)(Z^T Z)^-1 takes W's place in the sweep, so that later layers make up for earlier errors
-(as in GPTAQ, arXiv 2504.02692).
+Within a block the layers are fitted in the order they are called (q, k, v on one input, then o, then gate
+and up, then down), each on activations that have passed through everything fitted before it. What a layer
+should give is the original's output on the *original's* activations: with X the original's inputs and Z the
+compressed model's, the least-squares target (W X^T Z)(Z^T Z)^-1 takes W's place in the sweep, so that later
+layers make up for earlier errors (as in GPTAQ, arXiv 2504.02692). Layers that write to the residual stream
+are asked for the stream's drift as well: what they should add is what brings the compressed stream back
+towards the original one.
 """
 
 from __future__ import annotations
@@ -31,10 +34,25 @@ from tritpress.ternarize.blocks import BlockRunner, Stage
 from tritpress.ternarize.fast import press_tensor
 from tritpress.ternarize.points import FitSpec
 from tritpress.ternarize.stats import layer_statistics
-from tritpress.ternarize.sweep import DAMPING, damped, sweep
+from tritpress.ternarize.sweep import damped, sweep
 
-CORRECTION = 0.5
-"""How much of the way from W to the least-squares target is gone; 0 ignores the errors of earlier layers."""
+CORRECTION = 1.0
+"""How much of the way from W to the least-squares target is gone; 0 ignores that the inputs have changed."""
+
+STREAM_CORRECTION = 0.5
+"""How much of the residual stream's own drift the layers that write to it are asked to take back."""
+
+
+@dataclass
+class _Moments:
+    """Second moments over tokens: hessian Z^T Z / n [in, in], cross X^T Z / n [in, in] with X the original's
+    inputs, drift D^T Z / n [out, in] with D what the compressed residual stream lacks (only for layers that
+    write to it).
+    """
+
+    hessian: Tensor
+    cross: Tensor | None = None
+    drift: Tensor | None = None
 
 
 @dataclass
@@ -68,12 +86,13 @@ def gptq_tensors(
 ) -> Iterator[tuple[str, float]]:
     """Press every target and put it into `store`; yields (name, seconds) as each one is done.
 
-    `model` is the original in float32 and is changed: pressed layers take their dequantized weights. Tensors that
-    the store has already are taken from it, and since the activations are computed anew in the same order, a resumed
-    run makes the same bytes as one that was never interrupted. Targets that are no linear module of a block, or that
-    no window reaches, are fitted from their weights alone.
+    `model` is the original in float32 and is changed: pressed layers take their dequantized weights. Tensors
+    that the store has already are taken from it, and since the activations are computed anew in the same
+    order, a resumed run makes the same bytes as one that was never interrupted. Targets that are no linear
+    module of a block, or that no window reaches, are fitted from their weights alone.
 
-    Raises `InputError` naming the tensor where weights or activations are not finite or a scale leaves float16.
+    Raises `InputError` naming the tensor where weights or activations are not finite or a scale leaves
+    float16.
     """
     block_path, blocks = find_blocks(model)
     modules = modules_of(model, [target.name for target in targets])
@@ -130,14 +149,14 @@ def _press_stage(
     for group in stage.groups:
         if all(store.has(layers[path].target.name) for path in group):
             continue
-        hessian, cross = moments.pop(group[0])
+        found = moments.pop(group[0])
         for path in group:
             layer = layers[path]
             if store.has(layer.target.name):
                 continue
             context.check()
             begun = time.perf_counter()
-            _press_layer(layer, hessian, cross, plan.tensors[layer.target.name], config, store)
+            _press_layer(layer, found, plan.tensors[layer.target.name], config, store)
             yield layer.target.name, shared + time.perf_counter() - begun
     for layer in members:
         planned = plan.tensors[layer.target.name]
@@ -148,42 +167,74 @@ def _press_stage(
 
 def _moments(
     runner: BlockRunner, number: int, twin: nn.Module | None, stage: Stage, context: RunContext
-) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """For each group of a stage: Z^T Z / n, and X^T Z / n with X the original's inputs."""
-    sums: dict[str, tuple[Tensor, Tensor | None]] = {}
+) -> dict[str, _Moments]:
+    """The moments of each group of a stage, by the path of its first layer."""
+    sums: dict[str, _Moments] = {}
     tokens: dict[str, int] = {}
     block = runner.blocks[number]
+    alone = stage.groups[0][0] if stage.stop and len(stage.groups) == len(stage.groups[0]) == 1 else None
+    role = (
+        runner.stream_role(number, twin, alone) if twin is not None and alone and STREAM_CORRECTION else None
+    )
     for hidden, original in zip(runner.hidden, runner.original_hidden):
         context.check()
         seen = runner.inputs(number, block, stage, hidden)
         before = {} if twin is None else runner.inputs(number, twin, stage, original)
         for path, z in seen.items():
-            x = before.get(path)
-            if x is None or x.shape != z.shape:  # experts may be given other tokens in the two streams
-                x = None if twin is None else z
-            hessian, cross = z.T @ z, None if x is None else x.T @ z
-            if path in sums:
-                hessian += sums[path][0]
-                cross = None if cross is None else cross + sums[path][1]
-            sums[path] = (hessian, cross)
+            fresh = _Moments(z.T @ z)
+            if twin is not None:
+                x = before.get(path)
+                # experts may be given other tokens in the two streams: nothing to compare there
+                fresh.cross = x.T @ z if x is not None and x.shape == z.shape else fresh.hessian.clone()
+            if role is not None:
+                fresh.drift = _drift(runner, number, twin, alone, role, hidden, original).T @ z
+            sums[path] = _add(sums[path], fresh) if path in sums else fresh
             tokens[path] = tokens.get(path, 0) + len(z)
-    return {
-        path: (hessian / tokens[path], None if cross is None else cross / tokens[path])
-        for path, (hessian, cross) in sums.items()
-    }
+    for path, total in sums.items():
+        for part in (total.hessian, total.cross, total.drift):
+            if part is not None:
+                part /= tokens[path]
+    return sums
+
+
+def _add(first: _Moments, second: _Moments) -> _Moments:
+    def total(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else a + b
+
+    return _Moments(
+        first.hessian + second.hessian, total(first.cross, second.cross), total(first.drift, second.drift)
+    )
+
+
+def _drift(
+    runner: BlockRunner,
+    number: int,
+    twin: nn.Module | None,
+    path: str | None,
+    role: str,
+    hidden: Tensor,
+    original: Tensor,
+) -> Tensor:
+    """Original minus compressed residual stream at the place where the layer adds to it: [tokens, out]."""
+    assert twin is not None and path is not None
+    if role == "input":
+        return (original - hidden).flatten(0, -2).float()
+    out, y = runner.output_with(number, twin, path, original)
+    out_now, y_now = runner.output_with(number, runner.blocks[number], path, hidden)
+    return ((out - y) - (out_now - y_now)).flatten(0, -2).float()
 
 
 def _press_layer(
-    layer: _Layer, hessian: Tensor, cross: Tensor | None, planned: TensorPlan, config: CompressionConfig, store: Any
+    layer: _Layer, moments: _Moments, planned: TensorPlan, config: CompressionConfig, store: Any
 ) -> None:
     name = layer.target.name
     weight = weight_out_in(layer.module).float().contiguous()
     if not bool(torch.isfinite(weight).all()):
         raise InputError(f"{name} has weights that are not finite")
-    if not bool(torch.isfinite(hessian).all()):
+    if not bool(torch.isfinite(moments.hessian).all()):
         raise InputError(f"{name} is given inputs that are not finite")
     try:
-        fitted = sweep(_corrected(weight, hessian, cross), hessian, spec_of(planned, config))
+        fitted = sweep(_corrected(weight, moments), moments.hessian, spec_of(planned, config))
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     codes = reference.pack(fitted.trits).cpu().numpy()
@@ -192,27 +243,33 @@ def _press_layer(
     store.put(name, codes, scales, info)
 
 
-def _corrected(weight: Tensor, hessian: Tensor, cross: Tensor | None) -> Tensor:
-    """The weight that, on the compressed model's inputs, comes nearest to the original's outputs: [out, in]."""
-    if cross is None:
+def _corrected(weight: Tensor, moments: _Moments) -> Tensor:
+    """The weight that, on the compressed model's inputs, comes nearest to what is wanted of the layer: [out,
+    in].
+
+    W (C + d) (H + d)^-1 = W + W (C - H) (H + d)^-1, with d the damping, and the drift's own least squares on
+    top.
+    """
+    if moments.cross is None:
         return weight
-    h = damped(hessian)
-    damping = h.diagonal() - hessian.double().diagonal()
-    difference = (cross.double() - hessian.double()) * CORRECTION
-    # W (C + d) (H + d)^-1 = W + W (C - H) (H + d)^-1
-    del damping
-    step = torch.cholesky_solve((weight.double() @ difference).T, torch.linalg.cholesky(h)).T
+    wanted = CORRECTION * (weight.double() @ (moments.cross.double() - moments.hessian.double()))
+    if moments.drift is not None:
+        wanted += STREAM_CORRECTION * moments.drift.double()
+    step = torch.cholesky_solve(wanted.T, torch.linalg.cholesky(damped(moments.hessian))).T
     return (weight.double() + step).float()
 
 
 def _stored_weight(target: Target, planned: TensorPlan, store: Any) -> Tensor:
     """What the finished tensor stands for: float32 [.., out, in]."""
     codes, scales = store.get(target.name)
-    return reference.dequantize(torch.from_numpy(codes), torch.from_numpy(scales), target.cols, planned.group_size)
+    return reference.dequantize(
+        torch.from_numpy(codes), torch.from_numpy(scales), target.cols, planned.group_size
+    )
 
 
 def _write_parameter(model: nn.Module, target: Target, planned: TensorPlan, store: Any) -> None:
-    """Let the compressed model's activations see a tensor that is no linear module, where one parameter holds it."""
+    """Let the compressed model's activations see a tensor that is no linear module, where one parameter
+    holds it."""
     parameters = dict(model.named_parameters())
     name = model_name(model, target.name, parameters)
     if name is None:

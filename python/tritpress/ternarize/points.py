@@ -1,7 +1,7 @@
 """What a group of weights can be rounded to: sums of scaled trits, and the scales that suit a group best.
 
-Shapes: R rows, G inputs of one group, P planes, K = 3^P points. All in float32; a scale is always a value that
-float16 holds, because it is rounded before any code is taken from it.
+Shapes: R rows, G inputs of one group, P planes, K = 3^P points. All in float32; a scale is always a value
+that float16 holds, because it is rounded before any code is taken from it.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def first_scale(weights: Tensor, importance: Tensor, fit: str, max_zero_share: f
     """Scale of one plane for each row, weights [R, G] with importance [G]: float32 [R], before rounding.
 
     "exact": sort |w| descending, A_k = sum h|w|, B_k = sum h over the first k, k* = argmax A_k^2 / B_k, scale
-    A_k* / B_k*; at least (1 - max_zero_share) of the codes stay nonzero. "twn": threshold 0.7 mean |w|, scale the
-    mean above it. "absmean": mean |w|.
+    A_k* / B_k*; at least (1 - max_zero_share) of the codes stay nonzero. "twn": threshold 0.7 mean |w|,
+    scale the mean above it. "absmean": mean |w|.
     """
     magnitude = weights.abs()
     if fit == "absmean":
@@ -121,7 +121,8 @@ def threshold_trits(weights: Tensor, threshold: float) -> Tensor:
 
 
 def least_squares_scales(basis: Tensor, target: Tensor, previous: Tensor) -> Tensor:
-    """Scales [R, P] that bring sum_p scale_p basis_p [P, R, G] nearest to target [R, G], by ridge least squares.
+    """Scales [R, P] that bring sum_p scale_p basis_p [P, R, G] nearest to target [R, G], by ridge least
+    squares.
 
     A plane with no nonzero code keeps its previous scale. Signs are the caller's to fold into the codes.
     """

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 HISTOGRAM_LIMIT = 4
-"""Histograms span -4 to 4 times the group's mean |w| in 128 bins; what lies outside counts in the end bins."""
+"""Histograms span -4 to 4 times the group's mean |w| in 128 bins; what lies outside counts in the end
+bins."""
 
 
 def layer_statistics(
@@ -38,9 +39,9 @@ def layer_statistics(
 def summary(sums: dict[str, Any]) -> dict[str, Any]:
     """The Rust core's sums as figures.
 
-    `sparsity` is the share of zero codes over all planes, `zeros_all_planes` the share of weights that are 0 in
-    every plane, `mse` the mean squared error of the weights, `cosine` that between weights and reconstruction (1 for
-    a tensor of zeros that stays zero).
+    `sparsity` is the share of zero codes over all planes, `zeros_all_planes` the share of weights that are 0
+    in every plane, `mse` the mean squared error of the weights, `cosine` that between weights and
+    reconstruction (1 for a tensor of zeros that stays zero).
     """
     weights, per_plane = sums["weights"], sums["zeros_per_plane"]
     norms = math.sqrt(sums["sum_w2"]) * math.sqrt(sums["sum_d2"])

@@ -1,11 +1,11 @@
 """One tensor, second order: a GPTQ sweep over groups, then joint refinement of codes and scales.
 
-GPTQ (Frantar et al. 2022, arXiv 2210.17323) rounds one input column at a time and lets the columns still open make
-up for the error, by the inverse Hessian of the layer's inputs. Here a group's scales are fitted at the group's start
-on the weights as the sweep has left them, then improved within the group: with the codes fixed, the scales that are
-best *given that later columns compensate* are a small least-squares problem in the Cholesky factor's own coordinates.
-After the sweep, coordinate descent on the codes (as in QuantEase, arXiv 2309.01885) and a joint least squares of all
-the row's scales go in turn over the same quadratic.
+GPTQ (Frantar et al. 2022, arXiv 2210.17323) rounds one input column at a time and lets the columns still
+open make up for the error, by the inverse Hessian of the layer's inputs. Here a group's scales are fitted at
+the group's start on the weights as the sweep has left them, then improved within the group: with the codes
+fixed, the scales that are best *given that later columns compensate* are a small least-squares problem in
+the Cholesky factor's own coordinates. After the sweep, coordinate descent on the codes (as in QuantEase,
+arXiv 2309.01885) and a joint least squares of all the row's scales go in turn over the same quadratic.
 
 Shapes: R rows (outputs), C columns (inputs), G inputs in a group, P planes.
 """
@@ -28,7 +28,8 @@ REFINE_PASSES = 2
 
 @dataclass
 class Fitted:
-    """trits int8 [P, R, C]; scales float32 [P, R, groups], values of float16; loss before and after refinement."""
+    """trits int8 [P, R, C]; scales float32 [P, R, groups], values of float16; loss before and after
+    refinement."""
 
     trits: Tensor
     scales: Tensor
@@ -41,7 +42,9 @@ def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     h = hessian.double()
     mean = h.diagonal().mean()
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    return h + torch.diag_embed(torch.full((h.shape[0],), float(damping * mean), dtype=h.dtype, device=h.device))
+    return h + torch.diag_embed(
+        torch.full((h.shape[0],), float(damping * mean), dtype=h.dtype, device=h.device)
+    )
 
 
 def inverse_factor(h: Tensor) -> Tensor:
@@ -51,7 +54,8 @@ def inverse_factor(h: Tensor) -> Tensor:
 
 
 def sweep(weight: Tensor, hessian: Tensor, spec: FitSpec) -> Fitted:
-    """Ternary planes for weight [R, C] that keep (W - Q) H (W - Q)^T small, H [C, C] the inputs' second moments."""
+    """Ternary planes for weight [R, C] that keep (W - Q) H (W - Q)^T small, H [C, C] the inputs' second
+    moments."""
     rows, cols = weight.shape
     width = spec.group_size or cols
     starts = list(range(0, cols, width))
@@ -88,8 +92,8 @@ def sweep(weight: Tensor, hessian: Tensor, spec: FitSpec) -> Fitted:
 def _group_order(diagonal: Tensor, starts: list[int], width: int) -> tuple[Tensor, list[int]]:
     """Columns in coding order: groups by falling mean of the diagonal, columns likewise within their group.
 
-    Errors of what comes first can still be made up for by what comes later, so what matters most goes first; whole
-    groups move, so that scales stay where the format has them.
+    Errors of what comes first can still be made up for by what comes later, so what matters most goes first;
+    whole groups move, so that scales stay where the format has them.
     """
     means = [float(diagonal[s : s + width].mean()) for s in starts]
     groups = sorted(range(len(starts)), key=lambda g: (-means[g], g))
@@ -113,7 +117,8 @@ def _blocks(starts: list[int], groups: list[int], width: int, cols: int) -> list
 def _code_group(
     weights: Tensor, factor: Tensor, spec: FitSpec, budget: ZeroBudget
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes and scales of one group: (scales [R, P], index [R, G], error [R, G] in the factor's coordinates)."""
+    """Codes and scales of one group: (scales [R, P], index [R, G], error [R, G] in the factor's
+    coordinates)."""
     column_weights = factor.diagonal().square().reciprocal()
     scales = pt.fit_group(weights, column_weights, spec)
     if spec.threshold is not None:
@@ -140,7 +145,8 @@ def _code_group(
             )
         if turn + 1 < GROUP_ROUNDS:
             trits = pt.trits_of(best[2], spec.planes)
-            basis = torch.linalg.solve_triangular(factor.expand(spec.planes, -1, -1), trits, upper=True, left=False)
+            tall = factor.expand(spec.planes, -1, -1)
+            basis = torch.linalg.solve_triangular(tall, trits, upper=True, left=False)
             scales = pt.round_scales(pt.least_squares_scales(basis, target, best[1]).abs())
     assert best is not None
     return best[1], best[2], best[3]
@@ -171,7 +177,8 @@ def _sweep_group(
 def _code_by_threshold(
     weights: Tensor, factor: Tensor, scales: Tensor, spec: FitSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes set by the threshold alone (relative to the group's mean |w|, plane by plane); scales by least squares."""
+    """Codes set by the threshold alone (relative to the group's mean |w|, plane by plane); scales by least
+    squares."""
     residual = weights
     planes = []
     for plane in range(spec.planes):
@@ -219,7 +226,8 @@ def refine(
 def _joint_scales(
     w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: list[tuple[int, slice]]
 ) -> Tensor:
-    """All scales of a row at once by ridge least squares: float32 [P, R, groups], rounded to float16's values."""
+    """All scales of a row at once by ridge least squares: float32 [P, R, groups], rounded to float16's
+    values."""
     planes, rows, _ = trits.shape
     groups = len(blocks)
     normal = torch.empty(rows, groups * planes, groups * planes)

@@ -1,7 +1,7 @@
 """Holding the share of zero codes: a price on zeros that keeps a budget, paid where it costs least.
 
-A Lagrangian: each weight takes the point with the least (squared error + price * zeros), and the price is the one at
-which the zeros come out as wanted. Shapes: R rows, G inputs, K points.
+A Lagrangian: each weight takes the point with the least (squared error + price * zeros), and the price is
+the one at which the zeros come out as wanted. Shapes: R rows, G inputs, K points.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class ZeroBudget:
     def price(self, weights: Tensor, table: Tensor, column_weights: Tensor) -> Tensor | None:
         """Price on one zero for a group, in the units of column_weights * error^2; None where none is needed.
 
-        weights [R, G], table [R, K], column_weights [G]. The group's fair share of the zeros still allowed is what
-        it may use.
+        weights [R, G], table [R, K], column_weights [G]. The group's fair share of the zeros still allowed
+        is what it may use.
         """
         if self.total is None:
             return None
@@ -53,8 +53,8 @@ class ZeroBudget:
 def solve_price(levels: list[Tensor], allowed: float, both_ways: bool) -> Tensor:
     """Price at which choosing argmin_z (levels[z] + price * z) makes about `allowed` zeros.
 
-    `levels[z]` is the least cost of each weight with z zero codes. With `both_ways` the price may be negative (zeros
-    are wanted); otherwise it is 0 where the free choice stays within the allowance.
+    `levels[z]` is the least cost of each weight with z zero codes. With `both_ways` the price may be
+    negative (zeros are wanted); otherwise it is 0 where the free choice stays within the allowance.
     """
 
     def zeros(price: float) -> float:

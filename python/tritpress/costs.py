@@ -1,0 +1,166 @@
+"""What a number of planes would cost each tensor: the planner's estimates. Needs no torch.
+
+With a calibration the loss is second-order, 1/2 sum_o E[g_o^2] sum_c dW_oc^2 E[x_c^2]: the error of each
+weight by how much its input carries and how much its output moves the loss (nats a token). Without one it is
+the squared error of the weights relative to the tensor's own, times the tensor's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError
+from tritpress.formats.source import SourceModel, read_rows, read_tensor
+from tritpress.formats.targets import Target, find_embeddings
+
+_SAMPLE = 1 << 18
+"""Weights of a tensor that the estimate looks at: larger tensors are sampled by rows."""
+
+_PIECES = 16
+"""Places in a tensor from which sampled rows are taken."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """loss: what the planner adds up; relative: squared error of the weights over their squared norm."""
+
+    loss: float
+    relative: float
+
+
+def plane_costs(
+    targets: list[Target],
+    config: CompressionConfig,
+    calibration: Mapping[str, Any] | None,
+    planes: Iterable[int],
+) -> dict[str, list[Cost]]:
+    """Tensor name -> cost for each number of planes asked for.
+
+    Raises `InputError` naming the tensor where a weight is not finite.
+    """
+    asked = list(planes)
+    total = sum(_weights(target) for target in targets)
+    out = {}
+    for target in targets:
+        rows, weight = _sample(target)
+        moments = None if calibration is None else calibration.get(target.name)
+        out[target.name] = _costs(target, config, rows, weight, moments, asked, total)
+    if calibration is not None:
+        _fill_unseen(targets, calibration, out)
+    return out
+
+
+def _costs(
+    target: Target,
+    config: CompressionConfig,
+    rows: np.ndarray,
+    weight: np.ndarray,
+    moments: Any,
+    asked: list[int],
+    total: int,
+) -> list[Cost]:
+    from tritpress import _core
+
+    importance = None if moments is None else np.ascontiguousarray(moments["input_moment"], dtype=np.float32)
+    try:
+        codes, scales = _core.ternarize(
+            weight,
+            fit=config.fit,
+            group_size=config.group_size,
+            planes=max(asked),
+            threshold=config.threshold,
+            sparsity=config.target_sparsity,  # the ceiling on zeros hardly changes the error: left out here
+            importance=importance,
+            threads=config.threads,
+        )
+    except ValueError as error:
+        raise InputError(f"{target.entry.file}: {target.name}: {error}") from None
+    norm = float(np.square(weight, dtype=np.float64).sum())
+    found = []
+    for count in asked:  # planes are residual: the first ones are those of a smaller number
+        error = weight - _core.dequantize(codes[:count], scales[:count], target.cols, config.group_size)
+        squares = np.square(error, out=error)
+        relative = float(squares.sum(dtype=np.float64)) / norm if norm else 0.0
+        if moments is None:
+            loss = relative * _weights(target) / total
+        else:
+            per_row = squares.astype(np.float64) @ np.asarray(moments["input_moment"], dtype=np.float64)
+            gradient = np.asarray(moments["output_grad_moment"], dtype=np.float64)[rows]
+            loss = 0.5 * float(per_row @ gradient) * (target.rows / len(rows))
+        found.append(Cost(loss, relative))
+    return found
+
+
+def _fill_unseen(targets: list[Target], calibration: Mapping[str, Any], costs: dict[str, list[Cost]]) -> None:
+    """Tensors that calibration did not reach take the mean sensitivity of those that it did, by their
+    size."""
+    seen = [t for t in targets if t.name in calibration]
+    sensitivity = _sensitivity(seen, costs)
+    for target in targets:
+        if target.name not in calibration:
+            scale = sensitivity * _weights(target)
+            costs[target.name] = [Cost(c.relative * scale, c.relative) for c in costs[target.name]]
+
+
+def _sensitivity(targets: list[Target], costs: Mapping[str, list[Cost]]) -> float:
+    """Mean loss per unit of relative error and weight."""
+    loss = sum(costs[t.name][0].loss for t in targets)
+    error = sum(costs[t.name][0].relative * _weights(t) for t in targets)
+    return loss / error if error else 0.0
+
+
+def embedding_cost(source: SourceModel, targets: list[Target], costs: Mapping[str, list[Cost]]) -> float:
+    """Estimated loss of storing embeddings and head as int8 rows, at the mean sensitivity of the pressed
+    tensors."""
+    sensitivity = _sensitivity(targets, costs)
+    loss = 0.0
+    for name in find_embeddings(source):
+        entry = source.tensors[name]
+        rows, cols = entry.rows_cols
+        count = min(rows, max(1, _SAMPLE // cols))
+        weight = read_rows(entry, 0, count).astype(np.float64)
+        step = np.abs(weight).max(axis=1) / 127.0
+        norm = np.square(weight).sum()
+        relative = float(np.square(step).sum() * cols / 12.0 / norm) if norm else 0.0
+        loss += relative * sensitivity * rows * cols
+    return loss
+
+
+def _weights(target: Target) -> int:
+    count = target.rows * target.cols
+    for experts in target.experts:
+        count *= experts
+    return count
+
+
+def _sample(target: Target) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, weight [rows, in]) of a tensor, evenly spread; for stacked experts rows of the first one or of
+    all."""
+    entry = target.entry
+    if target.transposed:
+        if target.experts:
+            size = target.rows * target.cols
+            entry = replace(entry, shape=(target.cols, target.rows), nbytes=entry.nbytes // entry.size * size)
+        weight = read_tensor(entry).T
+        rows = _spread(weight.shape[0], target.cols)
+        return rows, np.ascontiguousarray(weight[rows])
+    count = entry.rows_cols[0]
+    rows = _spread(count, target.cols)
+    if len(rows) == count:
+        return rows, read_tensor(entry).reshape(-1, target.cols)
+    pieces = [read_rows(entry, int(part[0]), int(part[-1]) + 1) for part in np.split(rows, _PIECES)]
+    return rows, np.concatenate(pieces)
+
+
+def _spread(rows: int, cols: int) -> np.ndarray:
+    """Indices of sampled rows: all of them, or `_PIECES` runs of equal length spread over the tensor."""
+    run = max(1, _SAMPLE // cols // _PIECES)
+    if rows <= run * _PIECES:
+        return np.arange(rows)
+    starts = np.linspace(0, rows - run, _PIECES).astype(np.int64)
+    return (starts[:, None] + np.arange(run)).ravel()
