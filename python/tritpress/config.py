@@ -30,6 +30,10 @@ def size_class(parameters: int) -> str:
     return next(name for name, (limit, _) in SIZE_CLASSES.items() if parameters < limit)
 
 
+EXCLUSIVE = (("target_ratio", "planes"), ("sparsity", "threshold"), ("epochs", "tokens", "minutes"))
+"""Fields of which at most one may be given."""
+
+
 class CompressionConfig(BaseModel):
     """Every choice of a compression run.
 
@@ -120,8 +124,11 @@ def load_config(path: str | Path, **overrides: Any) -> CompressionConfig:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read the configuration {path}: {error}") from None
-    values.update({key: value for key, value in overrides.items() if value is not None})
-    return make_config(values)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    for one_of in EXCLUSIVE:  # the file's planes make room for a ratio given beside it
+        if given.keys() & set(one_of):
+            values = {key: value for key, value in values.items() if key not in one_of}
+    return make_config({**values, **given})
 
 
 def _sentence(problem: dict[str, Any]) -> str:

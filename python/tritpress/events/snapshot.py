@@ -241,6 +241,7 @@ def _finetune_step(state: State, event: dict[str, Any]) -> None:
     while points and points[-1].get("step", 0) >= point.get("step", 0):
         points.pop()
     state["finetune_last"] = point
+    state["steps"][4].update(done=point.get("step"), total=point.get("steps"))
     if point.get("step", 0) % state["finetune_stride"] == 0 or not points:
         points.append(point)
     if len(points) > FINETUNE_POINTS:

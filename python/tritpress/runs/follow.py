@@ -20,12 +20,9 @@ class WorkerDied(TritpressError):
     """The worker process ended without a last event (killed, out of memory, power)."""
 
 
-def follow(
-    run: RunDirectory, offset: int = 0, *, interval: float = 0.05, idle: bool = False
-) -> Iterator[dict[str, Any] | None]:
+def follow(run: RunDirectory, offset: int = 0, *, interval: float = 0.05) -> Iterator[dict[str, Any]]:
     """Yield the run's events from `offset` on until its `run.finished` or `run.failed`.
 
-    With `idle`, yields None whenever there is nothing new, so that the caller gets the word now and then.
     Raises `WorkerDied` when the worker is gone without one.
     """
     reader = EventReader(run.events_path, offset)
@@ -35,8 +32,6 @@ def follow(
             yield event
             if event["type"] in ENDS:
                 return
-        if idle:
-            yield None
         time.sleep(interval)
         if time.monotonic() - checked >= LIVENESS_EVERY:
             checked = time.monotonic()
