@@ -1,7 +1,7 @@
 //! A packed matrix in memory and its products.
 
 use crate::error::{Error, Result};
-use crate::kernel::{self, Activations, Isa};
+use crate::kernel::{self, Activations, Batch, Isa};
 use crate::packing::{row_bytes, Canonical};
 use crate::pool;
 use crate::tiles::{Geometry, Tiles, TILE};
@@ -106,27 +106,63 @@ impl PackedMatrix {
         if g.rows == 0 || n == 0 {
             return Ok(out);
         }
-        // Tiles in turn for all tokens, then turned to [n, rows].
-        let padded = g.tiles * TILE;
-        let mut by_tile = vec![0f32; padded * n];
-        let block = (262_144 / (TILE * g.padded_cols().max(1) * n)).max(1);
+        if g.cols == 0 {
+            return Ok(out);
+        }
         let size = g.tile_bytes();
-        pool::chunks_mut(&mut by_tile, TILE * n * block, threads, |index, out| {
-            for (i, out) in out.chunks_mut(TILE * n).enumerate() {
-                let tile = &self.tiles.bytes.as_slice()[(index * block + i) * size..][..size];
-                for (x, out) in tokens.iter().zip(out.chunks_mut(TILE)) {
-                    kernel::matvec(self.isa, tile, g, x, out);
-                }
+        if n == 1 {
+            let block = tiles_per_item(g.tiles, size, threads);
+            pool::chunks_mut(&mut out, TILE * block, threads, |index, out| {
+                self.matvec_tiles(index * block, &tokens[0], out);
+            });
+            return Ok(out);
+        }
+        // Tile by tile for some tokens at a time, then turned to [n, rows].
+        let batches: Vec<Batch> = tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g)).collect();
+        let mut by_tile = vec![0f32; g.tiles * TILE * n];
+        pool::chunks_mut(&mut by_tile, TILE * n, threads, |tile, out| {
+            let mut rest = out;
+            for batch in &batches {
+                let (out, more) = rest.split_at_mut(batch.n * TILE);
+                kernel::matmul(self.isa, self.tiles.tile(tile), g, batch, out);
+                rest = more;
             }
         });
-        for (row, out) in out.chunks_mut(g.rows).enumerate() {
+        pool::rows_mut(&mut out, g.rows, g.rows, threads, |token, out| {
             for (tile, out) in out.chunks_mut(TILE).enumerate() {
-                let from = &by_tile[(tile * n + row) * TILE..];
+                let from = &by_tile[(tile * n + token) * TILE..];
                 out.copy_from_slice(&from[..out.len()]);
             }
-        }
+        });
         Ok(out)
     }
+
+    /// Products of the tiles from `first` on that cover `out`, whose last tile may be cut short.
+    fn matvec_tiles(&self, first: usize, x: &Activations, out: &mut [f32]) {
+        let g = self.geometry();
+        let size = g.tile_bytes();
+        let whole = out.len() / TILE;
+        let bytes = &self.tiles.bytes.as_slice()[first * size..];
+        let (even, rest) = out.split_at_mut(whole * TILE);
+        kernel::matvec(self.isa, &bytes[..whole * size], g, x, even);
+        if !rest.is_empty() {
+            let mut last = [0f32; TILE];
+            kernel::matvec(self.isa, &bytes[whole * size..][..size], g, x, &mut last);
+            rest.copy_from_slice(&last[..rest.len()]);
+        }
+    }
+}
+
+/// Tokens that are multiplied with a tile at a time: their sums stay in the first-level cache.
+const TOKENS: usize = 64;
+
+/// Tiles that a thread claims at a time: enough work to be worth it, few enough to share the end of the loop.
+fn tiles_per_item(tiles: usize, tile_bytes: usize, threads: usize) -> usize {
+    if threads == 1 {
+        return tiles.max(1);
+    }
+    let worth = (32_768 / tile_bytes.max(1)).max(1);
+    worth.min(tiles.div_ceil(threads)).max(1)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The portable path: 16-bit lanes that LLVM vectorizes on every CPU.
 
-use super::Activations;
+use super::{Activations, Batch};
 use crate::tiles::{block_scale, Geometry, CHUNK, CHUNK_BYTES, TILE};
 
 /// Chunks summed in 16 bits before widening: each adds at most 4 * 3 * 127 to a lane.
@@ -43,4 +43,53 @@ fn block_sums(codes: &[u8], q: &[i8]) -> [i32; TILE] {
         }
     }
     sums
+}
+
+pub fn matmul(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
+    let steps = geometry.width / x.step.max(1);
+    let n = x.n;
+    let mut exact = vec![0i32; n * TILE];
+    // Codes of a step as 16-bit lanes: for each 4 inputs, those of 16 rows.
+    let mut w = [[0i16; CHUNK_BYTES]; 16];
+    out.fill(0.0);
+    for (index, block) in tile.chunks_exact(geometry.block_bytes()).enumerate() {
+        let group = index / geometry.planes;
+        let (codes, scales) = block.split_at(geometry.code_bytes());
+        exact.fill(0);
+        for step in 0..steps {
+            let chunks = x.step / CHUNK;
+            let codes = &codes[step * chunks * CHUNK_BYTES..][..chunks * CHUNK_BYTES];
+            for (quads, codes) in w.chunks_exact_mut(4).zip(codes.chunks_exact(CHUNK_BYTES)) {
+                for (s, quad) in quads.iter_mut().enumerate() {
+                    for (w, &byte) in quad.iter_mut().zip(codes) {
+                        *w = ((byte >> (2 * s)) & 3) as i16;
+                    }
+                }
+            }
+            let q = &x.q[(group * steps + step) * x.step * n..][..x.step * n];
+            for (q, exact) in q.chunks_exact(x.step).zip(exact.chunks_exact_mut(TILE)) {
+                let mut short = [0i16; CHUNK_BYTES];
+                for (w, q) in w.iter().zip(q.chunks_exact(4)) {
+                    let q = [q[0] as i16, q[1] as i16, q[2] as i16, q[3] as i16];
+                    for (i, sum) in short.iter_mut().enumerate() {
+                        *sum += w[i] * q[i & 3];
+                    }
+                }
+                for (lane, exact) in exact.iter_mut().enumerate() {
+                    *exact += short[4 * lane..4 * lane + 4].iter().map(|&v| v as i32).sum::<i32>();
+                }
+            }
+        }
+        let mut scale = [0f32; TILE];
+        scale.iter_mut().enumerate().for_each(|(lane, s)| *s = block_scale(scales, lane));
+        for (t, (exact, out)) in exact.chunks_exact(TILE).zip(out.chunks_exact_mut(TILE)).enumerate() {
+            let offset = x.sums[group * n + t];
+            for lane in 0..TILE {
+                out[lane] = ((exact[lane] - offset) as f32).mul_add(scale[lane], out[lane]);
+            }
+        }
+    }
+    for (out, scale) in out.chunks_exact_mut(TILE).zip(&x.scales) {
+        out.iter_mut().for_each(|y| *y *= scale);
+    }
 }

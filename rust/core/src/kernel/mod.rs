@@ -4,6 +4,8 @@
 //! then for each row one fused multiply-add with the group's scale per group and plane, in that order, and at
 //! the end one product with the activations' scale. Paths agree bit for bit.
 
+#[cfg(target_arch = "x86_64")]
+pub mod avx512_vnni;
 pub mod generic;
 pub mod naive;
 
@@ -15,14 +17,19 @@ use crate::tiles::{Geometry, TILE};
 /// An instruction set that a path is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// AVX-512 F, BW and VNNI.
+    Avx512Vnni,
+    /// Portable.
     Generic,
 }
 
 impl Isa {
-    pub const ALL: [Isa; 1] = [Isa::Generic];
+    /// Best first.
+    pub const ALL: [Isa; 2] = [Isa::Avx512Vnni, Isa::Generic];
 
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Avx512Vnni => "avx512vnni",
             Isa::Generic => "generic",
         }
     }
@@ -30,6 +37,10 @@ impl Isa {
     /// Whether this machine can run the path.
     pub fn available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => avx512_vnni::available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx512Vnni => false,
             Isa::Generic => true,
         }
     }
@@ -128,7 +139,54 @@ pub fn matvec(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Activations, out:
     assert_eq!(x.q.len(), geometry.padded_cols());
     assert_eq!(x.sums.len(), geometry.groups);
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => avx512_vnni::matvec(tiles, geometry, x, out),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx512Vnni => unreachable!("not available here"),
         Isa::Generic => generic::matvec(tiles, geometry, x, out),
+    }
+}
+
+/// Several tokens' activations, laid out for [`matmul`].
+pub struct Batch {
+    pub n: usize,
+    /// Inputs that a step of the kernels takes: 64, or a group of 32.
+    pub step: usize,
+    /// int8 [padded_cols / step, n, step].
+    pub q: Vec<i8>,
+    /// [groups, n].
+    pub sums: Vec<i32>,
+    /// [n].
+    pub scales: Vec<f32>,
+}
+
+impl Batch {
+    pub fn new(tokens: &[Activations], geometry: &Geometry) -> Self {
+        let n = tokens.len();
+        let step = geometry.width.clamp(1, 64);
+        let mut q = vec![0i8; geometry.padded_cols() * n];
+        for (t, token) in tokens.iter().enumerate() {
+            for (i, part) in token.q.chunks_exact(step).enumerate() {
+                q[(i * n + t) * step..][..step].copy_from_slice(part);
+            }
+        }
+        let sums = (0..geometry.groups).flat_map(|g| tokens.iter().map(move |t| t.sums[g])).collect();
+        Batch { n, step, q, sums, scales: tokens.iter().map(|t| t.scale).collect() }
+    }
+}
+
+/// Products of one tile with every token: `out` is [n, 16].
+pub fn matmul(isa: Isa, tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
+    assert_eq!(out.len(), x.n * TILE);
+    assert_eq!(tile.len(), geometry.tile_bytes());
+    assert_eq!(x.q.len(), geometry.padded_cols() * x.n);
+    assert_eq!(x.sums.len(), geometry.groups * x.n);
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => avx512_vnni::matmul(tile, geometry, x, out),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx512Vnni => unreachable!("not available here"),
+        Isa::Generic => generic::matmul(tile, geometry, x, out),
     }
 }
 

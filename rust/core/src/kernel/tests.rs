@@ -33,7 +33,9 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
             _ => (random.next() % 20001) as f32 / 1000.0 - 10.0,
         })
         .collect();
+    let second: Vec<f32> = x.iter().map(|x| 3.0 - x / 2.0).collect();
     let x = Activations::quantize(&x, &tiles.geometry).unwrap();
+    let second = Activations::quantize(&second, &tiles.geometry).unwrap();
     let expected = naive::matvec(&matrix, &x);
     for isa in Isa::usable() {
         let mut out = vec![0f32; tiles.geometry.tiles * TILE];
@@ -45,6 +47,22 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
                 "{}: {rows}x{cols}, {planes} planes, groups of {group_size}, row {row}: {a} against {b}",
                 isa.name()
             );
+        }
+        let others = naive::matvec(&matrix, &second);
+        for n in [1, 2, 3, 4, 5, 9] {
+            let tokens: Vec<Activations> =
+                (0..n).map(|t| if t % 2 == 0 { x.clone() } else { second.clone() }).collect();
+            let batch = Batch::new(&tokens, &tiles.geometry);
+            for tile in 0..tiles.geometry.tiles {
+                let mut out = vec![0f32; n * TILE];
+                matmul(isa, tiles.tile(tile), &tiles.geometry, &batch, &mut out);
+                for (t, out) in out.chunks(TILE).enumerate() {
+                    let expected = if t % 2 == 0 { &expected } else { &others };
+                    let rows = &expected[tile * TILE..(tile * TILE + TILE).min(rows)];
+                    let same = rows.iter().zip(out).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{}: {n} tokens, {rows:?} against {out:?}", isa.name());
+                }
+            }
         }
     }
 }
