@@ -48,7 +48,7 @@ def _inspect_packed(path: Path) -> dict[str, Any]:
         "bytes_fp32": 4 * parameters,
         "ratio_file": 4 * parameters / total,
         "ratio_layers": 4 * weights / ternary_bytes,
-        "bits_per_weight": 8 * total / parameters,
+        "bits_per_weight": 8 * ternary_bytes / weights,
         "planes_mean": codes / weights,
         "sparsity": sum(t["sparsity"] * t["weights"] * t["planes"] for t in ternary) / codes,
         "zeros_all_planes": sum(t["zeros_all_planes"] * t["weights"] for t in ternary) / weights,

@@ -44,4 +44,6 @@ def quantize_rows(rows: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def decode_rows(q8: np.ndarray, scales: np.ndarray, name: str) -> np.ndarray:
     """(int8 [n, cols], float16 [n]) -> float16 [n, cols]: float32(q8) * scale, rounded once."""
-    return to_half(q8.astype(np.float32) * scales.astype(np.float32)[:, None], name)
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite scale is named by `to_half`
+        values = q8.astype(np.float32) * scales.astype(np.float32)[:, None]
+    return to_half(values, name)

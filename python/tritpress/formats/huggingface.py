@@ -109,7 +109,7 @@ def model_name(model: nn.Module, name: str, known: Iterable[str]) -> str | None:
 
 
 def modules_of(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, nn.Module]]:
-    """Tensor name -> (module path, module), for those of `names` that are a module's `weight`.
+    """Tensor name -> (module path, module), for those of `names` that are a module's two-dimensional `weight`.
 
     Expert tensors that this version of transformers keeps in one stacked parameter have no module and are
     left out.
@@ -120,7 +120,7 @@ def modules_of(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, n
         if not name.endswith(".weight"):
             continue
         path = model_name(model, name.removesuffix(".weight"), modules)
-        if path is not None and getattr(modules[path], "weight", None) is not None:
+        if path is not None and getattr(getattr(modules[path], "weight", None), "ndim", 0) == 2:
             found[name] = (path, modules[path])
     return found
 

@@ -325,7 +325,9 @@ def _is_buffer(entry: TensorEntry) -> bool:
     return entry.name.endswith((".masked_bias", ".rotary_emb.inv_freq"))
 
 
-INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "tokens_embed")
+INPUT_EMBEDDINGS = (
+    "embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "tokens_embed", "embeddings",
+)  # fmt: skip
 OUTPUT_HEADS = ("lm_head", "embed_out", "output")
 
 
