@@ -18,6 +18,15 @@ from tritpress.evaluate.latency import decode_latency  # noqa: E402
 from tritpress.evaluate.perplexity import Evaluation, evaluate_model  # noqa: E402
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small only lose by threads, and much so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)

@@ -36,6 +36,15 @@ GRADIENTS = "gradients reach every pressed tensor"
 SIZE = "size on disk is the one the ratio was judged by"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small only lose by threads, and much so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def press(model_dir: Path, out: Path) -> None:
     """Two planes, int8 embeddings, by weights alone."""
     source = open_source(model_dir)

@@ -13,6 +13,15 @@ from tritpress.finetune.losses import distillation_loss  # noqa: E402
 from tritpress.finetune.mugrokfast import MuGrokfast, Muon, newton_schulz  # noqa: E402
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small only lose by threads, and much so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def gradients(shape, steps: int):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator) for _ in range(steps)]

@@ -15,6 +15,15 @@ from tritpress.nn.bit_linear import BitLinear, fake_quantize_activations, pack_t
 SHAPES = [(1, 1, 64), (5, 64, 64), (7, 130, 64), (4, 70, 0), (6, 96, 32)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small only lose by threads, and much so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_codes(planes: int, rows: int, columns: int, group: int, seed: int = 0):
     rng = np.random.default_rng(seed)
     trits = torch.from_numpy(rng.integers(-1, 2, (planes, rows, columns)).astype(np.int8))
