@@ -34,12 +34,12 @@ def compress(
 ) -> dict[str, Any]:
     """Compress the Hugging Face directory `model` into `out`; returns the report (what `report.json` holds).
 
-    A worker process does the work and goes on if this one dies; `on_event` gets each of its events as a dict.
-    `runs_dir` defaults to `$TRITPRESS_RUNS`, else `./runs`. When `on_event` raises, or on Ctrl-C, the worker is
-    asked to stop and the exception goes on to the caller.
+    A worker process does the work and goes on if this one dies; `on_event` gets each of its events as a
+    dict. `runs_dir` defaults to `$TRITPRESS_RUNS`, else `./runs`. When `on_event` raises, or on Ctrl-C, the
+    worker is asked to stop and the exception goes on to the caller.
 
-    Raises `UsageError` and `InputError` for what cannot work, `StopRequested` when the run was stopped from
-    elsewhere, and `TritpressError` with the worker's own sentence for all else. A gate that fails is no error.
+    Raises `UsageError` and `InputError` for what cannot work, `StopRequested` when the run was stopped by
+    others, and `TritpressError` with the worker's own sentence for all else. A gate that fails is no error.
     """
     run = launch(model, out, config, runs_dir)
     return wait(run, on_event)
@@ -53,25 +53,30 @@ def resume(
 ) -> dict[str, Any]:
     """Take a stopped, failed or killed run up again and return its report; raises like `compress`."""
     directory = run if isinstance(run, RunDirectory) else find_run(run, runs_dir)
-    offset = resume_offset(directory)
+    before = StateReader(directory.path)
+    before.poll()
     resume_worker(directory)
-    return wait(directory, on_event, offset)
+    return wait(directory, on_event, before.state["offset"])
 
 
-def resume_offset(run: RunDirectory) -> int:
-    """Where the events of a resumed run will begin in its log."""
-    reader = StateReader(run.path)
-    reader.poll()
-    return reader.events.offset
+def wait(
+    run: RunDirectory,
+    on_event: OnEvent | None = None,
+    offset: int = 0,
+    *,
+    on_stop: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Follow a run that is at work from `offset` of its log to its end and return its report.
 
-
-def wait(run: RunDirectory, on_event: OnEvent | None = None, offset: int = 0) -> dict[str, Any]:
-    """Follow a run that is at work to its end and return its report; raises like `compress`."""
+    Raises like `compress`. `on_stop` is called before waiting for a worker that was just asked to stop.
+    """
     try:
         end = _follow(run, on_event, offset)
     except WorkerDied as error:
         raise WorkerDied(f"{error}; `{resume_line(run.path)}` goes on from what is done") from None
     except BaseException:
+        if on_stop is not None:
+            on_stop()
         stop(run)
         raise
     if end["type"] == "run.failed":

@@ -1,0 +1,107 @@
+"""Options that commands share, and how they become a `CompressionConfig`."""
+
+from __future__ import annotations
+
+from enum import Enum, StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tritpress.errors import UsageError
+
+if TYPE_CHECKING:
+    from tritpress.config import CompressionConfig
+
+
+def help_text(summary: str, *examples: str) -> str:
+    """Help of a command: what it does, then examples, each on its own line."""
+    return "\n".join([summary, "", "\b", "Examples:", *(f"  {example}" for example in examples)])
+
+
+class Method(StrEnum):
+    auto = "auto"
+    fast = "fast"
+    gptq = "gptq"
+
+
+class Fit(StrEnum):
+    exact = "exact"
+    twn = "twn"
+    absmean = "absmean"
+
+
+class Optimizer(StrEnum):
+    mugrokfast = "mugrokfast"
+    muon = "muon"
+    adamw = "adamw"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Bench(StrEnum):
+    matvec = "matvec"
+    matmul = "matmul"
+    pack = "pack"
+    generate = "generate"
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RunsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs", metavar="DIR", help="Folder of runs. [dim](default: $TRITPRESS_RUNS or ./runs)[/dim]"
+    ),
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or the beginning of one.")]
+ModelPathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="Model directory, packed or plain.")]
+TextOption = Annotated[
+    list[Path] | None,
+    typer.Option("--text", metavar="PATH", help="File or folder of text; may be given again."),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, metavar="N", help="Threads.")
+]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where torch computes.")]
+
+TARGET = "What to reach"
+TERNARIZATION = "Ternarization"
+FINE_TUNING = "Fine-tuning"
+OUTPUT = "Output"
+RUNNING = "Running"
+
+
+def sparsity_value(text: str | None) -> float | str | None:
+    """A share, or the word free. Raises `UsageError` for anything else."""
+    if text is None or text == "free":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--sparsity takes a share such as 0.35, or the word free, not {text!r}") from None
+
+
+def outputs_value(packed_only: bool, dequantized_only: bool) -> str | None:
+    """Which models to write. Raises `UsageError` when both are the only one."""
+    if packed_only and dequantized_only:
+        raise UsageError(
+            "give --packed-only or --dequantized-only, not both (without either, both are written)"
+        )
+    return "packed" if packed_only else "dequantized" if dequantized_only else None
+
+
+def build_config(file: Path | None, given: dict[str, Any]) -> CompressionConfig:
+    """The configuration: the TOML file's values, then those options that were given."""
+    from tritpress.config import load_config, make_config
+
+    values = {
+        key: value.value if isinstance(value, Enum) else value
+        for key, value in given.items()
+        if value is not None
+    }
+    return load_config(file, **values) if file is not None else make_config(values)

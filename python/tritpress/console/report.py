@@ -1,0 +1,183 @@
+"""The report of a run as people read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tritpress.console.numbers import DASH, duration, figure, percent, planes, size, times
+from tritpress.invocation import command_line, runs_option
+
+GATE_NAMES = {
+    "ratio": "size ratio",
+    "accuracy": "accuracy kept",
+    "perplexity": "perplexity change",
+    "sparsity": "sparsity",
+    "gradient_flow": "gradient flow",
+}
+
+
+def print_report(console: Console, report: dict[str, Any], run_path: Path | None = None) -> None:
+    """Headline, before and after, gates, fine-tuning and where everything is."""
+    console.print()
+    console.print(headline(report))
+    console.print()
+    console.print(before_after(report))
+    console.print()
+    console.print(gates_table(report["gates"]))
+    for line in advice(report["gates"]):
+        console.print(line)
+    fine_tuning = report.get("fine_tuning")
+    if fine_tuning:
+        console.print()
+        console.print(
+            f"Fine-tuning: {fine_tuning['steps']:,} steps, {fine_tuning['tokens']:,} tokens, loss "
+            f"{figure(fine_tuning['loss_first'])} -> {figure(fine_tuning['loss_best'])} "
+            f"({fine_tuning['optimizer']}, {fine_tuning['stopped']})",
+            highlight=False,
+        )
+    handoff = report.get("handoff") or []
+    if handoff:
+        failed = [item for item in handoff if item.get("passed") is False]
+        passed = sum(item.get("passed") is True for item in handoff)
+        console.print(f"Handoff: {passed} of {len(handoff)} checks pass", highlight=False)
+        for item in failed:
+            console.print(Text(f"  ✗ {item['name']}: {item.get('detail') or ''}", style="red"))
+    seconds = sum(step["seconds"] or 0 for step in report.get("steps", []))
+    console.print(f"Time: {duration(seconds)} in the seven steps", highlight=False)
+    if run_path is not None:
+        console.print()
+        print_places(console, report, run_path)
+
+
+def print_places(console: Console, report: dict[str, Any], run_path: Path) -> None:
+    """Where the models are, and the line that opens the dashboard on this run."""
+    from tritpress.runs.directory import RunDirectory
+
+    out = Path(RunDirectory(run_path).read_run()["out"])
+    rows = []
+    for kind, label in (("packed", "Packed model"), ("dequantized", "Dequantized")):
+        if (out / kind).is_dir():
+            rows.append((label, str(out / kind)))
+    rows.append(("Report", str(out / "report.json")))
+    rows.append(
+        ("Dashboard", command_line("dashboard", *runs_option(run_path.parent), "--run", run_path.name))
+    )
+    for label, value in rows:
+        console.print(Text.assemble((f"{label:<13} ", "bold"), value), soft_wrap=True)
+
+
+def headline(report: dict[str, Any]) -> Text:
+    """The ratio, never without bits a weight and planes beside it."""
+    text = Text()
+    text.append(f"{times(report['ratio_file'])} smaller", style="bold green")
+    text.append(" than float32")
+    if report.get("ratio_disk") is not None:
+        text.append(f" ({times(report['ratio_disk'])} than the files on disk)")
+    text.append(f"\n{figure(report['bits_per_weight'], 3)} bits a weight", style="bold")
+    text.append(f" in the pressed layers, {planes(report['planes_mean'])}, ")
+    text.append(f"{percent(report['sparsity'])} zeros")
+    return text
+
+
+def before_after(report: dict[str, Any]) -> Table:
+    """Original, packed and dequantized side by side."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=_title(report), title_justify="left")
+    table.title_style = "bold"
+    table.add_column("")
+    for name in ("original", "packed", "dequantized"):
+        table.add_column(name, justify="right")
+    columns = [report["before"], report["after"]["packed"], report["after"]["dequantized"]]
+    interval = report.get("perplexity_interval")
+    change = report.get("perplexity_change")
+    rows = [
+        ("weight files", [size(column.get("bytes")) for column in columns]),
+        ("ratio to float32", [_ratio(column) for column in columns]),
+        ("perplexity", [figure(column.get("perplexity")) for column in columns]),
+        ("  change", [DASH, percent(change, sign=True), _change(columns[2], columns[0])]),
+        ("top-1", [percent(column.get("top1")) for column in columns]),
+        ("  kept", [DASH, percent(report.get("accuracy_kept")), _kept(columns[2], columns[0])]),
+        ("KL divergence, nats", [figure(column.get("kl"), 3) for column in columns]),
+        ("same top-1", [percent(column.get("agreement")) for column in columns]),
+        ("latency, ms a token", [figure(column.get("latency_ms"), 3) for column in columns]),
+        ("tokens a second", [figure(column.get("tokens_per_s"), 3) for column in columns]),
+    ]
+    for label, values in rows:
+        if any(value != DASH for value in values):
+            table.add_row(label, *values)
+    if change is not None and interval:
+        table.caption = f"95 % interval of the packed change: {_span(interval)}"
+        table.caption_justify = "left"
+    return table
+
+
+def gates_table(gates: list[dict[str, Any]]) -> Table:
+    """The five gates, actual against target."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Gates", title_justify="left")
+    table.title_style = "bold"
+    table.add_column("")
+    table.add_column("target", justify="right")
+    table.add_column("actual", justify="right")
+    table.add_column("")
+    for gate in gates:
+        verdict = {True: Text("✓ passes", "green"), False: Text("✗ fails", "bold red")}.get(
+            gate["passed"], Text("– not measured", "yellow")
+        )
+        target, actual = gate_words(gate)
+        table.add_row(GATE_NAMES.get(gate["name"], gate["name"]), target, actual, verdict)
+    return table
+
+
+def gate_words(gate: dict[str, Any]) -> tuple[str, str]:
+    """Target and actual of a gate in its own unit."""
+    name, target, actual = gate["name"], gate["target"], gate["actual"]
+    if name == "ratio":
+        return f">= {target:.2f}x", times(actual)
+    if name == "perplexity":
+        return f"<= {percent(target, sign=True)}", percent(actual, sign=True)
+    if name == "sparsity" and isinstance(target, list | tuple):
+        return f"{100 * target[0]:.0f} to {percent(target[1], 0)}", percent(actual)
+    if isinstance(target, int | float):
+        return f">= {percent(target)}", percent(actual)
+    return str(target), figure(actual)
+
+
+def advice(gates: list[dict[str, Any]]) -> list[Text]:
+    """What each gate has to say: how to make a failed one pass, why one was not measured."""
+    return [
+        Text.assemble((f"{GATE_NAMES.get(gate['name'], gate['name'])}: ", "bold"), str(gate["advice"]))
+        for gate in gates
+        if gate.get("advice")
+    ]
+
+
+def _title(report: dict[str, Any]) -> str:
+    tokens = report["before"].get("tokens")
+    return "Before and after" + (f", on {tokens:,} tokens of held-out text" if tokens else "")
+
+
+def _ratio(column: dict[str, Any]) -> str:
+    if not column.get("bytes") or not column.get("bytes_fp32"):
+        return DASH
+    return times(column["bytes_fp32"] / column["bytes"])
+
+
+def _change(after: dict[str, Any], before: dict[str, Any]) -> str:
+    if after.get("perplexity") is None or before.get("perplexity") is None:
+        return DASH
+    return percent(after["perplexity"] / before["perplexity"] - 1, sign=True)
+
+
+def _kept(after: dict[str, Any], before: dict[str, Any]) -> str:
+    if after.get("top1") is None or not before.get("top1"):
+        return DASH
+    return percent(after["top1"] / before["top1"])
+
+
+def _span(interval: list[float]) -> str:
+    return f"{percent(interval[0], sign=True)} to {percent(interval[1], sign=True)}"

@@ -1,0 +1,200 @@
+"""Tables for runs, files and measurements."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from tritpress.console.numbers import DASH, count, duration, figure, moment, percent, planes, size, times
+from tritpress.console.progress import render
+from tritpress.invocation import resume_line
+
+STATUS_STYLES = {
+    "finished": "green",
+    "running": "cyan",
+    "created": "cyan",
+    "paused": "yellow",
+    "stopped": "yellow",
+    "failed": "red",
+    "died": "red",
+}
+TENSORS_SHOWN = 40
+
+
+def simple_table(*columns: str | tuple[str, dict[str, Any]], title: str | None = None) -> Table:
+    """A table in the house's style; a column is its heading or (heading, options)."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        heading, options = (column, {}) if isinstance(column, str) else column
+        table.add_column(heading, **options)
+    return table
+
+
+def right(heading: str) -> tuple[str, dict[str, Any]]:
+    return heading, {"justify": "right", "no_wrap": True}
+
+
+def runs_table(runs: list[dict[str, Any]]) -> Table:
+    """One line a run, newest first."""
+    table = simple_table(
+        ("run", {"no_wrap": True}),
+        ("model", {"overflow": "ellipsis", "no_wrap": True, "ratio": 1}),
+        ("status", {"no_wrap": True}),
+        right("size"),
+        right("bits"),
+        right("planes"),
+        right("perplexity"),
+        right("gates"),
+        right("time"),
+    )
+    for run in runs:
+        status = run["status"]
+        words = f"{status}, step {run['step']}" if run["step"] and status in ("running", "paused") else status
+        gates = list(run["gates"].values())
+        table.add_row(
+            run["id"],
+            str(run["name"] or ""),
+            Text(words, STATUS_STYLES.get(status, "")),
+            times(run["ratio_file"]),
+            figure(run["bits_per_weight"], 3),
+            DASH if run["planes_mean"] is None else f"{run['planes_mean']:.3g}",
+            percent(run["perplexity_change"], sign=True),
+            f"{sum(gate is True for gate in gates)}/{len(gates)}" if gates else DASH,
+            duration(run["seconds"]),
+        )
+    return table
+
+
+def print_run(console: Console, summary: dict[str, Any], state: dict[str, Any], path: Path) -> None:
+    """A run as it stands: facts, the seven steps, and what can be done about it."""
+    status = summary["status"]
+    rows = [
+        ("Run", summary["id"]),
+        ("Name", summary["name"]),
+        ("Status", Text(status, STATUS_STYLES.get(status, ""))),
+        ("Started", moment(state["started"])),
+        ("Model", summary["model"]),
+        ("Output", summary["out"]),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in rows:
+        grid.add_row(label, value if isinstance(value, Text) else Text(str(value or DASH)))
+    console.print(Group(grid, Text(""), render(state, console.width, time.time())))
+    if summary["error"]:
+        console.print(Text(f"\n{summary['error']}", style="red"))
+    if status in ("died", "failed", "stopped"):
+        console.print(f"\nGo on with: {resume_line(path)}", markup=False, soft_wrap=True)
+
+
+def print_inspection(console: Console, found: dict[str, Any], all_tensors: bool) -> None:
+    """What lies in a model directory."""
+    packed = found["kind"] == "packed"
+    label = "packed ternary model, verified" if packed else "plain model"
+    head = Text(f"{found['architecture']}, {count(found['parameters'])} parameters, {label}", "bold")
+    lines = [head]
+    if packed:
+        lines.append(
+            Text(
+                f"{times(found['ratio_file'])} smaller than float32 · "
+                f"{figure(found['bits_per_weight'], 3)} bits a weight in {found['ternary_tensors']} ternary tensors, {planes(found['planes_mean'])} · "
+                f"{percent(found['sparsity'])} zeros"
+            )
+        )
+    else:
+        lines.append(
+            Text(
+                f"{found['ternarizable_tensors']} tensors to press with "
+                f"{count(found['ternarizable_weights'])} weights · size class {found['size_class']} · "
+                f"{found['source_dtype']}"
+            )
+        )
+    lines.append(Text(f"{size(found['bytes'])} on disk · {size(found['bytes_fp32'])} as float32"))
+    console.print(Group(*lines))
+    console.print(_tensor_table(found["tensors"], packed, None if all_tensors else TENSORS_SHOWN))
+    hidden = len(found["tensors"]) - TENSORS_SHOWN
+    if hidden > 0 and not all_tensors:
+        console.print(f"{hidden} more tensors: --all shows them", style="dim")
+    files = simple_table("file", right("size"), ("sha256", {"overflow": "fold"}))
+    for file in found["files"]:
+        files.add_row(file["path"], size(file["bytes"]), str(file.get("sha256") or DASH))
+    console.print(files)
+
+
+def _tensor_table(tensors: list[dict[str, Any]], packed: bool, limit: int | None) -> Table:
+    columns = [("tensor", {"overflow": "fold"}), "kept as", right("shape")]
+    columns += [right("planes"), right("zeros"), right("bits")] if packed else ["role"]
+    table = simple_table(*columns, right("size"))
+    for tensor in tensors[:limit]:
+        shape = " x ".join(str(n) for n in tensor["shape"])
+        if packed:
+            bits = figure(tensor.get("bits"), 3)
+            middle = [str(tensor.get("planes", "")), _share(tensor.get("sparsity")), bits]
+        else:
+            middle = [tensor["role"]]
+        table.add_row(tensor["name"], tensor["storage"], shape, *middle, size(tensor["bytes"]))
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else percent(value)
+
+
+def print_evaluation(console: Console, found: dict[str, Any]) -> None:
+    """Figures of one model on held-out text."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    rows = [
+        ("Model", found.get("path")),
+        ("Kind", found.get("kind")),
+        ("Perplexity", figure(found.get("perplexity"))),
+        ("Top-1", percent(found.get("top1"), 2)),
+        ("Tokens", None if found.get("tokens") is None else f"{found['tokens']:,}"),
+        (
+            "Latency",
+            None if found.get("latency_ms") is None else f"{figure(found['latency_ms'], 3)} ms a token",
+        ),
+        ("Speed", None if not found.get("tokens_per_s") else f"{count(found['tokens_per_s'])} tokens/s"),
+        ("Weight files", None if found.get("bytes") is None else size(found["bytes"])),
+    ]
+    for label, value in rows:
+        if value is not None:
+            grid.add_row(label, Text(str(value)))
+    console.print(grid)
+
+
+def print_bench(console: Console, name: str, found: dict[str, Any]) -> None:
+    """Measured limits of the machine, then a line a measurement."""
+    console.print(f"bench {name}", style="bold")
+    for key, value in found["machine"].items():
+        console.print(f"  {key.replace('_', ' ')}: {_cell(value)}", markup=False)
+    rows = found["rows"]
+    if not rows:
+        return
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    table = simple_table(
+        *(right(k.replace("_", " ")) if _is_number(rows[0].get(k)) else k.replace("_", " ") for k in keys)
+    )
+    for row in rows:
+        table.add_row(*(_cell(row.get(key)) for key in keys))
+    console.print(table)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return DASH
+    if isinstance(value, bool) or not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return figure(value)
