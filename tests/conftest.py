@@ -39,7 +39,8 @@ def tiny_llama_dir(tmp_path_factory) -> Path:
 
     config = LlamaConfig(
         vocab_size=2048, hidden_size=64, intermediate_size=150, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=0,
+        eos_token_id=0,
     )  # fmt: skip
     return save_tiny_model(config, tmp_path_factory.mktemp("models") / "tiny-llama", dtype="bfloat16")
 
@@ -51,8 +52,8 @@ def tiny_qwen3_dir(tmp_path_factory) -> Path:
 
     config = Qwen3Config(
         vocab_size=2048, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0,
-        eos_token_id=0,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return save_tiny_model(config, tmp_path_factory.mktemp("models") / "tiny-qwen3", dtype="float16")
 
@@ -63,7 +64,8 @@ def tiny_gpt2_dir(tmp_path_factory) -> Path:
     from transformers import GPT2Config
 
     config = GPT2Config(
-        vocab_size=2048, n_embd=64, n_layer=2, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=0,
+        vocab_size=2048, n_embd=64, n_layer=2, n_head=4, n_positions=256, bos_token_id=0,
+        eos_token_id=0,
     )  # fmt: skip
     return save_tiny_model(config, tmp_path_factory.mktemp("models") / "tiny-gpt2")
 
@@ -75,7 +77,8 @@ def tiny_sharded_dir(tmp_path_factory) -> Path:
 
     config = LlamaConfig(
         vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0,
+        eos_token_id=0,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("models") / "tiny-sharded"
     return save_tiny_model(config, folder, dtype="bfloat16", max_shard_size="200KB")
@@ -90,7 +93,8 @@ def tiny_moe_dir(tmp_path_factory) -> Path:
 
     config = MixtralConfig(
         vocab_size=2048, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=512, bos_token_id=0,
+        eos_token_id=0,
     )  # fmt: skip
     return save_tiny_model(config, tmp_path_factory.mktemp("models") / "tiny-moe", dtype="bfloat16")
 

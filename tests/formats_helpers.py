@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from tritpress import _core
 from tritpress.formats.source import SourceModel, open_source, read_tensor
 from tritpress.formats.store import TensorStore
@@ -16,7 +15,8 @@ from tritpress.plan import Plan, TensorPlan
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I8": "i1", "U8": "u1", "BOOL": "?"}
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "tie_word_embeddings": False,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 
 
@@ -25,7 +25,9 @@ def bf16(values: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def safetensors_bytes(tensors: dict[str, tuple[str, np.ndarray]], metadata: dict[str, str] | None = None) -> bytes:
+def safetensors_bytes(
+    tensors: dict[str, tuple[str, np.ndarray]], metadata: dict[str, str] | None = None
+) -> bytes:
     """A file with these (dtype, values); BF16 values are given as uint16."""
     header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
     data = b""
@@ -43,8 +45,11 @@ def raw_file(header: bytes, data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
 
 
-def small_tensors(rng: np.random.Generator, *, hidden: int = 8, inner: int = 10) -> dict[str, tuple[str, np.ndarray]]:
+def small_tensors(
+    rng: np.random.Generator, *, hidden: int = 8, inner: int = 10
+) -> dict[str, tuple[str, np.ndarray]]:
     """The tensors of a one-block Llama, float32."""
+
     def normal(*shape: int) -> tuple[str, np.ndarray]:
         return "F32", rng.standard_normal(shape).astype(np.float32)
 
@@ -77,7 +82,8 @@ def make_plan(targets: list[Target], *, planes: int | None = None, embeddings: s
         tensors={
             t.name: TensorPlan(
                 name=t.name, layer=t.layer, kind=t.kind, rows=t.rows, cols=t.cols, experts=list(t.experts),
-                transposed=t.transposed, planes=planes or 1 + i % 3, group_size=64 if planes else (64, 0, 32)[i % 3],
+                transposed=t.transposed, planes=planes or 1 + i % 3,
+                group_size=64 if planes else (64, 0, 32)[i % 3],
             )
             for i, t in enumerate(targets)
         },
@@ -98,7 +104,9 @@ def press(source: SourceModel, plan: Plan, folder: Path) -> TensorStore:
         ]
         codes, scales = (np.stack([one[i] for one in pressed], axis=1) for i in (0, 1))
         lead = (planned.planes, *target.experts, target.rows)
-        store.put(target.name, codes.reshape(*lead, -1), scales.reshape(*lead, -1), {"planes": planned.planes})
+        store.put(
+            target.name, codes.reshape(*lead, -1), scales.reshape(*lead, -1), {"planes": planned.planes}
+        )
     return store
 
 

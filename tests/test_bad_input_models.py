@@ -11,7 +11,6 @@ import pytest
 from formats_helpers import LLAMA, make_model, make_plan, pack, raw_file, safetensors_bytes, small_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tritpress.errors import InputError
 from tritpress.formats.source import open_source, read_tensor
 from tritpress.formats.targets import find_targets
@@ -168,7 +167,17 @@ def test_a_missing_shard(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\x.safetensors", "x.bin", "", "..", 7]
+    "name",
+    [
+        "../secret.safetensors",
+        "/etc/x.safetensors",
+        "a/b.safetensors",
+        "..\\x.safetensors",
+        "x.bin",
+        "",
+        "..",
+        7,
+    ],
 )
 def test_an_index_that_leaves_the_directory(sharded: Path, tmp_path: Path, name) -> None:
     (tmp_path / "secret.safetensors").write_bytes(safetensors_bytes({"x": ("F32", np.ones(1))}))
@@ -234,5 +243,5 @@ def test_a_plan_of_another_model(model: Path, tmp_path: Path) -> None:
     from tritpress.formats.packed import packed_size
 
     other = make_model(tmp_path / "other", small_tensors(np.random.default_rng(0), inner=12))
-    with pytest.raises(InputError, match="the plan has tensor .*down_proj"):
+    with pytest.raises(InputError, match=r"the plan has tensor .*down_proj"):
         packed_size(open_source(model), make_plan(find_targets(open_source(other))))

@@ -13,7 +13,6 @@ from formats_helpers import make_model, pack, safetensors_bytes, small_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_decoder import read_safetensors
-
 from tritpress.errors import InputError
 from tritpress.formats.packed import open_packed
 from tritpress.inspect import inspect_path
@@ -187,7 +186,11 @@ def test_links_out_of_the_directory(packed: Path, tmp_path: Path) -> None:
 def test_a_changed_byte_is_found_by_its_checksum(packed: Path) -> None:
     _change(packed, _set(f"{EMBED}.q8", (0, 0), 5))
     open_packed(packed)  # a good file, but not the one that was written
-    with pytest.raises(InputError, match=r"model\.safetensors (is not the file that was written|has \d+ bytes)"):
+    with pytest.raises(
+        InputError,
+        match=r"model\.safetensors (is not the file that was written|has \d+ "
+        r"bytes)",
+    ):
         inspect_path(packed)
 
 
@@ -198,7 +201,7 @@ def test_a_flipped_bit_is_found_by_its_checksum(packed: Path) -> None:
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     raw[8 + int.from_bytes(raw[:8], "little") + header[name]["data_offsets"][0]] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(InputError, match="its sha256 is not that of tritpress.json"):
+    with pytest.raises(InputError, match=r"its sha256 is not that of tritpress\.json"):
         inspect_path(packed)
 
 

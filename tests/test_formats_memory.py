@@ -30,12 +30,13 @@ model, out = sys.argv[1:]
 source = open_source(model)
 store = TensorStore(out + "/store")
 plan = Plan(embeddings="int8", tensors={
-    t.name: TensorPlan(name=t.name, rows=t.rows, cols=t.cols, planes=1, group_size=64, transposed=t.transposed)
+    t.name: TensorPlan(name=t.name, rows=t.rows, cols=t.cols, planes=1, transposed=t.transposed)
     for t in find_targets(source)})
 for t in find_targets(source):
-    path, codes_at, scales_at = store.prepare(t.name, (1, t.rows, -(-t.cols // 4)), (1, t.rows, -(-t.cols // 64)))
-    _core.ternarize_stream(str(t.entry.file), t.entry.offset, t.entry.dtype, t.rows, t.cols, t.transposed, str(path),
-                           codes_at, scales_at, fit="absmean", group_size=64, planes=1)
+    codes, scales = (1, t.rows, -(-t.cols // 4)), (1, t.rows, -(-t.cols // 64))
+    path, codes_at, scales_at = store.prepare(t.name, codes, scales)
+    _core.ternarize_stream(str(t.entry.file), t.entry.offset, t.entry.dtype, t.rows, t.cols, t.transposed,
+                           str(path), codes_at, scales_at, fit="absmean", group_size=64, planes=1)
     store.commit(t.name, {})
 write_packed(source, plan, store, out + "/packed", seed=0, versions={})
 found = inspect_path(out + "/packed")
@@ -79,7 +80,10 @@ def make_large(folder: Path, gigabytes: float) -> Path:
 def _press(tmp_path: Path, gigabytes: float) -> dict:
     model = make_large(tmp_path / "model", gigabytes)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(model), str(tmp_path)], capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", PROGRAM, str(model), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from formats_helpers import LLAMA, bf16, make_model, safetensors_bytes, small_tensors
-
 from tritpress.errors import InputError
 from tritpress.formats.source import open_source, read_rows, read_tensor
 from tritpress.formats.store import TensorStore
@@ -24,8 +23,12 @@ def rng() -> np.random.Generator:
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 def test_values_come_as_float32(tmp_path: Path, rng: np.random.Generator, dtype: str) -> None:
     values = rng.standard_normal((5, 7)).astype(np.float32)
-    stored = bf16(values) if dtype == "BF16" else values.astype({"F64": "f8", "F32": "f4", "F16": "f2"}[dtype])
-    expected = (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored.astype(np.float32)
+    stored = (
+        bf16(values) if dtype == "BF16" else values.astype({"F64": "f8", "F32": "f4", "F16": "f2"}[dtype])
+    )
+    expected = (
+        (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored.astype(np.float32)
+    )
     tensors = small_tensors(rng) | {"model.layers.0.mlp.extra_proj.weight": (dtype, stored)}
     entry = open_source(make_model(tmp_path / "m", tensors)).tensors["model.layers.0.mlp.extra_proj.weight"]
     np.testing.assert_array_equal(read_tensor(entry), expected)
@@ -65,7 +68,9 @@ def test_tied_heads(tmp_path: Path, rng: np.random.Generator, tiny_qwen3_dir: Pa
     assert untied.tied == {} and "lm_head.weight" in untied.tensors
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     config = LLAMA | {"tie_word_embeddings": True}
-    copied = open_source(make_model(tmp_path / "b", tensors, config))  # stored twice: counted and written once
+    copied = open_source(
+        make_model(tmp_path / "b", tensors, config)
+    )  # stored twice: counted and written once
     assert copied.tied == {"lm_head.weight": "model.embed_tokens.weight"}
     assert "lm_head.weight" in copied.ignored and "lm_head.weight" not in copied.tensors
     assert copied.parameters == untied.parameters - 16 * 8
@@ -80,7 +85,9 @@ def test_tables_that_are_no_weights_are_not_counted(tmp_path: Path, rng: np.rand
     assert source.parameters == plain.parameters and len(source.ignored) == 2
 
 
-def test_a_hugging_face_cache_opens_though_its_files_are_links(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_hugging_face_cache_opens_though_its_files_are_links(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     made = make_model(tmp_path / "made", small_tensors(rng))
     blobs, snapshot = tmp_path / "models--x--y" / "blobs", tmp_path / "models--x--y" / "snapshots" / "abc"
     blobs.mkdir(parents=True)
@@ -126,7 +133,8 @@ def _config(name: str, **more) -> object:
 
     common = {
         "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+        "eos_token_id": 2,
     }  # fmt: skip
     return getattr(transformers, name)(**(common | more))
 
@@ -145,7 +153,6 @@ def _config(name: str, **more) -> object:
 )
 def test_every_linear_layer_of_a_block_is_found(name: str, more: dict, kinds: str, tmp_path: Path) -> None:
     from conftest import save_tiny_model
-
     from tritpress.formats.huggingface import load_original, modules_of
     from tritpress.nn.surgery import linear_modules
 
@@ -166,7 +173,9 @@ def test_every_linear_layer_of_a_block_is_found(name: str, more: dict, kinds: st
         ((4, 8, 12), "down_proj", False), ((4, 12, 8), "down_proj", True),
     ],
 )  # fmt: skip
-def test_stacked_experts(tmp_path: Path, rng: np.random.Generator, shape, module: str, transposed: bool) -> None:
+def test_stacked_experts(
+    tmp_path: Path, rng: np.random.Generator, shape, module: str, transposed: bool
+) -> None:
     name = f"model.layers.0.mlp.experts.{module}"
     tensors = small_tensors(rng) | {name: ("F32", rng.standard_normal(shape).astype(np.float32))}
     target = next(t for t in find_targets(open_source(make_model(tmp_path / "m", tensors))) if t.name == name)

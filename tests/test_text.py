@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tritpress.errors import InputError
 from tritpress.formats.huggingface import load_tokenizer
 from tritpress.reference import reference_model_path
@@ -183,7 +182,7 @@ def test_a_tokenizer_without_eos_joins_directly() -> None:
 def test_too_little_text_for_a_window() -> None:
     with pytest.raises(InputError, match="do not fill one window of 16"):
         token_windows(Letters(), [Document("a", "short")], window=16)
-    with pytest.raises(InputError, match="do not fill one window of 16|does not fill one window of 16"):
+    with pytest.raises(InputError, match=r"do not fill one window of 16|does not fill one window of 16"):
         TrainingWindows(Letters(), [Document("a", "short")], window=16).take(0, 1)
 
 

@@ -21,9 +21,9 @@ def generate(
 ) -> dict[str, Any]:
     """Continue `prompt` with the model in `path`.
 
-    `temperature` 0 takes the likeliest token each time, above 0 draws with `seed` from the `top_p` share of the
-    probability. Returns {"text" (the new text alone), "prompt", "tokens" (new ones), "tokens_per_s" (prompt
-    included in the time), "seconds", "stopped": "eos" | "length"}.
+    `temperature` 0 takes the likeliest token each time, above 0 draws with `seed` from the `top_p` share of
+    the probability. Returns {"text" (the new text alone), "prompt", "tokens" (new ones), "tokens_per_s"
+    (prompt included in the time), "seconds", "stopped": "eos" | "length"}.
 
     Raises `UsageError` for a bad option, `InputError` for a directory that cannot be used.
     """
@@ -73,7 +73,9 @@ def generate_with(
         max_new_tokens = longest - len(tokens)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if max(tokens) >= vocabulary:
-        raise InputError(f"the tokenizer gives token {max(tokens)}, the model knows {vocabulary}: they do not fit")
+        raise InputError(
+            f"the tokenizer gives token {max(tokens)}, the model knows {vocabulary}: they do not fit"
+        )
     drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     ids = torch.tensor([tokens], device=model.device)
     with torch.random.fork_rng(), torch.inference_mode(), quiet_transformers():
@@ -86,7 +88,11 @@ def generate_with(
             eos_token_id=eos,
             pad_token_id=eos if eos is not None else 0,
             use_cache=True,
-            **(drawn if temperature > 0 else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+            **(
+                drawn
+                if temperature > 0
+                else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            ),
         )
         seconds = time.perf_counter() - started
     new = out[0, len(tokens) :].tolist()
@@ -102,8 +108,10 @@ def generate_with(
 
 
 def _eos(model: Any, tokenizer: Any) -> int | None:
-    """The tokenizer's end of text; the configuration's is often a default that stands for an ordinary token."""
+    """The tokenizer's end of text; the configuration's is often a default that stands for an ordinary
+    token.
+    """
     if tokenizer.eos_token_id is not None:
         return int(tokenizer.eos_token_id)
     named = getattr(model.config, "eos_token_id", None)
-    return named[0] if isinstance(named, list) and named else named
+    return (named[0] if named else None) if isinstance(named, list) else named

@@ -18,8 +18,8 @@ _POPCOUNT = np.array([bin(i).count("1") for i in range(256)], dtype=np.uint8)
 def inspect_path(path: str | Path) -> dict[str, Any]:
     """Tensors, planes, sparsity and sizes of a packed or plain model directory.
 
-    A packed one is verified completely: names, shapes, every code and scale, and the checksums of `tritpress.json`.
-    Raises `InputError` that names the file and tensor when something is wrong.
+    A packed one is verified completely: names, shapes, every code and scale, and the checksums of
+    `tritpress.json`. Raises `InputError` that names the file and tensor when something is wrong.
     """
     return _inspect_packed(Path(path)) if is_packed(path) else _inspect_plain(Path(path))
 
@@ -82,7 +82,9 @@ def _ternary(packed: PackedModel, info: TernaryInfo) -> dict[str, Any]:
 
 
 def zero_counts(packed: PackedModel, info: TernaryInfo) -> tuple[int, int]:
-    """(zero codes over all planes together, weights that are zero in every plane); checks all values on the way."""
+    """(zero codes over all planes together, weights that are zero in every plane); checks all values on the
+    way.
+    """
     padding = -info.cols % 4
     zeros = all_planes = 0
     for start, stop in row_chunks(info.rows, info.cols):

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 def load(path: str | Path, activation_bits: int | None = 8, device: str = "cpu") -> nn.Module:
     """Open a model directory in evaluation mode.
 
-    A packed one gets a `TernaryLinear` in the place of every linear (or Conv1D) layer that was pressed; everything
-    else is dense in float32 (int8 rows decoded; pressed tensors that have no linear layer of their own, such as
-    stacked experts, too). `activation_bits`: 8 runs the kernels with int8 activations, None multiplies float32
-    activations and gives the dequantized model's logits. A plain Hugging Face directory is opened in float32.
+    A packed one gets a `TernaryLinear` in the place of every linear (or Conv1D) layer that was pressed;
+    everything else is dense in float32 (int8 rows decoded; pressed tensors that have no linear layer of
+    their own, such as stacked experts, too). `activation_bits`: 8 runs the kernels with int8 activations,
+    None multiplies float32 activations and gives the dequantized model's logits. A plain Hugging Face
+    directory is opened in float32.
 
     Nothing is downloaded and no code of the model's maker is run. Raises `InputError` for a directory that is
     damaged or that transformers cannot open.
@@ -51,7 +52,7 @@ def _load_packed(packed: PackedModel, activation_bits: int | None) -> nn.Module:
             places = {
                 name: path
                 for name, (path, module) in modules_of(empty, packed.tensors).items()
-                if is_linear(module) and tuple(module.weight.shape) == packed.shape(name)
+                if is_linear(module) and tuple(module.weight.shape) == packed.shape(name)  # type: ignore[arg-type,union-attr]
             }
             model, told = model_class.from_pretrained(
                 None,
@@ -84,7 +85,9 @@ def _load_packed(packed: PackedModel, activation_bits: int | None) -> nn.Module:
 
 
 def _model_class(packed: PackedModel) -> tuple[Any, Any]:
-    """(class, configuration) that transformers itself has for this model; code beside the model is never run."""
+    """(class, configuration) that transformers itself has for this model; code beside the model is never
+    run.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from tritpress.formats.huggingface import SAFE
@@ -99,8 +102,9 @@ def _model_class(packed: PackedModel) -> tuple[Any, Any]:
 
 
 def _state(packed: PackedModel, places: dict[str, str]) -> dict[str, Any]:
-    """Every tensor by its name in the file. Layers that become `TernaryLinear` get one zero seen through a shape:
-    they take no memory and no time, and are replaced."""
+    """Every tensor by its name in the file. Layers that become `TernaryLinear` get one zero seen through a
+    shape: they take no memory and no time, and are replaced.
+    """
     import torch
 
     state: dict[str, Any] = {}
@@ -124,4 +128,3 @@ def _dense_ternary(packed: PackedModel, name: str) -> Any:
     for start, stop in row_chunks(info.rows, 4 * info.cols):
         rows[start:stop] = torch.from_numpy(packed.dequantized_rows(name, start, stop))
     return weight.transpose(-1, -2).contiguous() if info.transposed else weight
-

@@ -10,7 +10,9 @@ HALF_MAX = 65504.0
 
 
 def to_half(values: np.ndarray, name: str) -> np.ndarray:
-    """float32 values rounded to float16. `InputError` names the tensor for NaN and for what float16 cannot hold."""
+    """float32 values rounded to float16. `InputError` names the tensor for NaN and for what float16 cannot
+    hold.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         half = values.astype(np.float16)
     if not np.isfinite(half).all():
@@ -18,7 +20,8 @@ def to_half(values: np.ndarray, name: str) -> np.ndarray:
             raise InputError(f"tensor {name} holds NaN; repair the model first")
         worst = float(np.abs(values).max())
         raise InputError(
-            f"tensor {name} holds {worst:g}, which float16 cannot (it ends at {HALF_MAX:g}); scale the tensor down"
+            f"tensor {name} holds {worst:g}, which float16 cannot (it ends at {HALF_MAX:g}); scale the "
+            "tensor down"
         )
     return half
 
@@ -26,8 +29,8 @@ def to_half(values: np.ndarray, name: str) -> np.ndarray:
 def quantize_rows(rows: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """float32 [n, cols] -> (int8 [n, cols], float16 [n]).
 
-    scale = float16(max|row| / 127), q = row / scale rounded half to even and held within +-127; a row whose scale
-    is 0 has q = 0. `InputError` names the tensor when the decoded row would leave float16.
+    scale = float16(max|row| / 127), q = row / scale rounded half to even and held within +-127; a row whose
+    scale is 0 has q = 0. `InputError` names the tensor when the decoded row would leave float16.
     """
     largest = np.abs(rows).max(axis=1) if rows.size else np.zeros(len(rows), dtype=np.float32)
     if not np.isfinite(largest).all():

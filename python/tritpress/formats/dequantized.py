@@ -27,24 +27,31 @@ def write_dequantized(
 ) -> Path:
     """Write what the packed files on disk decode to, in the source's own names, layout and shards.
 
-    Weights go through in row chunks; only a weight that is stored transposed is held whole (one expert of it), in
-    float16. Raises `InputError` for a packed model that is damaged or is not the source's, a weight beyond
-    float16, a full disk and an `out_dir` that is not empty.
+    Weights go through in row chunks; only a weight that is stored transposed is held whole (one expert of
+    it), in float16. Raises `InputError` for a packed model that is damaged or is not the source's, a weight
+    beyond float16, a full disk and an `out_dir` that is not empty.
     """
     packed = open_packed(packed_dir, values=False)
     shards = dense_shards(source)
     if packed.names() != sorted(source.tensors):
         different = min({*packed.names()} ^ {*source.tensors})
-        raise InputError(f"{packed.path} was not made from {source.path}: tensor {different} is in one of them only")
+        raise InputError(
+            f"{packed.path} was not made from {source.path}: tensor {different} is in one of them only"
+        )
     for name, entry in source.tensors.items():
         if packed.shape(name) != entry.shape:
             raise InputError(
-                f"{packed.path} was not made from {source.path}: tensor {name} is {list(packed.shape(name))} in one "
+                f"{packed.path} was not made from {source.path}: tensor {name} is "
+                f"{list(packed.shape(name))} in one "
                 f"and {list(entry.shape)} in the other"
             )
 
     def chunks(slot: Slot, part: Part) -> Iterable[np.ndarray]:
-        return dequantized_chunks(packed, part.name) if part.name in packed.tensors else packed.dense_chunks(part.name)
+        return (
+            dequantized_chunks(packed, part.name)
+            if part.name in packed.tensors
+            else packed.dense_chunks(part.name)
+        )
 
     with new_directory(Path(out_dir), overwrite=overwrite) as folder:
         write_shards(folder, shards, chunks, ctx)
@@ -54,7 +61,9 @@ def write_dequantized(
 
 
 def dequantized_chunks(packed: PackedModel, name: str) -> Iterator[np.ndarray]:
-    """The dequantized weight in the source's layout, float16, in pieces that follow one another in the file."""
+    """The dequantized weight in the source's layout, float16, in pieces that follow one another in the
+    file.
+    """
     info = packed.tensors[name]
     if not info.transposed:
         for start, stop in row_chunks(info.rows, 4 * info.cols):

@@ -56,11 +56,16 @@ def load_original(source: SourceModel | str | Path, dtype: Any = None, device: s
     path = source.path if isinstance(source, SourceModel) else Path(source)
     try:
         with quiet_transformers():
-            model, told = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=dtype or torch.float32, use_safetensors=True, output_loading_info=True, **SAFE
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                str(path),
+                dtype=dtype or torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **SAFE,
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise InputError(f"transformers cannot open {path}: {first_line(error)}") from error
+    model, told = opened
     refuse_missing(told, path)
     return model.to(device).eval()
 
@@ -68,7 +73,9 @@ def load_original(source: SourceModel | str | Path, dtype: Any = None, device: s
 def refuse_missing(told: dict[str, Any], path: Path) -> None:
     """`InputError` when weights were missing, which transformers fills with random ones and a warning."""
     if told["missing_keys"]:
-        raise InputError(f"{path} lacks weights that the model needs: {', '.join(sorted(told['missing_keys'])[:3])}")
+        raise InputError(
+            f"{path} lacks weights that the model needs: {', '.join(sorted(told['missing_keys'])[:3])}"
+        )
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -109,7 +116,8 @@ def model_name(model: nn.Module, name: str, known: Iterable[str]) -> str | None:
 
 
 def modules_of(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, nn.Module]]:
-    """Tensor name -> (module path, module), for those of `names` that are a module's two-dimensional `weight`.
+    """Tensor name -> (module path, module), for those of `names` that are a module's two-dimensional
+    `weight`.
 
     Expert tensors that this version of transformers keeps in one stacked parameter have no module and are
     left out.

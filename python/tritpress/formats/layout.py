@@ -43,7 +43,9 @@ class PlanLike(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """A stored tensor's origin: `name` in the source and which `part` of it (codes, scales, q8, q8_scale, raw, half)."""
+    """A stored tensor's origin: `name` in the source and which `part` of it (codes, scales, q8, q8_scale,
+    raw, half).
+    """
 
     name: str
     part: str
@@ -113,7 +115,9 @@ def packed_shards(source: SourceModel, plan: PlanLike) -> list[Shard]:
 
 
 def dense_shards(source: SourceModel) -> list[Shard]:
-    """The weight files of the dequantized model: every tensor under its own name and in its own shape, float16."""
+    """The weight files of the dequantized model: every tensor under its own name and in its own shape,
+    float16.
+    """
     return _shards(source, lambda entry: [_unpressed(entry)], DENSE_METADATA)
 
 
@@ -129,7 +133,9 @@ def packed_size(source: SourceModel, plan: PlanLike) -> int:
 
 
 def _shards(source: SourceModel, pieces: Any, metadata: dict[str, str]) -> list[Shard]:
-    """Files follow the source's own; one that would pass `SHARD_BYTES` is divided. A tensor's parts stay together."""
+    """Files follow the source's own; one that would pass `SHARD_BYTES` is divided. A tensor's parts stay
+    together.
+    """
     groups: list[list[Piece]] = []
     for file in source.weight_files:
         groups.append([])
@@ -146,7 +152,7 @@ def _shards(source: SourceModel, pieces: Any, metadata: dict[str, str]) -> list[
     shards = []
     for number, group in enumerate(groups, 1):
         one = len(groups) == 1
-        file = "model.safetensors" if one else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        layout = lay_out([(name, dtype, shape) for name, dtype, shape, _ in group], metadata)
-        shards.append(Shard(file, layout, {name: part for name, _, _, part in group}))
+        name = "model.safetensors" if one else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        layout = lay_out([(stored, dtype, shape) for stored, dtype, shape, _ in group], metadata)
+        shards.append(Shard(name, layout, {stored: part for stored, _, _, part in group}))
     return shards

@@ -1,7 +1,7 @@
 """The packed model on disk: written in one pass and constant memory, read back only when every rule holds.
 
-NAME.codes, NAME.scales for ternary weights; NAME.q8, NAME.q8_scale for int8 rows; NAME in float16 for the rest. The
-reader is in `packed_reader`, the arithmetic of sizes in `layout`.
+NAME.codes, NAME.scales for ternary weights; NAME.q8, NAME.q8_scale for int8 rows; NAME in float16 for the
+rest. The reader is in `packed_reader`, the arithmetic of sizes in `layout`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def write_packed(
 ) -> Path:
     """Write the packed model directory; it appears under `out_dir` only when it is whole.
 
-    `store` holds codes and scales of every tensor of the plan. Equal inputs give equal bytes. Raises `InputError`
-    for a value beyond float16, a tensor missing from the store, a full disk and an `out_dir` that is not empty.
+    `store` holds codes and scales of every tensor of the plan. Equal inputs give equal bytes. Raises
+    `InputError` for a value beyond float16, a tensor missing from the store, a full disk and an `out_dir`
+    that is not empty.
     """
     shards = packed_shards(source, plan)
     final = Path(out_dir)
@@ -81,7 +82,9 @@ def write_packed(
             "format": "tritpress",
             "version": 1,
             "weights": written,
-            "source": {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in source.weight_files},
+            "source": {
+                f.name: {"bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in source.weight_files
+            },
             "architecture": source.architecture,
             "parameters": source.parameters,
             "plan": plan.model_dump(mode="json") if hasattr(plan, "model_dump") else None,
@@ -93,7 +96,9 @@ def write_packed(
 
 
 def quantization_config(source: SourceModel, plan: PlanLike) -> dict[str, Any]:
-    """What `config.json` says of the packed tensors. Tied weights are listed under the name they are stored by."""
+    """What `config.json` says of the packed tensors. Tied weights are listed under the name they are stored
+    by.
+    """
     tensors = {
         name: {
             "shape": [*planned.experts, planned.rows, planned.cols],
@@ -116,8 +121,9 @@ def quantization_config(source: SourceModel, plan: PlanLike) -> dict[str, Any]:
 def dense_as_packed(
     source: SourceModel, plan: PlanLike, skip: Collection[str] = ()
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, value) of every tensor that the plan leaves as it is, with the values that both outputs will hold:
-    float16 in the source's own shape (int8 rows decoded), integers and booleans untouched."""
+    """(name, value) of every tensor that the plan leaves as it is, with the values that both outputs will
+    hold: float16 in the source's own shape (int8 rows decoded), integers and booleans untouched.
+    """
     int8 = int8_names(source, plan)
     for name, entry in source.tensors.items():
         if name in plan.tensors or name in skip:
@@ -136,7 +142,8 @@ def _stored_chunks(store: Store, slot: Slot, part: Part, cols: int) -> Iterator[
     entry = codes if part.part == "codes" else scales
     if entry.shape != slot.shape:
         raise InputError(
-            f"{entry.file}: {part.part} of {part.name} are {list(entry.shape)}, the plan needs {list(slot.shape)}"
+            f"{entry.file}: {part.part} of {part.name} are {list(entry.shape)}, the plan needs "
+            f"{list(slot.shape)}"
         )
     width = max(1, slot.shape[-1])
     step = max(1, CHUNK_BYTES // (width * 2)) * width

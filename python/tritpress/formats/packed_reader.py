@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -33,7 +33,9 @@ _KEPT_DTYPES = ("F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BO
 
 @dataclass(frozen=True)
 class TernaryInfo:
-    """A ternary weight of the file: `shape` is (experts.., out, in); `transposed`: the source has [in, out]."""
+    """A ternary weight of the file: `shape` is (experts.., out, in); `transposed`: the source has [in,
+    out].
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -64,7 +66,9 @@ class TernaryInfo:
 def check_codes(codes: np.ndarray, cols: int, file: Path, name: str) -> None:
     """Refuse the code 3 and padding other than 1 in uint8 [rows, ceil(cols / 4)]."""
     if (codes & (codes >> 1) & 0x55).any():
-        raise InputError(f"{file}: the codes of {name} hold the value 3, which stands for nothing; the file is damaged")
+        raise InputError(
+            f"{file}: the codes of {name} hold the value 3, which stands for nothing; the file is damaged"
+        )
     if cols % 4 and codes.size:
         used = 2 * (cols % 4)
         if ((codes[..., -1] >> used) != (0x55 >> used)).any():
@@ -111,7 +115,9 @@ class PackedModel:
         return self.entries[f"{name}.q8" if name in self.int8 else name].shape
 
     def ternary(self, name: str) -> tuple[np.ndarray, np.ndarray, TernaryInfo]:
-        """(codes uint8 [planes, .., out, ceil(in / 4)], scales float16 [planes, .., out, groups], info), checked."""
+        """(codes uint8 [planes, .., out, ceil(in / 4)], scales float16 [planes, .., out, groups], info),
+        checked.
+        """
         info = self._info(name)
         codes, scales = self.entries[f"{name}.codes"], self.entries[f"{name}.scales"]
         code_values = read_raw(codes).reshape(codes.shape)
@@ -121,8 +127,9 @@ class PackedModel:
         return code_values, scale_values, info
 
     def ternary_rows(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(codes [planes, stop - start, bytes], scales [planes, stop - start, groups]) of some of the rows that
-        `TernaryInfo.rows` counts, checked."""
+        """(codes [planes, stop - start, bytes], scales [planes, stop - start, groups]) of some of the rows
+        that `TernaryInfo.rows` counts, checked.
+        """
         info = self._info(name)
         found = []
         for entry in (self.entries[f"{name}.codes"], self.entries[f"{name}.scales"]):
@@ -137,7 +144,9 @@ class PackedModel:
         return found[0], found[1]
 
     def dense(self, name: str) -> np.ndarray:
-        """A tensor that is not ternary: float16 (int8 rows decoded) or its integers, in the source's shape."""
+        """A tensor that is not ternary: float16 (int8 rows decoded) or its integers, in the source's
+        shape.
+        """
         chunks = list(self.dense_chunks(name))
         return (np.concatenate(chunks) if chunks else np.zeros(0, np.float16)).reshape(self.shape(name))
 
@@ -163,7 +172,9 @@ class PackedModel:
             yield values
 
     def dequantized_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """float16 [stop - start, in]: sum over planes of scale * T in float32, planes in order, rounded once."""
+        """float16 [stop - start, in]: sum over planes of scale * T in float32, planes in order, rounded
+        once.
+        """
         from tritpress import _core
         from tritpress.formats.dense import to_half
 
@@ -181,7 +192,9 @@ class PackedModel:
                 pass
 
     def verify_checksums(self) -> dict[str, dict[str, Any]]:
-        """Compare every weight file with `tritpress.json`; returns its entries. `InputError` where they differ."""
+        """Compare every weight file with `tritpress.json`; returns its entries. `InputError` where they
+        differ.
+        """
         path = self.path / "tritpress.json"
         if not path.exists():
             raise InputError(f"{path} is missing, so the weights cannot be verified")
@@ -196,7 +209,9 @@ class PackedModel:
             if not isinstance(said, dict) or said.get("bytes") != size:
                 raise InputError(f"{file} has {size} bytes, which is not what tritpress.json says")
             if said.get("sha256") != sha256_of(file):
-                raise InputError(f"{file} is not the file that was written: its sha256 is not that of tritpress.json")
+                raise InputError(
+                    f"{file} is not the file that was written: its sha256 is not that of tritpress.json"
+                )
         return weights
 
     def _info(self, name: str) -> TernaryInfo:
@@ -215,8 +230,8 @@ def is_packed(path: str | Path) -> bool:
 
 
 def open_packed(path: str | Path, *, values: bool = True) -> PackedModel:
-    """Open a packed directory and check it: version, names, shapes, dtypes, and (unless `values` is False) every code
-    and scale. `ternary`, `ternary_rows` and `dense` check the values they return in any case.
+    """Open a packed directory and check it: version, names, shapes, dtypes, and (unless `values` is False)
+    every code and scale. `ternary`, `ternary_rows` and `dense` check the values they return in any case.
 
     Raises `InputError` that names the file and the tensor.
     """
@@ -229,14 +244,18 @@ def open_packed(path: str | Path, *, values: bool = True) -> PackedModel:
     config_path = folder / "config.json"
     told = config.get("quantization_config")
     if not isinstance(told, dict) or told.get("quant_method") != "tritpress":
-        raise InputError(f"{config_path} is not that of a packed model (quantization_config with tritpress is missing)")
+        raise InputError(
+            f"{config_path} is not that of a packed model (quantization_config with tritpress is missing)"
+        )
     _check_version(told, config_path)
     files, weight_map = find_weight_files(folder)
     for file in files:
         metadata, _ = read_header(file)
         for key, value in PACKED_METADATA.items():
             if metadata.get(key) != value:
-                raise InputError(f"{file}: metadata {key} is {metadata.get(key)!r}; this version reads {value!r}")
+                raise InputError(
+                    f"{file}: metadata {key} is {metadata.get(key)!r}; this version reads {value!r}"
+                )
     entries = read_entries(files, weight_map)
     tensors = _ternary_infos(told, config_path)
     left = dict(entries)
@@ -264,14 +283,20 @@ def open_packed(path: str | Path, *, values: bool = True) -> PackedModel:
 def _check_version(told: dict[str, Any], path: Path) -> None:
     version = told.get("version")
     if type(version) is not int or version != 1:
-        raise InputError(f"{path} says version {version!r} of the packed format; this tritpress reads version 1")
+        raise InputError(
+            f"{path} says version {version!r} of the packed format; this tritpress reads version 1"
+        )
     if told.get("format", "tritpress") != "tritpress":
         raise InputError(f"{path} says format {told['format']!r}; this tritpress reads its own 2-bit format")
 
 
 def _names(told: dict[str, Any], key: str, path: Path) -> list[str]:
     names = told.get(key, [])
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(n, str) for n in names)
+        or len(set(names)) != len(names)
+    ):
         raise InputError(f"{path}: quantization_config.{key} must be a list of different tensor names")
     return names
 
@@ -282,7 +307,9 @@ def _ternary_infos(told: dict[str, Any], path: Path) -> dict[str, TernaryInfo]:
         raise InputError(f"{path}: quantization_config.tensors must list the packed tensors")
     transposed = set(_names(told, "transposed", path))
     if transposed - set(listed):
-        raise InputError(f"{path} lists {min(transposed - set(listed))} as transposed, but not as a packed tensor")
+        raise InputError(
+            f"{path} lists {min(transposed - set(listed))} as transposed, but not as a packed tensor"
+        )
     infos = {}
     for name, entry in sorted(listed.items()):
         fields = entry if isinstance(entry, dict) else {}
@@ -294,19 +321,23 @@ def _ternary_infos(told: dict[str, Any], path: Path) -> dict[str, TernaryInfo]:
             raise InputError(f"{path}: planes and group_size of {name} must be numbers above 0")
         if group_size not in GROUP_SIZES and group_size != shape[-1]:
             raise InputError(
-                f"{path}: group_size {group_size} of {name} is neither 32, 64, 128, 256 nor the whole row ({shape[-1]})"
+                f"{path}: group_size {group_size} of {name} is neither 32, 64, 128, 256 nor the whole row "
+                f"({shape[-1]})"
             )
         infos[name] = TernaryInfo(name, tuple(shape), planes, group_size, name in transposed)
     return infos
 
 
-def _positive(value: Any) -> bool:
+def _positive(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 < value < 2**48
 
 
 def _take_ternary(left: dict[str, TensorEntry], info: TernaryInfo, files: list[Path]) -> None:
     lead = (info.planes, *info.shape[:-1])
-    widths = {"codes": ("U8", code_bytes(info.cols)), "scales": ("F16", group_count(info.cols, info.group_size))}
+    widths = {
+        "codes": ("U8", code_bytes(info.cols)),
+        "scales": ("F16", group_count(info.cols, info.group_size)),
+    }
     for part, (dtype, width) in widths.items():
         _take(left, f"{info.name}.{part}", dtype, (*lead, width), files)
 
@@ -334,5 +365,7 @@ def _take_int8(left: dict[str, TensorEntry], files: list[Path]) -> dict[str, Non
         found[name] = None
     for name, entry in left.items():
         if name.endswith(".q8_scale"):
-            raise InputError(f"{entry.file}: {name} has no rows beside it ({name.removesuffix('_scale')} is missing)")
+            raise InputError(
+                f"{entry.file}: {name} has no rows beside it ({name.removesuffix('_scale')} is missing)"
+            )
     return found

@@ -87,6 +87,11 @@ class SourceModel:
 # ------------------------------------------------------------------------------------------------ reading
 
 
+def as_bytes(values: np.ndarray) -> memoryview:
+    """The bytes of an array in C order; a contiguous one is not copied."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
 def pread_into(fd: int, buffer: memoryview, offset: int) -> int:
     """Fill `buffer` from `offset`; returns the bytes read, fewer only at the end of the file."""
     done = 0
@@ -116,7 +121,7 @@ def read_raw(entry: TensorEntry, start: int = 0, stop: int | None = None) -> np.
         except OSError as error:
             raise InputError(f"cannot read {entry.file}: {error.strerror}") from None
         try:
-            got = pread_into(fd, memoryview(out.view(np.uint8)), entry.offset + start * out.itemsize)
+            got = pread_into(fd, as_bytes(out), entry.offset + start * out.itemsize)
         finally:
             os.close(fd)
         if got != out.nbytes:
@@ -246,7 +251,8 @@ def read_entries(files: list[Path], weight_map: dict[str, str] | None) -> dict[s
             if weight_map is not None and weight_map.get(name) != file.name:
                 raise InputError(f"{file}: tensor {name} is not listed under this file in the index")
             entries[name] = TensorEntry(name, file, dtype, tuple(shape), begin, end - begin)
-    for name in weight_map or ():
+    weight_map = weight_map or {}
+    for name in weight_map:
         if name not in entries:
             raise InputError(
                 f"the index says that tensor {name} is in {weight_map[name]}, which does not have it"
@@ -298,12 +304,13 @@ def open_source(path: str | Path) -> SourceModel:
     dtype = max(elements, key=lambda key: elements[key])
     architectures = config.get("architectures")
     model_type = str(config.get("model_type", ""))
-    named = isinstance(architectures, list) and architectures
     name = size_class(parameters)
     return SourceModel(
         path=folder,
         config=config,
-        architecture=str(architectures[0]) if named else model_type,
+        architecture=str(architectures[0])
+        if isinstance(architectures, list) and architectures
+        else model_type,
         model_type=model_type,
         tensors=tensors,
         weight_files=files,

@@ -14,7 +14,7 @@ import numpy as np
 from tritpress.errors import InputError
 from tritpress.formats.header import FileLayout, lay_out, read_header
 from tritpress.formats.output import disk_errors, sync_folder
-from tritpress.formats.source import TensorEntry, read_raw
+from tritpress.formats.source import TensorEntry, as_bytes, read_raw
 
 
 class TensorStore:
@@ -51,7 +51,7 @@ class TensorStore:
         with disk_errors(temporary), open(temporary, "wb") as file:
             file.write(layout.header)
             for array in (scales, codes):  # the order of the layout: two-byte values first
-                file.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+                file.write(as_bytes(array))
         self.commit(name, info)
 
     def prepare(

@@ -20,13 +20,21 @@ from tritpress.formats.dense import quantize_rows, to_half
 from tritpress.formats.header import Slot
 from tritpress.formats.layout import Part, Shard
 from tritpress.formats.output import sync_folder, write_file
-from tritpress.formats.source import CHUNK_BYTES, TensorEntry, read_raw, read_rows, row_chunks, safe_file
+from tritpress.formats.source import (
+    CHUNK_BYTES,
+    TensorEntry,
+    as_bytes,
+    read_raw,
+    read_rows,
+    row_chunks,
+    safe_file,
+)
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md",
-    "NOTICE",
+    "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
 )  # fmt: skip
 """Files taken over from the source as they are; code never is."""
 
@@ -43,8 +51,8 @@ def write_shards(
 ) -> dict[str, dict[str, Any]]:
     """Write every weight file (and the index of several) front to back in constant memory.
 
-    `chunks` yields a slot's values in order. Returns file name -> {"bytes", "sha256"}. `progress`: (tensors written
-    before, tensors in all), for `step.progress` events.
+    `chunks` yields a slot's values in order. Returns file name -> {"bytes", "sha256"}. `progress`: (tensors
+    written before, tensors in all), for `step.progress` events.
     """
     context = ctx or NullContext()
     needed, free = sum(shard.layout.nbytes for shard in shards), shutil.disk_usage(folder).free
@@ -60,12 +68,14 @@ def write_shards(
                 context.check()
                 count = 0
                 for chunk in chunks(slot, shard.parts[slot.name]):
-                    raw = memoryview(np.ascontiguousarray(chunk)).cast("B") if chunk.size else memoryview(b"")
+                    raw = as_bytes(chunk)
                     file.write(raw)
                     digest.update(raw)
                     count += len(raw)
                 if count != slot.nbytes:
-                    raise InputError(f"tensor {slot.name} came with {count} bytes where {slot.nbytes} were planned")
+                    raise InputError(
+                        f"tensor {slot.name} came with {count} bytes where {slot.nbytes} were planned"
+                    )
                 done += 1
                 context.emit("step.progress", step=STEP, done=done, total=total, detail=slot.name)
             file.flush()
@@ -80,7 +90,9 @@ def write_shards(
 
 
 def unpressed_chunks(entry: TensorEntry, part: str) -> Iterator[np.ndarray]:
-    """The stored values of a tensor that is not ternarized, in row chunks: `half`, `raw`, `q8` or `q8_scale`."""
+    """The stored values of a tensor that is not ternarized, in row chunks: `half`, `raw`, `q8` or
+    `q8_scale`.
+    """
     rows, cols = entry.rows_cols
     for start, stop in row_chunks(rows, 4 * cols):
         if part == "raw":
@@ -98,7 +110,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def output_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The source's configuration with dtype float16, without what names code or a place on the maker's machine."""
+    """The source's configuration with dtype float16, without what names code or a place on the maker's
+    machine.
+    """
     config = copy.deepcopy(config)
     for key in ("quantization_config", "auto_map", "_name_or_path"):
         config.pop(key, None)
