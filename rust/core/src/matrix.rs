@@ -94,12 +94,21 @@ impl PackedMatrix {
         if n.checked_mul(g.cols) != Some(x.len()) {
             return Err(Error::shape(format!("x has {} values, not {n} rows of {}", x.len(), g.cols)));
         }
-        let tokens = (0..n)
-            .map(|i| {
-                Activations::quantize(&x[i * g.cols..(i + 1) * g.cols], g).map_err(|e| match e {
-                    Error::Data(m) if n > 1 => Error::Data(format!("row {i} of x: {m}")),
-                    other => other,
-                })
+        let mut tokens = Vec::new();
+        tokens.resize_with(n, || Err(Error::Data(String::new())));
+        let worth = (16_384 / g.cols.max(1)).max(1);
+        pool::chunks_mut(&mut tokens, worth, threads, |index, chunk| {
+            for (i, token) in chunk.iter_mut().enumerate() {
+                let row = index * worth + i;
+                *token = Activations::quantize(&x[row * g.cols..(row + 1) * g.cols], g);
+            }
+        });
+        let tokens = tokens
+            .into_iter()
+            .enumerate()
+            .map(|(i, token)| match token {
+                Err(Error::Data(m)) if n > 1 => Err(Error::Data(format!("row {i} of x: {m}"))),
+                other => other,
             })
             .collect::<Result<Vec<_>>>()?;
         let mut out = vec![0f32; n * g.rows];

@@ -17,20 +17,21 @@ pub fn available() -> bool {
 }
 
 pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32]) {
-    let (p, q, sums) = (tiles.as_ptr(), x.q.as_ptr(), x.sums.as_ptr());
+    let (p, q, offsets) = (tiles.as_ptr(), x.q.as_ptr(), x.offsets.as_ptr());
     let count = out.len() / TILE;
     assert!(tiles.len() >= count * geometry.tile_bytes());
-    assert!(x.q.len() >= geometry.padded_cols() && x.sums.len() >= geometry.groups);
+    assert!(x.q.len() >= geometry.padded_cols() && x.offsets.len() >= geometry.groups);
     // SAFETY: dispatch checked the CPU (`available`); the lengths above cover every access of `tiles_of`, which
-    // reads `count` tiles, the padded activations and the sums, and writes `count * 16` floats.
+    // reads `count` tiles, the padded activations and the offsets, and writes `count * 16` floats.
     unsafe {
         let y = out.as_mut_ptr();
         match geometry.width / 16 {
-            2 => tiles_of::<2>(p, count, geometry, q, sums, x.scale, y),
-            4 => tiles_of::<4>(p, count, geometry, q, sums, x.scale, y),
-            8 => tiles_of::<8>(p, count, geometry, q, sums, x.scale, y),
-            16 => tiles_of::<16>(p, count, geometry, q, sums, x.scale, y),
-            _ => tiles_of::<0>(p, count, geometry, q, sums, x.scale, y),
+            2 => tiles_of::<2>(p, count, geometry, q, offsets, x.scale, y),
+            4 if geometry.planes == 1 => tiles_in_64s(p, count, geometry, q, offsets, x.scale, y),
+            4 => tiles_of::<4>(p, count, geometry, q, offsets, x.scale, y),
+            8 => tiles_of::<8>(p, count, geometry, q, offsets, x.scale, y),
+            16 => tiles_of::<16>(p, count, geometry, q, offsets, x.scale, y),
+            _ => tiles_of::<0>(p, count, geometry, q, offsets, x.scale, y),
         }
     }
 }
@@ -87,7 +88,7 @@ unsafe fn tiles_of<const CHUNKS: usize>(
     count: usize,
     geometry: &Geometry,
     q: *const i8,
-    sums: *const i32,
+    offsets: *const i32,
     scale: f32,
     y: *mut f32,
 ) {
@@ -98,7 +99,7 @@ unsafe fn tiles_of<const CHUNKS: usize>(
             let mut total = _mm512_setzero_ps();
             for group in 0..geometry.groups {
                 let x = q.add(group * chunks * 16);
-                let offset = -*sums.add(group);
+                let offset = offsets.add(group).read();
                 for _ in 0..geometry.planes {
                     let exact = if CHUNKS > 0 {
                         let mut acc = Sums::starting_at(offset);
@@ -114,6 +115,39 @@ unsafe fn tiles_of<const CHUNKS: usize>(
                     total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, total);
                     p = p.add(2 * TILE);
                 }
+            }
+            _mm512_storeu_ps(y.add(tile * TILE), _mm512_mul_ps(total, _mm512_set1_ps(scale)));
+        }
+    }
+}
+
+/// The common case: one plane in groups of 64. With no loop over planes the activations stay operands of
+/// `vpdpbusd` instead of being kept in registers.
+///
+/// # Safety
+/// See [`matvec`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn tiles_in_64s(
+    mut p: *const u8,
+    count: usize,
+    geometry: &Geometry,
+    q: *const i8,
+    offsets: *const i32,
+    scale: f32,
+    y: *mut f32,
+) {
+    // SAFETY: as in `tiles_of`.
+    unsafe {
+        for tile in 0..count {
+            let mut total = _mm512_setzero_ps();
+            for group in 0..geometry.groups {
+                let mut acc = Sums::starting_at(offsets.add(group).read());
+                for k in 0..4 {
+                    acc.chunk(p.add(k * CHUNK_BYTES), q.add(group * 64 + k * 16));
+                }
+                let scales = _mm512_cvtph_ps(_mm256_loadu_si256(p.add(4 * CHUNK_BYTES).cast()));
+                total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc.fold()), scales, total);
+                p = p.add(4 * CHUNK_BYTES + 2 * TILE);
             }
             _mm512_storeu_ps(y.add(tile * TILE), _mm512_mul_ps(total, _mm512_set1_ps(scale)));
         }
@@ -154,12 +188,91 @@ unsafe fn long_group(p: *const u8, chunks: usize, x: *const i8, offset: i32) -> 
 
 pub fn matmul(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     assert!(tile.len() >= geometry.tile_bytes() && out.len() == x.n * TILE);
-    assert!(x.q.len() >= geometry.padded_cols() * x.n && x.sums.len() >= geometry.groups * x.n);
+    assert!(x.q.len() >= geometry.padded_cols() * x.n && x.offsets.len() >= geometry.groups * x.n);
     // SAFETY: the CPU was checked by dispatch; the lengths above cover the tile, the batch and the output.
     unsafe {
-        match x.step {
-            32 => tile_times::<8>(tile, geometry, x, out),
+        match (x.step, x.n) {
+            (32, 1) => tile_times_few::<8, 1>(tile, geometry, x, out),
+            (32, 2) => tile_times_few::<8, 2>(tile, geometry, x, out),
+            (32, 3) => tile_times_few::<8, 3>(tile, geometry, x, out),
+            (32, 4) => tile_times_few::<8, 4>(tile, geometry, x, out),
+            (32, _) => tile_times::<8>(tile, geometry, x, out),
+            (_, 1) => tile_times_few::<16, 1>(tile, geometry, x, out),
+            (_, 2) => tile_times_few::<16, 2>(tile, geometry, x, out),
+            (_, 3) => tile_times_few::<16, 3>(tile, geometry, x, out),
+            (_, 4) => tile_times_few::<16, 4>(tile, geometry, x, out),
             _ => tile_times::<16>(tile, geometry, x, out),
+        }
+    }
+}
+
+/// Codes of a step, 0 to 2 in every byte.
+///
+/// # Safety
+/// `QUADS / 4` chunks can be read at `p`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn unpack<const QUADS: usize>(p: *const u8) -> [__m512i; QUADS] {
+    let mut w = [_mm512_setzero_si512(); QUADS];
+    let mask = _mm512_set1_epi8(3);
+    for (k, four) in w.chunks_exact_mut(4).enumerate() {
+        // SAFETY: k < QUADS / 4.
+        let codes = unsafe { _mm512_loadu_si512(p.add(k * CHUNK_BYTES).cast()) };
+        four[0] = _mm512_and_si512(codes, mask);
+        four[1] = _mm512_and_si512(_mm512_srli_epi16::<2>(codes), mask);
+        four[2] = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask);
+        four[3] = _mm512_and_si512(_mm512_srli_epi16::<6>(codes), mask);
+    }
+    w
+}
+
+/// One tile times up to four tokens, whose sums stay in registers.
+///
+/// # Safety
+/// See [`matmul`]; `x.n` is `MANY`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn tile_times_few<const QUADS: usize, const MANY: usize>(
+    tile: &[u8],
+    geometry: &Geometry,
+    x: &Batch,
+    out: &mut [f32],
+) {
+    let steps = geometry.width / x.step;
+    let mut p = tile.as_ptr();
+    let mut totals = [_mm512_setzero_ps(); MANY];
+    // SAFETY: p walks over the tile, as does the group over the batch; tokens are below MANY = n.
+    unsafe {
+        for group in 0..geometry.groups {
+            for _ in 0..geometry.planes {
+                // Two sums a token, so that few tokens do not wait for each other's products.
+                let mut even = [_mm512_setzero_si512(); MANY];
+                let mut odd = [_mm512_setzero_si512(); MANY];
+                for (t, sum) in even.iter_mut().enumerate() {
+                    *sum = _mm512_set1_epi32(*x.offsets.as_ptr().add(group * MANY + t));
+                }
+                for step in 0..steps {
+                    let w = unpack::<QUADS>(p);
+                    p = p.add(QUADS / 4 * CHUNK_BYTES);
+                    let q = x.q.as_ptr().add((group * steps + step) * x.step * MANY);
+                    for k in 0..QUADS {
+                        for t in 0..MANY {
+                            let x = q.add(t * QUADS * 4 + 4 * k).cast::<i32>().read_unaligned();
+                            let sum = if k % 2 == 0 { &mut even[t] } else { &mut odd[t] };
+                            *sum = _mm512_dpbusd_epi32(*sum, w[k], _mm512_set1_epi32(x));
+                        }
+                    }
+                }
+                let scales = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
+                p = p.add(2 * TILE);
+                for t in 0..MANY {
+                    let exact = _mm512_add_epi32(even[t], odd[t]);
+                    totals[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, totals[t]);
+                }
+            }
+        }
+        for (t, total) in totals.into_iter().enumerate() {
+            let total = _mm512_mul_ps(total, _mm512_set1_ps(x.scales[t]));
+            _mm512_storeu_ps(out.as_mut_ptr().add(t * TILE), total);
         }
     }
 }
@@ -181,20 +294,12 @@ unsafe fn tile_times<const QUADS: usize>(tile: &[u8], geometry: &Geometry, x: &B
     // SAFETY: p walks over the tile; token indices stay below n.
     unsafe {
         for group in 0..geometry.groups {
-            let offsets = x.sums.as_ptr().add(group * n);
+            let offsets = x.offsets.as_ptr().add(group * n);
             for _ in 0..geometry.planes {
                 let scales = p.add(geometry.code_bytes());
                 let scales = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
                 for step in 0..steps {
-                    let mut w = [_mm512_setzero_si512(); QUADS];
-                    for (k, four) in w.chunks_exact_mut(4).enumerate() {
-                        let codes = _mm512_loadu_si512(p.add(k * CHUNK_BYTES).cast());
-                        let mask = _mm512_set1_epi8(3);
-                        four[0] = _mm512_and_si512(codes, mask);
-                        four[1] = _mm512_and_si512(_mm512_srli_epi16::<2>(codes), mask);
-                        four[2] = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask);
-                        four[3] = _mm512_and_si512(_mm512_srli_epi16::<6>(codes), mask);
-                    }
+                    let w = unpack::<QUADS>(p);
                     p = p.add(QUADS / 4 * CHUNK_BYTES);
                     let (first, last) = (step == 0, step + 1 == steps);
                     let q = x.q.as_ptr().add((group * steps + step) * x.step * n);
@@ -204,7 +309,7 @@ unsafe fn tile_times<const QUADS: usize>(tile: &[u8], geometry: &Geometry, x: &B
                         let mut acc = [_mm512_setzero_si512(); 4];
                         for (i, acc) in acc.iter_mut().enumerate().take(many) {
                             *acc = if first {
-                                _mm512_set1_epi32(-*offsets.add(t + i))
+                                _mm512_set1_epi32(*offsets.add(t + i))
                             } else {
                                 _mm512_loadu_si512(sums_at.add((t + i) * TILE).cast())
                             };

@@ -1,12 +1,17 @@
 //! The portable path: 16-bit lanes that LLVM vectorizes on every CPU.
 
-use super::{Activations, Batch};
+use super::{vectorized, Activations, Batch};
 use crate::tiles::{block_scale, Geometry, CHUNK, CHUNK_BYTES, TILE};
 
 /// Chunks summed in 16 bits before widening: each adds at most 4 * 3 * 127 to a lane.
 const SHORT: usize = 20;
 
 pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32]) {
+    vectorized(|| matvec_inlined(tiles, geometry, x, out));
+}
+
+#[inline(always)]
+fn matvec_inlined(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32]) {
     for (tile, out) in tiles.chunks_exact(geometry.tile_bytes()).zip(out.chunks_exact_mut(TILE)) {
         let mut sums = [0f32; TILE];
         for (index, block) in tile.chunks_exact(geometry.block_bytes()).enumerate() {
@@ -15,7 +20,7 @@ pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32
             let (codes, scales) = block.split_at(geometry.code_bytes());
             let exact = block_sums(codes, q);
             for (lane, sum) in sums.iter_mut().enumerate() {
-                let value = (exact[lane] - x.sums[group]) as f32;
+                let value = (exact[lane] + x.offsets[group]) as f32;
                 *sum = value.mul_add(block_scale(scales, lane), *sum);
             }
         }
@@ -26,6 +31,7 @@ pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32
 }
 
 /// Sums of (T + 1) * q over the inputs of a block, for its 16 rows.
+#[inline(always)]
 fn block_sums(codes: &[u8], q: &[i8]) -> [i32; TILE] {
     let mut sums = [0i32; TILE];
     for (codes, q) in codes.chunks(SHORT * CHUNK_BYTES).zip(q.chunks(SHORT * CHUNK)) {
@@ -46,6 +52,11 @@ fn block_sums(codes: &[u8], q: &[i8]) -> [i32; TILE] {
 }
 
 pub fn matmul(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
+    vectorized(|| matmul_inlined(tile, geometry, x, out));
+}
+
+#[inline(always)]
+fn matmul_inlined(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     let steps = geometry.width / x.step.max(1);
     let n = x.n;
     let mut exact = vec![0i32; n * TILE];
@@ -83,9 +94,9 @@ pub fn matmul(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
         let mut scale = [0f32; TILE];
         scale.iter_mut().enumerate().for_each(|(lane, s)| *s = block_scale(scales, lane));
         for (t, (exact, out)) in exact.chunks_exact(TILE).zip(out.chunks_exact_mut(TILE)).enumerate() {
-            let offset = x.sums[group * n + t];
+            let offset = x.offsets[group * n + t];
             for lane in 0..TILE {
-                out[lane] = ((exact[lane] - offset) as f32).mul_add(scale[lane], out[lane]);
+                out[lane] = ((exact[lane] + offset) as f32).mul_add(scale[lane], out[lane]);
             }
         }
     }

@@ -5,11 +5,16 @@
 //! the end one product with the activations' scale. Paths agree bit for bit.
 
 #[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
 pub mod avx512_vnni;
 pub mod generic;
 pub mod naive;
+mod vectorize;
 
 use std::sync::OnceLock;
+
+pub use vectorize::vectorized;
 
 use crate::error::{Error, Result};
 use crate::tiles::{Geometry, TILE};
@@ -19,17 +24,20 @@ use crate::tiles::{Geometry, TILE};
 pub enum Isa {
     /// AVX-512 F, BW and VNNI.
     Avx512Vnni,
+    /// AVX2, FMA and F16C.
+    Avx2,
     /// Portable.
     Generic,
 }
 
 impl Isa {
     /// Best first.
-    pub const ALL: [Isa; 2] = [Isa::Avx512Vnni, Isa::Generic];
+    pub const ALL: [Isa; 3] = [Isa::Avx512Vnni, Isa::Avx2, Isa::Generic];
 
     pub fn name(self) -> &'static str {
         match self {
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::Avx2 => "avx2",
             Isa::Generic => "generic",
         }
     }
@@ -39,8 +47,10 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => avx512_vnni::available(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::available(),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx512Vnni => false,
+            Isa::Avx512Vnni | Isa::Avx2 => false,
             Isa::Generic => true,
         }
     }
@@ -84,8 +94,8 @@ fn choose(forced: Option<&str>) -> Result<Isa> {
 pub struct Activations {
     /// int8 values, padded with 0 to the geometry's `padded_cols`.
     pub q: Vec<i8>,
-    /// Sum of each group.
-    pub sums: Vec<i32>,
+    /// Minus the sum of each group: what the products of T + 1 start at.
+    pub offsets: Vec<i32>,
     pub scale: f32,
 }
 
@@ -93,6 +103,11 @@ impl Activations {
     /// x_scale = max|x| / 127 in float32, q = clamp(round_half_even(x / x_scale), -127, 127); a zero vector has
     /// scale 0 and q = 0. Errors: NaN or infinity, with its position.
     pub fn quantize(x: &[f32], geometry: &Geometry) -> Result<Self> {
+        vectorized(|| Self::quantize_inlined(x, geometry))
+    }
+
+    #[inline(always)]
+    fn quantize_inlined(x: &[f32], geometry: &Geometry) -> Result<Self> {
         let mut lanes = [0f32; 16];
         let (whole, rest) = x.split_at(x.len() / 16 * 16);
         let mut finite = true;
@@ -124,12 +139,27 @@ impl Activations {
                 *q = ((x / scale + ROUND) - ROUND).clamp(-127.0, 127.0) as i32 as i8;
             }
         }
-        let sums = match geometry.width {
+        let offsets = match geometry.width {
             0 => vec![0; geometry.groups],
-            width => q.chunks(width).map(|group| group.iter().map(|&v| v as i32).sum()).collect(),
+            width => {
+                q.chunks_exact(width).map(|group| -group.iter().map(|&v| v as i32).sum::<i32>()).collect()
+            }
         };
-        Ok(Activations { q, sums, scale })
+        Ok(Activations { q, offsets, scale })
     }
+}
+
+/// Tiles that the AVX2 path reads side by side (`TRITPRESS_STREAMS`, 1 or 2). Two gave more bandwidth on a
+/// Zen 3 core, whose machines have no AVX-512; one was best on Zen 4.
+#[cfg(target_arch = "x86_64")]
+fn streams() -> usize {
+    static STREAMS: OnceLock<usize> = OnceLock::new();
+    *STREAMS.get_or_init(|| match std::env::var("TRITPRESS_STREAMS").as_deref() {
+        Ok("1") => 1,
+        Ok("2") => 2,
+        _ if avx512_vnni::available() => 1,
+        _ => 2,
+    })
 }
 
 /// Products of whole tiles (`tiles` holds `out.len() / 16` of them) with one token.
@@ -137,12 +167,14 @@ pub fn matvec(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Activations, out:
     assert_eq!(out.len() % TILE, 0);
     assert_eq!(tiles.len(), out.len() / TILE * geometry.tile_bytes());
     assert_eq!(x.q.len(), geometry.padded_cols());
-    assert_eq!(x.sums.len(), geometry.groups);
+    assert_eq!(x.offsets.len(), geometry.groups);
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni => avx512_vnni::matvec(tiles, geometry, x, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::matvec(tiles, geometry, x, out, streams()),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx512Vnni => unreachable!("not available here"),
+        Isa::Avx512Vnni | Isa::Avx2 => unreachable!("not available here"),
         Isa::Generic => generic::matvec(tiles, geometry, x, out),
     }
 }
@@ -155,7 +187,7 @@ pub struct Batch {
     /// int8 [padded_cols / step, n, step].
     pub q: Vec<i8>,
     /// [groups, n].
-    pub sums: Vec<i32>,
+    pub offsets: Vec<i32>,
     /// [n].
     pub scales: Vec<f32>,
 }
@@ -170,8 +202,8 @@ impl Batch {
                 q[(i * n + t) * step..][..step].copy_from_slice(part);
             }
         }
-        let sums = (0..geometry.groups).flat_map(|g| tokens.iter().map(move |t| t.sums[g])).collect();
-        Batch { n, step, q, sums, scales: tokens.iter().map(|t| t.scale).collect() }
+        let offsets = (0..geometry.groups).flat_map(|g| tokens.iter().map(move |t| t.offsets[g])).collect();
+        Batch { n, step, q, offsets, scales: tokens.iter().map(|t| t.scale).collect() }
     }
 }
 
@@ -180,12 +212,14 @@ pub fn matmul(isa: Isa, tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [
     assert_eq!(out.len(), x.n * TILE);
     assert_eq!(tile.len(), geometry.tile_bytes());
     assert_eq!(x.q.len(), geometry.padded_cols() * x.n);
-    assert_eq!(x.sums.len(), geometry.groups * x.n);
+    assert_eq!(x.offsets.len(), geometry.groups * x.n);
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni => avx512_vnni::matmul(tile, geometry, x, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::matmul(tile, geometry, x, out),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx512Vnni => unreachable!("not available here"),
+        Isa::Avx512Vnni | Isa::Avx2 => unreachable!("not available here"),
         Isa::Generic => generic::matmul(tile, geometry, x, out),
     }
 }

@@ -48,6 +48,14 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
                 isa.name()
             );
         }
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx2 {
+            for streams in [1, 2] {
+                let mut out = vec![0f32; tiles.geometry.tiles * TILE];
+                avx2::matvec(tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out, streams);
+                assert_eq!(&out[..rows], &expected[..], "{streams} streams");
+            }
+        }
         let others = naive::matvec(&matrix, &second);
         for n in [1, 2, 3, 4, 5, 9] {
             let tokens: Vec<Activations> =
