@@ -127,6 +127,18 @@ def test_quantizes_once_an_optimizer_step():
     )
 
 
+def test_trains_after_it_was_evaluated():
+    trits, scales, latent = random_codes(2, 8, 64, 64)
+    layer = BitLinear.from_codes(pack_trits(trits), scales, 64, 64, latent=latent)
+    x = torch.randn(2, 64)
+    with torch.inference_mode():
+        expected = layer(x)
+    y = layer(x)
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+    assert float(layer.latent.grad.norm()) > 0
+
+
 def test_codes_are_the_nearest_of_all_sums_even_when_scales_cross():
     generator = torch.Generator().manual_seed(3)
     for planes in (1, 2, 3):

@@ -36,16 +36,18 @@ def evaluate_directory(
     splits = load_splits(text) if text else builtin_splits()
     tokenizer = load_tokenizer(path)
     model = load(path, activation_bits=activation_bits, device=device)
-    longest = getattr(model.config, "max_position_embeddings", None) or window
+    settings: Any = model.config
+    longest = getattr(settings, "max_position_embeddings", None) or window
     window = min(window, int(longest))
     windows = token_windows(tokenizer, splits.held_out, window, max(1, tokens // window))
     other = None
     if reference is not None:
         other = load(reference, device=device)
-        if other.config.vocab_size != model.config.vocab_size:
+        known: Any = other.config
+        if known.vocab_size != settings.vocab_size:
             raise InputError(
-                f"{reference} has a vocabulary of {other.config.vocab_size}, {path} one of "
-                f"{model.config.vocab_size}: only models of one tokenizer can be compared"
+                f"{reference} has a vocabulary of {known.vocab_size}, {path} one of "
+                f"{settings.vocab_size}: only models of one tokenizer can be compared"
             )
     found = evaluate_model(model, windows, reference=other, progress=progress)
     latency = decode_latency(model, windows[0][: max(2, window // 4)])

@@ -96,7 +96,7 @@ def judge(
     """The five gates of a run in its last step (`tritpress.steps.Work`, read by attribute only)."""
     figures, fine_tuning = work.figures, work.fine_tuning or {}
     planned = work.plan.tensors if work.plan is not None else {}
-    layers = [
+    layers: list[Mapping[str, Any]] = [
         {**layer, "predicted_loss": getattr(planned.get(name), "predicted_loss", None)}
         for name, layer in work.layers.items()
     ]

@@ -51,8 +51,8 @@ def gradient_norms(
     targets = windows.shape[0] * (windows.shape[1] - 1)
     try:
         model.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+        for other, _ in flags:
+            other.requires_grad_(False)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
             parameter.grad = None
@@ -68,8 +68,8 @@ def gradient_norms(
     finally:
         for parameter in parameters.values():
             parameter.grad = None
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for other, flag in flags:
+            other.requires_grad_(flag)
         model.train(training)
 
 

@@ -194,7 +194,8 @@ class _Checks:
         for name in names:
             if name not in places:
                 continue  # a fused expert tensor has no module of its own
-            weight = places[name][1].weight.detach().cpu().float().numpy()
+            module: Any = places[name][1]
+            weight = module.weight.detach().cpu().float().numpy()
             written = _raw(self._dequantized().tensors[name]).astype(np.float32)
             if weight.shape != written.shape or not np.array_equal(weight, written):
                 raise Failed(f"{name} in the loaded model is not what the file holds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tritpress.errors import InputError
 VERSION = "1"
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
     """Write `tensors` and `state` (plain JSON values) under a temporary name, flush, rename.
 
     A reader sees the old checkpoint or the new one, whole, whenever the process is killed.

@@ -7,7 +7,7 @@ al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix, found b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
@@ -68,10 +68,10 @@ class MuGrokfast:
 
     def __init__(
         self,
-        matrices: dict[str, Tensor],
-        others: dict[str, Tensor],
+        matrices: Mapping[str, Tensor],
+        others: Mapping[str, Tensor],
         *,
-        units: dict[str, float] | None = None,
+        units: Mapping[str, float] | None = None,
         kind: Literal["mugrokfast", "muon", "adamw"] = "mugrokfast",
         lr: float,
         other_lr: float,

@@ -245,7 +245,7 @@ class _Run:
         """Share of the budget that is spent."""
         if self.recipe.budget_seconds is not None:
             return (self.state.seconds if seconds is None else seconds) / self.recipe.budget_seconds
-        return self.state.step / self.recipe.steps
+        return self.state.step / (self.recipe.steps or 1)
 
     def _autocast(self) -> Any:
         dtype = torch.bfloat16

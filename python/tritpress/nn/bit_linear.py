@@ -38,6 +38,8 @@ class BitLinear(nn.Module):
     the tensor by the same share of their distance, just as far as needed. None leaves the zeros free.
     """
 
+    base_scales: Tensor
+
     def __init__(
         self,
         latent: Tensor,
@@ -63,12 +65,9 @@ class BitLinear(nn.Module):
         self.latent = nn.Parameter(latent.detach().to(torch.float32).clone().contiguous())
         self.gain = nn.Parameter(torch.ones(scales.shape, device=latent.device))
         self.register_buffer("base_scales", scales.detach().to(latent.device, torch.float32).clone())
-        self.unit = float(self.base_scales[-1].mean()) or 1.0
-        """Mean scale of the last plane: the width of a cell, in which steps of the latent are measured."""
-        levels, codes = _half_levels(self.base_scales.permute(1, 2, 0))
-        self._cells = _Cells(levels, codes)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
-        self._key: tuple[Any, ...] | None = None
+        self._cells: _Cells | None = None
+        self._key: tuple[Any, ...] = ()
         self._weight = self._codes = self._scales = torch.empty(0)
 
     @classmethod
@@ -134,18 +133,27 @@ class BitLinear(nn.Module):
         self._refresh()
         return float((self._codes == 0).sum()) / self._codes.numel()
 
+    @property
+    def unit(self) -> float:
+        """Mean scale of the last plane: about the width of a cell, in which steps of latents are measured."""
+        return float(self.base_scales[-1].mean()) or 1.0
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, planes={self.planes}, "
             f"group_size={self.group_size}, bias={self.bias is not None}"
         )
 
+    @torch.inference_mode(False)  # what is kept must also serve a later pass that has gradients
     @torch.no_grad()
     def _refresh(self) -> None:
         """Quantize again only where latent or gain changed: once an optimizer step."""
-        key = (self.latent._version, self.gain._version, self.latent.data_ptr(), self.gain.data_ptr())
+        tensors = (self.base_scales, self.latent, self.gain)
+        key = tuple((tensor._version, tensor.data_ptr()) for tensor in tensors)
         if key == self._key:
             return
+        if self._cells is None or key[:1] != self._key[:1]:
+            self._cells = _Cells(*_half_levels(self.base_scales.permute(1, 2, 0)))
         alpha = (self.base_scales * self.gain).clamp(0.0, FP16_MAX).to(torch.float16).float()
         self._scales = alpha
         self._codes = self._cells.codes_of(self.latent, self.group_size, self.zero_band)
