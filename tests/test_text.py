@@ -82,7 +82,7 @@ def _write(folder: Path, files: dict[str, str]) -> Path:
 
 
 def _many(count: int) -> dict[str, str]:
-    return {f"d/{i:04d}.txt": f"document {i}\n" * 3 for i in range(count)}
+    return {f"d/{i:04d}.txt": f"document {i}\n" * 150 for i in range(count)}
 
 
 def test_many_documents_are_split_by_their_path(tmp_path: Path) -> None:
@@ -92,6 +92,12 @@ def test_many_documents_are_split_by_their_path(tmp_path: Path) -> None:
         assert getattr(splits, split) and all(split_of(d.name) == split for d in getattr(splits, split))
     again = load_splits([str(tmp_path)])
     assert [splits.sha256(s) for s in SPLITS] == [again.sha256(s) for s in SPLITS]
+
+
+def test_many_small_documents_fill_every_part(tmp_path: Path) -> None:
+    splits = load_splits([_write(tmp_path, {f"{i}.txt": f"note {i}\n" * 20 for i in range(100)})])
+    sizes = {split: len(getattr(splits, split)) for split in SPLITS}
+    assert sizes == {"held_out": 13, "validation": 13, "calibration": 13, "fine_tuning": 61}
 
 
 def test_where_a_folder_lies_changes_nothing(tmp_path: Path) -> None:
@@ -121,7 +127,7 @@ def test_a_text_of_one_long_line_is_cut_too(tmp_path: Path) -> None:
 
 
 def test_identical_documents_are_never_in_two_splits(tmp_path: Path) -> None:
-    files = _many(200) | {f"copy/{i:04d}.txt": f"document {i}\n" * 3 + "\n" for i in range(200)}
+    files = _many(200) | {f"copy/{i:04d}.txt": f"document {i}\n" * 150 + "\n" for i in range(200)}
     splits = load_splits([_write(tmp_path, files)])
     assert len(_all(splits)) == 200
     assert len({d.text.strip() for d in _all(splits)}) == 200

@@ -59,7 +59,7 @@ def generate_with(
 
     from tritpress.formats.huggingface import quiet_transformers
 
-    tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    tokens = tokenizer(prompt)["input_ids"] if prompt else []
     eos = _eos(model, tokenizer)
     if not tokens:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos

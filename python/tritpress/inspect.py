@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tritpress.errors import InputError
 from tritpress.formats.layout import code_bytes, group_count
 from tritpress.formats.packed_reader import PackedModel, TernaryInfo, is_packed, open_packed
 from tritpress.formats.source import open_source, read_json, row_chunks
@@ -116,7 +117,10 @@ def _dense(packed: PackedModel, name: str) -> dict[str, Any]:
 
 def _inspect_plain(path: Path) -> dict[str, Any]:
     source = open_source(path)
-    targets = {target.name: target for target in find_targets(source)}
+    try:
+        targets = {target.name: target for target in find_targets(source)}
+    except InputError:  # a model without linear layers can be looked at, only not pressed
+        targets = {}
     embeddings = set(find_embeddings(source))
     tensors = []
     for name, entry in source.tensors.items():

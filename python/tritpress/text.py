@@ -30,6 +30,8 @@ BUILTIN_LIMIT = 200_000
 SECTION = 2000
 """Least characters of a section when documents are few."""
 FEW_DOCUMENTS = 50
+LEAST_PART = 4000
+"""Characters below which a part is too small for the rule that goes by the hash alone."""
 _FEW_SECTIONS = 200
 _LONG_LINE = 8000
 
@@ -124,9 +126,10 @@ def load_splits(paths: Sequence[str | Path]) -> Splits:
 
     A document is a file or a line of a `.jsonl`; its name is the path relative to the folder given. Empty
     documents are passed over and of identical ones the first by name is kept, so that none is in two parts.
-    With fewer than 50 documents, or an empty part, documents are cut at line ends into sections of at least
-    2000 characters, which then are the documents; below 200 sections the parts go by the rank of the hash
-    instead of its remainder (rank % 8: 0 held_out, 1 validation, 2 calibration), so that none is empty.
+    With fewer than 50 documents, or a part below 4000 characters, documents are cut at line ends into
+    sections of at least 2000 characters, which then are the documents; with fewer than 200 of those, or a
+    part that is still too small, the parts go by the rank of the hash instead of its remainder (rank % 8: 0
+    held_out, 1 validation, 2 calibration), so that none is empty.
 
     Raises `InputError` for a missing path, a file that is not UTF-8 text, a bad line, and too little text.
     """
@@ -138,11 +141,11 @@ def load_splits(paths: Sequence[str | Path]) -> Splits:
         raise InputError(f"there is no text in {source}: expected {', '.join(SUFFIXES)} files")
     if len(documents) >= FEW_DOCUMENTS:
         parts = _by_remainder(documents)
-        if all(parts.values()):
+        if _is_enough(parts):
             return Splits(source, **parts)
     sections = _unique(section for document in documents for section in _sections(document))
     parts = _by_remainder(sections) if len(sections) >= _FEW_SECTIONS else {}
-    if not parts or not all(parts.values()):
+    if not parts or not _is_enough(parts):
         parts = _by_rank(sections)
     if not all(parts.values()):
         total = sum(len(document.text) for document in documents)
@@ -164,6 +167,11 @@ def _unique(documents: Iterable[Document]) -> list[Document]:
             seen.add(digest)
             kept.append(document)
     return kept
+
+
+def _is_enough(parts: dict[str, list[Document]]) -> bool:
+    """Whether every part has text enough to be measured or trained with."""
+    return all(sum(len(document.text) for document in part) >= LEAST_PART for part in parts.values())
 
 
 def _by_remainder(documents: list[Document]) -> dict[str, list[Document]]:

@@ -5,11 +5,12 @@ The planner asks `packed_size` for the exact size of a plan, the writers fill th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tritpress.errors import InputError
-from tritpress.formats.header import FileLayout, lay_out
+from tritpress.formats.header import DTYPE_BYTES, FileLayout, lay_out
 from tritpress.formats.source import SourceModel, TensorEntry
 from tritpress.formats.targets import find_embeddings
 
@@ -142,7 +143,7 @@ def _shards(source: SourceModel, pieces: Any, metadata: dict[str, str]) -> list[
         filled = 0
         for entry in (e for e in source.tensors.values() if e.file == file):
             made = pieces(entry)
-            nbytes = sum(lay_out([(n, d, s)], {}).nbytes for n, d, s, _ in made)
+            nbytes = sum(math.prod(shape) * DTYPE_BYTES[dtype] for _, dtype, shape, _ in made)
             if groups[-1] and filled + nbytes > SHARD_BYTES:
                 groups.append([])
                 filled = 0
