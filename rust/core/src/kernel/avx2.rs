@@ -20,23 +20,42 @@ pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32
     let count = out.len() / TILE;
     assert!(tiles.len() >= count * geometry.tile_bytes() && tiles.as_ptr() as usize % 32 == 0);
     assert!(x.q.len() >= geometry.padded_cols() && x.offsets.len() >= geometry.groups);
-    let size = geometry.tile_bytes();
-    let y = out.as_mut_ptr();
-    let mut done = 0;
     // SAFETY: dispatch checked the CPU (`available`); the lengths above cover the tiles, the activations and the
     // output; every tile is below `count`. Blocks are multiples of 32 bytes, so loads are aligned.
     unsafe {
-        if streams >= 2 {
-            // Far-apart tiles side by side: more reads in flight.
-            let far = count / 2;
-            for tile in 0..far {
-                let p = [tile, tile + far].map(|t| tiles.as_ptr().add(t * size));
-                tiles_of(p, geometry, x, [tile, tile + far].map(|t| y.add(t * TILE)));
-            }
-            done = 2 * far;
+        match geometry.width / CHUNK {
+            2 => tiles_in_streams::<2>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            4 => tiles_in_streams::<4>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            8 => tiles_in_streams::<8>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            16 => tiles_in_streams::<16>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            _ => tiles_in_streams::<0>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
         }
-        for tile in done..count {
-            tiles_of([tiles.as_ptr().add(tile * size)], geometry, x, [y.add(tile * TILE)]);
+    }
+}
+
+/// All tiles, one or two at a time: far-apart ones side by side keep more reads in flight.
+///
+/// # Safety
+/// See [`matvec`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tiles_in_streams<const CHUNKS: usize>(
+    p: *const u8,
+    count: usize,
+    geometry: &Geometry,
+    x: &Activations,
+    y: *mut f32,
+    streams: usize,
+) {
+    let size = geometry.tile_bytes();
+    let far = if streams >= 2 { count / 2 } else { 0 };
+    // SAFETY: every tile is below `count`.
+    unsafe {
+        for tile in 0..far {
+            let both = [tile, tile + far];
+            tiles_of::<2, CHUNKS>(both.map(|t| p.add(t * size)), geometry, x, both.map(|t| y.add(t * TILE)));
+        }
+        for tile in 2 * far..count {
+            tiles_of::<1, CHUNKS>([p.add(tile * size)], geometry, x, [y.add(tile * TILE)]);
         }
     }
 }
@@ -129,54 +148,68 @@ fn widen(s: Short) -> __m256i {
     _mm256_madd_epi16(both, _mm256_set1_epi16(1))
 }
 
-/// `S` tiles, each its own stream.
+/// Exact sums of the 16 rows of a block over its chunks, at most [`SHORT`], starting at `offset`.
+///
+/// # Safety
+/// As for [`chunk`], for `chunks` chunks.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn short_block(p: *const u8, q: *const i8, chunks: usize, offset: [__m256i; 2]) -> [__m256i; 2] {
+    let mut sums = zero();
+    for k in 0..chunks {
+        // SAFETY: k < chunks.
+        unsafe { chunk(&mut sums, p.add(k * CHUNK_BYTES), q.add(k * CHUNK)) };
+    }
+    [0, 1].map(|half| _mm256_add_epi32(offset[half], widen(sums[half])))
+}
+
+/// Add a block's sums, scaled, to the totals of its rows.
+///
+/// # Safety
+/// The 16 scales can be read at `p`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_scaled(totals: &mut [__m256; 2], exact: [__m256i; 2], p: *const u8) {
+    for half in 0..2 {
+        // SAFETY: 16 half floats lie at p.
+        let scales = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.add(16 * half).cast())) };
+        totals[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[half]), scales, totals[half]);
+    }
+}
+
+/// `S` tiles, each its own stream; groups of `CHUNKS` chunks (0: any number).
 ///
 /// # Safety
 /// See [`matvec`]: a tile at each `p`, 16 floats at each `y`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tiles_of<const S: usize>(
+unsafe fn tiles_of<const S: usize, const CHUNKS: usize>(
     mut p: [*const u8; S],
     geometry: &Geometry,
     x: &Activations,
     y: [*mut f32; S],
 ) {
-    let chunks = geometry.width / CHUNK;
+    let chunks = if CHUNKS > 0 { CHUNKS } else { geometry.width / CHUNK };
     let mut totals = [[_mm256_setzero_ps(); 2]; S];
     // SAFETY: pointers walk over their tiles and over the padded activations.
     unsafe {
         for group in 0..geometry.groups {
-            let q = x.q.as_ptr().add(group * geometry.width);
-            let offset = _mm256_set1_epi32(*x.offsets.as_ptr().add(group));
+            let q = x.q.as_ptr().add(group * chunks * CHUNK);
+            let offset = [_mm256_set1_epi32(*x.offsets.as_ptr().add(group)); 2];
             for _ in 0..geometry.planes {
                 for (p, totals) in p.iter_mut().zip(&mut totals) {
-                    let mut exact = [offset; 2];
-                    let mut q = q;
-                    let mut left = chunks;
-                    while left > 0 {
-                        let many = left.min(SHORT);
-                        let mut sums = zero();
-                        if many == 4 {
-                            chunk(&mut sums, *p, q);
-                            chunk(&mut sums, p.add(CHUNK_BYTES), q.add(CHUNK));
-                            chunk(&mut sums, p.add(2 * CHUNK_BYTES), q.add(2 * CHUNK));
-                            chunk(&mut sums, p.add(3 * CHUNK_BYTES), q.add(3 * CHUNK));
+                    let mut exact = offset;
+                    let mut k = 0;
+                    while k < chunks {
+                        let many = if CHUNKS > 0 { CHUNKS.min(SHORT) } else { (chunks - k).min(SHORT) };
+                        exact = if many == SHORT {
+                            short_block(p.add(k * CHUNK_BYTES), q.add(k * CHUNK), SHORT, exact)
                         } else {
-                            for k in 0..many {
-                                chunk(&mut sums, p.add(k * CHUNK_BYTES), q.add(k * CHUNK));
-                            }
-                        }
-                        *p = p.add(many * CHUNK_BYTES);
-                        q = q.add(many * CHUNK);
-                        left -= many;
-                        for (exact, sums) in exact.iter_mut().zip(sums) {
-                            *exact = _mm256_add_epi32(*exact, widen(sums));
-                        }
+                            short_block(p.add(k * CHUNK_BYTES), q.add(k * CHUNK), many, exact)
+                        };
+                        k += many;
                     }
-                    for (half, (total, exact)) in totals.iter_mut().zip(exact).enumerate() {
-                        let scales = _mm256_cvtph_ps(_mm_loadu_si128(p.add(16 * half).cast()));
-                        *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scales, *total);
-                    }
-                    *p = p.add(2 * TILE);
+                    add_scaled(totals, exact, p.add(chunks * CHUNK_BYTES));
+                    *p = p.add(chunks * CHUNK_BYTES + 2 * TILE);
                 }
             }
         }

@@ -26,8 +26,11 @@ pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32
     unsafe {
         let y = out.as_mut_ptr();
         match geometry.width / 16 {
+            2 if geometry.planes == 1 => one_plane::<2>(p, count, geometry, q, offsets, x.scale, y),
+            4 if geometry.planes == 1 => one_plane::<4>(p, count, geometry, q, offsets, x.scale, y),
+            8 if geometry.planes == 1 => one_plane::<8>(p, count, geometry, q, offsets, x.scale, y),
+            16 if geometry.planes == 1 => one_plane::<16>(p, count, geometry, q, offsets, x.scale, y),
             2 => tiles_of::<2>(p, count, geometry, q, offsets, x.scale, y),
-            4 if geometry.planes == 1 => tiles_in_64s(p, count, geometry, q, offsets, x.scale, y),
             4 => tiles_of::<4>(p, count, geometry, q, offsets, x.scale, y),
             8 => tiles_of::<8>(p, count, geometry, q, offsets, x.scale, y),
             16 => tiles_of::<16>(p, count, geometry, q, offsets, x.scale, y),
@@ -121,13 +124,13 @@ unsafe fn tiles_of<const CHUNKS: usize>(
     }
 }
 
-/// The common case: one plane in groups of 64. With no loop over planes the activations stay operands of
+/// The common case of one plane. With no loop over planes the activations stay operands of
 /// `vpdpbusd` instead of being kept in registers.
 ///
 /// # Safety
 /// See [`matvec`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn tiles_in_64s(
+unsafe fn one_plane<const CHUNKS: usize>(
     mut p: *const u8,
     count: usize,
     geometry: &Geometry,
@@ -142,12 +145,12 @@ unsafe fn tiles_in_64s(
             let mut total = _mm512_setzero_ps();
             for group in 0..geometry.groups {
                 let mut acc = Sums::starting_at(offsets.add(group).read());
-                for k in 0..4 {
-                    acc.chunk(p.add(k * CHUNK_BYTES), q.add(group * 64 + k * 16));
+                for k in 0..CHUNKS {
+                    acc.chunk(p.add(k * CHUNK_BYTES), q.add((group * CHUNKS + k) * 16));
                 }
-                let scales = _mm512_cvtph_ps(_mm256_loadu_si256(p.add(4 * CHUNK_BYTES).cast()));
+                let scales = _mm512_cvtph_ps(_mm256_loadu_si256(p.add(CHUNKS * CHUNK_BYTES).cast()));
                 total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc.fold()), scales, total);
-                p = p.add(4 * CHUNK_BYTES + 2 * TILE);
+                p = p.add(CHUNKS * CHUNK_BYTES + 2 * TILE);
             }
             _mm512_storeu_ps(y.add(tile * TILE), _mm512_mul_ps(total, _mm512_set1_ps(scale)));
         }
@@ -244,7 +247,7 @@ unsafe fn tile_times_few<const QUADS: usize, const MANY: usize>(
     unsafe {
         for group in 0..geometry.groups {
             for _ in 0..geometry.planes {
-                // Two sums a token, so that few tokens do not wait for each other's products.
+                // Two sums a token where there are few, so that products need not wait for each other.
                 let mut even = [_mm512_setzero_si512(); MANY];
                 let mut odd = [_mm512_setzero_si512(); MANY];
                 for (t, sum) in even.iter_mut().enumerate() {
@@ -257,7 +260,7 @@ unsafe fn tile_times_few<const QUADS: usize, const MANY: usize>(
                     for k in 0..QUADS {
                         for t in 0..MANY {
                             let x = q.add(t * QUADS * 4 + 4 * k).cast::<i32>().read_unaligned();
-                            let sum = if k % 2 == 0 { &mut even[t] } else { &mut odd[t] };
+                            let sum = if k % 2 == 0 || MANY > 2 { &mut even[t] } else { &mut odd[t] };
                             *sum = _mm512_dpbusd_epi32(*sum, w[k], _mm512_set1_epi32(x));
                         }
                     }
@@ -265,7 +268,7 @@ unsafe fn tile_times_few<const QUADS: usize, const MANY: usize>(
                 let scales = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
                 p = p.add(2 * TILE);
                 for t in 0..MANY {
-                    let exact = _mm512_add_epi32(even[t], odd[t]);
+                    let exact = if MANY > 2 { even[t] } else { _mm512_add_epi32(even[t], odd[t]) };
                     totals[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, totals[t]);
                 }
             }
