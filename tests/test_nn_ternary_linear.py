@@ -1,0 +1,168 @@
+"""TernaryLinear and its operator, against arithmetic on unpacked codes."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from tritpress.errors import InputError
+
+torch = pytest.importorskip("torch")
+
+from tritpress.nn.ternary_linear import TernaryLinear  # noqa: E402
+from tritpress.ops import linear as ops  # noqa: E402
+from tritpress.ops import reference  # noqa: E402
+
+
+def make(out=6, cols=70, group_size=32, planes=2, bias=False, activation_bits=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    trits = torch.randint(-1, 2, (planes, out, cols), generator=generator, dtype=torch.int8)
+    groups = -(-cols // (group_size or cols))
+    scales = torch.rand(planes, out, groups, generator=generator).half()
+    b = torch.randn(out, generator=generator) if bias else None
+    layer = TernaryLinear(reference.pack(trits), scales, cols, group_size, b, activation_bits)
+    width = group_size or cols
+    weight = sum(
+        trits[p].double() * scales[p].double().repeat_interleave(width, 1)[:, :cols] for p in range(planes)
+    )
+    return layer, weight, trits
+
+
+def tokens(cols, shape=(3, 5), seed=1):
+    return torch.randn(*shape, cols, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("cols", [1, 3, 4, 64, 70, 257])
+@pytest.mark.parametrize("group_size", [0, 32, 64])
+def test_float_activations_multiply_the_dequantized_weight(cols, group_size):
+    layer, weight, trits = make(cols=cols, group_size=group_size, activation_bits=None, bias=True)
+    assert torch.equal(reference.unpack(layer.codes, cols), trits)
+    assert torch.equal(layer.dequantize(), weight.float().half().float())
+    x = tokens(cols)
+    wanted = x.double() @ weight.half().double().T + layer.bias.double()
+    torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3])
+def test_int8_activations_are_the_kernels(planes):
+    layer, weight, _ = make(out=33, cols=130, group_size=64, planes=planes)
+    for shape in [(1,), (7,), (2, 3)]:
+        x = tokens(130, shape)
+        q = torch.clamp(torch.round(x / (x.abs().amax(-1, keepdim=True) / 127)), -127, 127).double()
+        wanted = q * (x.abs().amax(-1, keepdim=True) / 127).double() @ weight.T
+        torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-4, atol=1e-4)
+    assert torch.equal(layer(torch.zeros(2, 130)), torch.zeros(2, 33))
+
+
+def test_the_gradient_reaches_the_input_alone():
+    layer, weight, _ = make(activation_bits=None)
+    x = tokens(70).requires_grad_()
+    layer(x).sum().backward()
+    torch.testing.assert_close(
+        x.grad.double(), weight.half().double().sum(0).expand_as(x), rtol=1e-4, atol=1e-4
+    )
+    assert list(layer.parameters()) == []
+
+
+@pytest.mark.parametrize("bits", [0, 8])
+def test_the_operator_passes_torchs_own_checks(bits):
+    layer, _, _ = make()
+    x = tokens(70).requires_grad_()
+    arguments = (x, layer.codes, layer.scales, 70, 32, bits)
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.tritpress.ternary_linear.default, arguments, test_utils=tests)
+
+
+def test_compile_and_export_see_the_operator():
+    layer, _, _ = make(bias=True)
+    x = tokens(70)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    exported = torch.export.export(layer, (x,))
+    assert any("ternary_linear" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+def test_one_packed_matrix_for_each_codes_tensor_and_none_after_it():
+    layer, _, _ = make()
+    gc.collect()
+    before = len(ops._matrices)
+    x = tokens(70)
+    layer(x)
+    first = ops.packed_matrix(layer.codes, layer.scales, 70, 32)
+    layer(x)
+    assert ops.packed_matrix(layer.codes, layer.scales, 70, 32) is first
+    assert len(ops._matrices) == before + 1
+    y = layer(x)
+    layer.scales.mul_(2.0)  # a change in place is seen
+    torch.testing.assert_close(layer(x), 2 * y, rtol=1e-5, atol=1e-5)
+    del layer
+    gc.collect()
+    assert len(ops._matrices) == before
+
+
+def test_threads_do_not_change_the_result():
+    layer, _, _ = make(out=64, cols=256, group_size=64)
+    x = tokens(256)
+    y = layer(x)
+    try:
+        ops.set_threads(1)
+        assert torch.equal(layer(x), y)
+    finally:
+        ops.set_threads(None)
+
+
+def test_conversions_leave_the_format_alone():
+    layer, _, _ = make(bias=True)
+    y = layer(tokens(70))
+    layer.double().bfloat16().float()
+    assert layer.codes.dtype == torch.uint8 and layer.scales.dtype == torch.float16
+    torch.testing.assert_close(layer(tokens(70)), y, rtol=1e-2, atol=2e-2)
+    other, _, _ = make(bias=True, seed=9)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(tokens(70)), layer(tokens(70)))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"codes": lambda c: c.to(torch.int8)}, "codes must be uint8"),
+        ({"codes": lambda c: c[:, :, 1:]}, "do not hold"),
+        ({"scales": lambda s: s.float()}, "scales must be float16"),
+        ({"scales": lambda s: s[:, :, 1:]}, "scales must be float16"),
+        ({"bias": lambda b: torch.zeros(5)}, "bias must be"),
+        ({"activation_bits": lambda a: 4}, "activation_bits"),
+    ],
+)
+def test_wrong_parts_are_refused(change, word):
+    layer, _, _ = make()
+    parts = {"codes": layer.codes, "scales": layer.scales, "bias": None, "activation_bits": 8}
+    for key, alter in change.items():
+        parts[key] = alter(parts[key])
+    with pytest.raises(InputError, match=word):
+        TernaryLinear(
+            parts["codes"], parts["scales"], 70, 32, parts["bias"], activation_bits=parts["activation_bits"]
+        )
+
+
+def test_reference_packing_is_the_cores():
+    from tritpress import _core
+
+    trits = torch.randint(-1, 2, (2, 5, 13), dtype=torch.int8)
+    codes = reference.pack(trits)
+    assert np.array_equal(codes.numpy(), _core.pack(trits.numpy()))
+    scales = torch.rand(2, 5, 1).half()
+    whole = torch.from_numpy(_core.dequantize(codes.numpy(), scales.numpy(), 13, 0))
+    assert torch.equal(reference.dequantize(codes, scales, 13, 0), whole.half().float())
+
+
+@pytest.mark.cuda
+def test_cuda_gives_what_the_cpu_gives():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    for bits in (8, None):
+        layer, _, _ = make(out=64, cols=256, group_size=64, bias=True, activation_bits=bits)
+        x = tokens(256)
+        y = layer(x)
+        torch.testing.assert_close(layer.cuda()(x.cuda()).cpu(), y, rtol=1e-3, atol=1e-3)
