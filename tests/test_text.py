@@ -224,6 +224,14 @@ def test_an_epoch_holds_every_document_once() -> None:
     assert (seen[40:80] <= [50 + i for i in range(40)]).all()
 
 
+def test_training_windows_tell_their_epoch() -> None:
+    _, stream = _stream(pool_characters=300)
+    count = stream.epoch_windows()
+    assert stream.epoch_at(0) == 0 and stream.epoch_at(count) == 1
+    told = [stream.epoch_at(i) for i in range(3 * count)]
+    assert told == sorted(told) and 2 < told[-1] < 3.1
+
+
 def test_training_windows_follow_the_seed() -> None:
     first, second = _stream(seed=1)[1].take(0, 50), _stream(seed=2)[1].take(0, 50)
     assert (first != second).any() and (first == _stream(seed=1)[1].take(0, 50)).all()
