@@ -368,7 +368,7 @@ class TrainingWindows:
             self._add_pool()
         epoch, begin, end = self._pools[pool]
         first, after = self._starts[pool], self._starts[pool + 1]
-        return epoch + (begin + (end - begin) * (index - first) / (after - first)) / len(self._docs)
+        return epoch + (begin + (end - begin) * (index - first) / max(1, after - first)) / len(self._docs)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
