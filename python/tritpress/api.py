@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def wait(
         stop(run)
         raise
     if end["type"] == "run.failed":
-        raise _error(end)
+        raise _error(end, run)
     if end.get("status") == "stopped":
         raise StopRequested(f"run {run.id} was stopped; `{resume_line(run.path)}` goes on from what is done")
     return json.loads(run.report_path.read_bytes())
@@ -108,7 +109,11 @@ def _follow(run: RunDirectory, on_event: OnEvent | None, offset: int) -> dict[st
     return event
 
 
-def _error(end: dict[str, Any]) -> TritpressError:
+def _error(end: dict[str, Any], run: RunDirectory) -> TritpressError:
     kinds = {"UsageError": UsageError, "InputError": InputError}
-    error = kinds.get(str(end.get("kind")), TritpressError)
-    return error(str(end.get("error")))
+    error = kinds.get(str(end.get("kind")), TritpressError)(str(end.get("error")))
+    with contextlib.suppress(OSError):  # where it happened, for who looks at tracebacks
+        _, found, tail = run.log_path.read_text(errors="replace").rpartition("Traceback (most recent")
+        if found:
+            error.add_note(f"In the worker ({run.log_path}):\n{found}{tail}")
+    return error

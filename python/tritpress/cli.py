@@ -88,7 +88,7 @@ def demo(
         "tritpress compress ./model -o ./out --method fast --no-finetune --planes 2",
         "tritpress compress --resume 20261124-153012-9f3a",
     ),
-    epilog="The gate on the ratio asks for 6x whatever --ratio says: a run at --ratio 4 ends with exit code 3.",
+    epilog="The gate on the ratio asks for 6x whatever --ratio says: --ratio 4 ends with exit code 3.",
 )
 @guarded
 def compress(
@@ -431,7 +431,8 @@ def list_command(runs: o.RunsOption = None, debug: o.DebugOption = False, json: 
     else:
         from tritpress.console.tables import runs_table
 
-        console().print(runs_table(found))
+        screen = console()
+        screen.print(runs_table(found, screen.width))
     return 0
 
 

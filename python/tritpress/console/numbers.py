@@ -13,14 +13,8 @@ def size(count: float | None) -> str:
     if count is None:
         return DASH
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000 or unit == "GB":
-            return (
-                f"{count:.0f} B"
-                if unit == "B"
-                else f"{count:.3g} {unit}"
-                if count < 999.5
-                else f"{count:.0f} {unit}"
-            )
+        if abs(count) < 999.5 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError
 
@@ -85,4 +79,4 @@ def planes(mean: float | None) -> str:
     if abs(mean - 1) < 1e-9:
         return "1 plane (1.58-bit ternary)"
     number = f"{mean:.0f}" if abs(mean - round(mean)) < 1e-9 else f"{mean:.2f}"
-    return f"{number} planes (sum of ternary planes)"
+    return f"{number} planes a weight"

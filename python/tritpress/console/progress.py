@@ -19,6 +19,9 @@ from tritpress.events.snapshot import State, fold
 MARKS = {"waiting": ("·", "dim"), "done": ("✓", "green"), "skipped": ("–", "yellow"), "failed": ("✗", "red")}
 
 
+MARK_WIDTH, NAME_WIDTH, TIME_WIDTH = 1, 15, 11
+
+
 class RunProgress:
     """Folds events as they come (`on_event`) and shows the state. Use as a context manager."""
 
@@ -67,16 +70,27 @@ class RunProgress:
 
 def render(state: State, width: int, now: float, spinner: Spinner | None = None) -> RenderableType:
     """The live picture of a run: a line about the model, then a row for each step."""
-    table = Table.grid(padding=(0, 1))
-    table.add_column(width=1)
-    table.add_column(no_wrap=True)
-    bar_width = 24 if width >= 100 else 14
-    table.add_column(width=bar_width)
-    table.add_column(justify="right", no_wrap=True, min_width=8)
-    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    bar_width = 24 if width >= 100 else 12
+    left = (MARK_WIDTH, NAME_WIDTH, bar_width, TIME_WIDTH)
+    room = max(10, width - sum(left) - len(left))
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for column_width in left:
+        table.add_column(width=column_width, no_wrap=True)
+    table.columns[3].justify = "right"
+    table.add_column(width=room, no_wrap=True)
     for step in state["steps"]:
-        table.add_row(*_row(state, step, bar_width, now, spinner))
+        *cells, words = _row(state, step, bar_width, now, spinner)
+        words.plain = fitting(words.plain, room)
+        table.add_row(*cells, words)
     return Group(headline(state), table)
+
+
+def fitting(words: str, width: int) -> str:
+    """`words` in at most `width` characters: of what is cut the beginning and the (telling) end stay."""
+    if len(words) <= width:
+        return words
+    head = width // 3
+    return f"{words[:head]}…{words[len(words) - (width - head - 1) :]}"
 
 
 def headline(state: State) -> Text:
@@ -87,15 +101,15 @@ def headline(state: State) -> Text:
         parts.append(f"{count(model['parameters'])} parameters")
     if state["targets"]:
         parts.append(f"{len(state['targets'])} tensors to press")
-    text = Text(" · ".join(parts), style="bold", no_wrap=True, overflow="ellipsis")
+    text = Text(no_wrap=True, overflow="ellipsis")
     if state["status"] == "paused":
-        text.append("   paused", style="bold yellow")
-    return text
+        text.append("paused  ", style="bold yellow")
+    return text.append(" · ".join(parts), style="bold")
 
 
 def _row(
     state: State, step: dict[str, Any], bar_width: int, now: float, spinner: Spinner | None
-) -> tuple[RenderableType, ...]:
+) -> tuple[RenderableType, RenderableType, RenderableType, RenderableType, Text]:
     n, status = step["n"], step["state"]
     name = Text(f"{n} {step['name']}", style="bold" if status == "running" else "")
     if status != "running":
@@ -130,11 +144,9 @@ def current(state: State, step: dict[str, Any]) -> str:
     """What a running step is at."""
     if step["n"] == 5 and state["finetune_last"]:
         last = state["finetune_last"]
-        parts = [f"step {last.get('step')}" + (f"/{last['steps']}" if last.get("steps") else "")]
-        parts.append(f"loss {figure(last.get('loss'))}")
-        if last.get("tokens_per_s"):
-            parts.append(f"{count(last['tokens_per_s'])} tokens/s")
-        return " · ".join(parts)
+        steps = f"{last.get('step')}/{last['steps']}" if last.get("steps") else f"step {last.get('step')}"
+        words = f"{steps} loss {figure(last.get('loss'))}"
+        return f"{words}, {count(last['tokens_per_s'])} tokens/s" if last.get("tokens_per_s") else words
     parts = []
     if step["total"] and step["done"] is not None:
         parts.append(f"{step['done']:g}/{step['total']:g}")
@@ -153,7 +165,7 @@ def finding(state: State, n: int) -> str:
         before = evaluations["before"]
         return f"perplexity {figure(before.get('perplexity'))}, top-1 {percent(before.get('top1'))}"
     if n == 4 and state["layers"]:
-        return f"{len(state['layers'])} tensors, {_planes_and_bits(figures)}"
+        return ", ".join(filter(None, [f"{len(state['layers'])} tensors", _planes_and_bits(figures)]))
     if n == 5 and state["finetune_last"]:
         last = state["finetune_last"]
         return f"{last.get('step')} steps, loss {figure(last.get('loss'))}"
@@ -167,5 +179,5 @@ def finding(state: State, n: int) -> str:
 
 def _planes_and_bits(figures: dict[str, Any]) -> str:
     bits = figures.get("bits_per_weight")
-    words = planes(figures.get("planes_mean")).partition(" (")[0]
-    return f"{figure(bits, 3)} bits a weight, {words}" if bits is not None else words
+    words = planes(figures.get("planes_mean")).partition(" (")[0].removesuffix(" a weight")
+    return f"{figure(bits, 3)} bits a weight, {words}" if bits is not None else ""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tritpress.console.numbers import DASH, duration, figure, percent, planes, size, times
+from tritpress.console.tables import right, simple_table
 from tritpress.invocation import command_line, runs_option
 
 GATE_NAMES = {
@@ -87,11 +87,8 @@ def headline(report: dict[str, Any]) -> Text:
 
 def before_after(report: dict[str, Any]) -> Table:
     """Original, packed and dequantized side by side."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=_title(report), title_justify="left")
-    table.title_style = "bold"
-    table.add_column("")
-    for name in ("original", "packed", "dequantized"):
-        table.add_column(name, justify="right")
+    columns = (right(name) for name in ("original", "packed", "dequantized"))
+    table = simple_table("", *columns, title=_title(report))
     columns = [report["before"], report["after"]["packed"], report["after"]["dequantized"]]
     interval = report.get("perplexity_interval")
     change = report.get("perplexity_change")
@@ -100,6 +97,7 @@ def before_after(report: dict[str, Any]) -> Table:
         ("ratio to float32", [_ratio(column) for column in columns]),
         ("perplexity", [figure(column.get("perplexity")) for column in columns]),
         ("  change", [DASH, percent(change, sign=True), _change(columns[2], columns[0])]),
+        ("  95 % interval", [DASH, _span(interval), DASH]),
         ("top-1", [percent(column.get("top1")) for column in columns]),
         ("  kept", [DASH, percent(report.get("accuracy_kept")), _kept(columns[2], columns[0])]),
         ("KL divergence, nats", [figure(column.get("kl"), 3) for column in columns]),
@@ -110,20 +108,12 @@ def before_after(report: dict[str, Any]) -> Table:
     for label, values in rows:
         if any(value != DASH for value in values):
             table.add_row(label, *values)
-    if change is not None and interval:
-        table.caption = f"95 % interval of the packed change: {_span(interval)}"
-        table.caption_justify = "left"
     return table
 
 
 def gates_table(gates: list[dict[str, Any]]) -> Table:
     """The five gates, actual against target."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Gates", title_justify="left")
-    table.title_style = "bold"
-    table.add_column("")
-    table.add_column("target", justify="right")
-    table.add_column("actual", justify="right")
-    table.add_column("")
+    table = simple_table("", right("target"), right("actual"), "", title="Gates")
     for gate in gates:
         verdict = {True: Text("✓ passes", "green"), False: Text("✗ fails", "bold red")}.get(
             gate["passed"], Text("– not measured", "yellow")
@@ -179,5 +169,7 @@ def _kept(after: dict[str, Any], before: dict[str, Any]) -> str:
     return percent(after["top1"] / before["top1"])
 
 
-def _span(interval: list[float]) -> str:
+def _span(interval: list[float] | None) -> str:
+    if not interval:
+        return DASH
     return f"{percent(interval[0], sign=True)} to {percent(interval[1], sign=True)}"

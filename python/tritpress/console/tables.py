@@ -29,7 +29,8 @@ TENSORS_SHOWN = 40
 
 def simple_table(*columns: str | tuple[str, dict[str, Any]], title: str | None = None) -> Table:
     """A table in the house's style; a column is its heading or (heading, options)."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=title)
+    table.title_justify, table.title_style = "left", "bold"
     for column in columns:
         heading, options = (column, {}) if isinstance(column, str) else column
         table.add_column(heading, **options)
@@ -40,34 +41,33 @@ def right(heading: str) -> tuple[str, dict[str, Any]]:
     return heading, {"justify": "right", "no_wrap": True}
 
 
-def runs_table(runs: list[dict[str, Any]]) -> Table:
-    """One line a run, newest first."""
+def runs_table(runs: list[dict[str, Any]], width: int) -> Table:
+    """One line a run, newest first; a ratio never without bits a weight and planes beside it."""
     table = simple_table(
-        ("run", {"no_wrap": True}),
-        ("model", {"overflow": "ellipsis", "no_wrap": True, "ratio": 1}),
+        ("run", {"no_wrap": True, "min_width": 20}),
+        ("model", {"overflow": "ellipsis", "no_wrap": True}),
         ("status", {"no_wrap": True}),
-        right("size"),
-        right("bits"),
-        right("planes"),
-        right("perplexity"),
-        right("gates"),
-        right("time"),
+        *(right(heading) for heading in ("ratio", "bits", "planes", "ppl", "gates")),
     )
+    wide = width >= 100
+    if wide:
+        table.add_column("time", justify="right", no_wrap=True)
     for run in runs:
         status = run["status"]
-        words = f"{status}, step {run['step']}" if run["step"] and status in ("running", "paused") else status
+        at_work = run["step"] and status in ("running", "paused")
         gates = list(run["gates"].values())
-        table.add_row(
+        cells = [
             run["id"],
             str(run["name"] or ""),
-            Text(words, STATUS_STYLES.get(status, "")),
+            Text(f"{status} {run['step']}/7" if at_work else status, STATUS_STYLES.get(status, "")),
             times(run["ratio_file"]),
             figure(run["bits_per_weight"], 3),
             DASH if run["planes_mean"] is None else f"{run['planes_mean']:.3g}",
             percent(run["perplexity_change"], sign=True),
             f"{sum(gate is True for gate in gates)}/{len(gates)}" if gates else DASH,
             duration(run["seconds"]),
-        )
+        ]
+        table.add_row(*(cells if wide else cells[:-1]))
     return table
 
 
@@ -104,8 +104,8 @@ def print_inspection(console: Console, found: dict[str, Any], all_tensors: bool)
         lines.append(
             Text(
                 f"{times(found['ratio_file'])} smaller than float32 · "
-                f"{figure(found['bits_per_weight'], 3)} bits a weight in {found['ternary_tensors']} ternary tensors, {planes(found['planes_mean'])} · "
-                f"{percent(found['sparsity'])} zeros"
+                f"{figure(found['bits_per_weight'], 3)} bits a weight in {found['ternary_tensors']} "
+                f"ternary tensors, {planes(found['planes_mean'])} · {percent(found['sparsity'])} zeros"
             )
         )
     else:

@@ -1,0 +1,184 @@
+"""What is shown at the end of a run, and how figures are written."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from tritpress.console.numbers import DASH, count, duration, figure, percent, planes, size, times
+from tritpress.console.progress import RunProgress, fitting, render
+from tritpress.console.report import print_report
+from tritpress.events import fold, initial_state
+
+
+def column(**figures):
+    empty = ("perplexity", "top1", "tokens", "latency_ms", "tokens_per_s")
+    return {**dict.fromkeys(empty), "bytes": 100, "bytes_fp32": 1000, **figures}
+
+
+def report(**changes):
+    gates = [
+        ("ratio", 6.0, 6.57, True, None),
+        ("accuracy", 0.95, 0.93, False, "model.layers.1.self_attn.o_proj.weight costs most: --planes 3"),
+        ("perplexity", 0.10, 0.082, True, None),
+        ("sparsity", [0.25, 0.45], 0.439, True, None),
+        ("gradient_flow", 1.0, None, None, "not measured: no text was given"),
+    ]
+    keys = ("name", "target", "actual", "passed", "advice")
+    return {
+        "ratio_file": 6.57,
+        "ratio_layers": 7.0,
+        "ratio_disk": 3.28,
+        "bits_per_weight": 4.5,
+        "planes_mean": 2.0,
+        "sparsity": 0.439,
+        "perplexity_change": 0.082,
+        "perplexity_interval": [0.07, 0.09],
+        "accuracy_kept": 0.93,
+        "before": column(perplexity=9.384, top1=0.532, tokens=32640, bytes=500),
+        "after": {
+            "packed": column(perplexity=10.15, top1=0.517, kl=0.0123, agreement=0.9),
+            "dequantized": column(perplexity=10.1, top1=0.518),
+        },
+        "gates": [dict(zip(keys, gate, strict=True)) for gate in gates],
+        "handoff": [
+            {"name": "opens", "passed": True, "detail": ""},
+            {"name": "trains", "passed": False, "detail": "x"},
+        ],
+        "fine_tuning": None,
+        "steps": [{"seconds": 30.0}, {"seconds": 95.0}],
+        **changes,
+    }
+
+
+def shown(report: dict, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_report(console, report)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_report_has_every_figure_and_fits(width: int) -> None:
+    text = shown(report(), width)
+    assert "6.57x smaller" in text and "4.50 bits a weight" in text and "2 planes" in text
+    for part in (
+        "9.384",
+        "10.15",
+        "+8.2 %",
+        "53.2 %",
+        "93.0 %",
+        "32,640 tokens",
+        "+7.0 % to +9.0 %",
+        "0.0123",
+    ):
+        assert part in text, part
+    assert "o_proj" in text and "✗ fails" in text and "– not measured" in text and text.count("✓ passes") == 3
+    assert "trains: x" in text and "2 min 5 s" in text
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+
+
+def test_the_headline_calls_only_one_plane_1_58_bit() -> None:
+    assert "1.58" not in shown(report())
+    assert "1.58" not in shown(report(planes_mean=1.37))
+    one = shown(report(planes_mean=1.0, bits_per_weight=2.25))
+    assert "1 plane (1.58-bit ternary)" in one and "2.25 bits a weight" in one
+
+
+def test_what_was_not_measured_is_a_dash_or_left_out() -> None:
+    bare = report(perplexity_change=None, perplexity_interval=None, accuracy_kept=None)
+    bare["before"], bare["after"] = column(bytes=500), {"packed": column(), "dequantized": column(bytes=None)}
+    bare["gates"] = [{**gate, "actual": None, "passed": None} for gate in bare["gates"]]
+    text = shown(bare)
+    assert "perplexity  " not in text.split("Gates")[0] and text.count("– not measured") == 5
+    assert "None" not in text and "nan" not in text
+
+
+def test_numbers_in_words() -> None:
+    assert [size(n) for n in (0, 999, 1000, 3_214_000, 999_600, 12e9)] == [
+        "0 B", "999 B", "1 kB", "3.21 MB", "1 MB", "12 GB",
+    ]  # fmt: skip
+    assert [count(n) for n in (7, 9999, 12_345, 5_340_000, 1.3e9)] == [
+        "7",
+        "9,999",
+        "12.3 k",
+        "5.34 M",
+        "1.3 G",
+    ]
+    assert [percent(0.4391), percent(-0.001, sign=True), percent(1.0)] == ["43.9 %", "-0.1 %", "100.0 %"]
+    assert [duration(s) for s in (0.04, 9.96, 59.6, 125, 7505)] == [
+        "0.0 s",
+        "10 s",
+        "1 min 0 s",
+        "2 min 5 s",
+        "2 h 5 min",
+    ]
+    assert [figure(x) for x in (9.384, 10.154, 0.01234, 123456.0, 0.0, 2e-5)] == [
+        "9.384", "10.15", "0.01234", "123,456", "0", "2e-05",
+    ]  # fmt: skip
+    assert {
+        size(None),
+        count(None),
+        percent(None),
+        times(None),
+        duration(None),
+        figure(None),
+        planes(None),
+    } == {DASH}
+    assert fitting("model.layers.12.self_attn.o_proj.weight", 20) == "model.…o_proj.weight"
+    assert fitting("short", 5) == "short"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_bars_fit_at_every_moment(width: int) -> None:
+    state = initial_state("r")
+    weight = "model.layers.1.self_attn.o_proj.weight"
+    model = {"architecture": "LlamaForCausalLM", "parameters": 5_340_000}
+    events = [
+        ("run.started", {"model": "m", "out": "o", "config": {}, "name": "n", "resumed": False}),
+        ("step.started", {"step": 1, "name": "load"}),
+        ("model", {"model": model, "targets": [{}] * 42}),
+        ("step.finished", {"step": 1, "name": "load", "seconds": 3.2, "skipped": None}),
+        ("step.finished", {"step": 2, "name": "baseline", "seconds": 0.0, "skipped": "no text was given"}),
+        ("step.started", {"step": 4, "name": "ternarization"}),
+        ("step.progress", {"step": 4, "done": 7, "total": 42, "detail": weight}),
+        ("run.paused", {}),
+        ("run.resumed", {"seconds": 1.0}),
+        ("step.started", {"step": 5, "name": "fine-tuning"}),
+        ("finetune.step", {"step": 3, "steps": 100, "loss": 2.345, "tokens_per_s": 1003.0}),
+        ("run.failed", {"error": "the disk is full", "exit_code": 1}),
+    ]
+    pictures = []
+    for seq, (type, fields) in enumerate(events, 1):
+        fold(state, {"v": 1, "run": "r", "seq": seq, "t": 1000.0 + seq, "type": type, **fields})
+        console = Console(file=io.StringIO(), width=width)
+        console.print(render(state, width, 1100.0))
+        pictures.append(console.file.getvalue())
+        assert all(len(line) <= width for line in pictures[-1].splitlines())
+    assert ".weight" in pictures[6] and "paused" in pictures[7] and "paused" not in pictures[8]
+    assert "skipped" in pictures[4] and "✗" in pictures[11] and "42 tensors" in pictures[3]
+    if width >= 80:
+        assert "7/42" in pictures[6]
+        assert "3/100" in pictures[10] and "loss 2.345" in pictures[10] and "1,003 tokens/s" in pictures[10]
+
+
+def test_outside_a_terminal_every_step_is_a_line() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    with RunProgress(console, initial_state("r")) as progress:
+        for seq, (type, fields) in enumerate(
+            [
+                ("step.started", {"step": 2, "name": "baseline"}),
+                ("evaluation", {"when": "before", "perplexity": 9.384, "top1": 0.5321}),
+                ("step.finished", {"step": 2, "name": "baseline", "seconds": 12.0, "skipped": None}),
+                ("step.finished", {"step": 3, "name": "calibration", "seconds": 0.0, "skipped": "no text"}),
+                ("log", {"message": "no finite loss", "level": "warning"}),
+            ],
+            1,
+        ):
+            progress.on_event({"v": 1, "run": "r", "seq": seq, "t": 1.0, "type": type, **fields})
+    assert console.file.getvalue().splitlines() == [
+        "2/7 baseline: 12 s, perplexity 9.384, top-1 53.2 %",
+        "3/7 calibration: skipped (no text)",
+        "  no finite loss",
+    ]
