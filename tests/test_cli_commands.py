@@ -219,7 +219,8 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
     assert config.model_dump(exclude_defaults=True) == {
         "planes": 3, "threshold": 0.7, "method": "gptq", "fit": "twn", "group_size": 0, "finetune": True,
         "epochs": 2, "text": [str(place / "text")], "optimizer": "muon", "grokfast_lambda": 0.5,
-        "activation_bits": 8, "outputs": "packed", "evaluate": False, "device": "cpu", "threads": 1, "seed": helper.FAST,
+        "activation_bits": 8, "outputs": "packed", "evaluate": False, "device": "cpu", "threads": 1,
+        "seed": helper.FAST,
     }  # fmt: skip
 
 

@@ -80,13 +80,16 @@ def render(state: State, width: int, now: float, spinner: Spinner | None = None)
     table.add_column(width=room, no_wrap=True)
     for step in state["steps"]:
         *cells, words = _row(state, step, bar_width, now, spinner)
-        words.plain = fitting(words.plain, room)
+        if step["state"] == "running":
+            words.plain = fitting(words.plain, room)
+        else:
+            words.truncate(room, overflow="ellipsis")
         table.add_row(*cells, words)
     return Group(headline(state), table)
 
 
 def fitting(words: str, width: int) -> str:
-    """`words` in at most `width` characters: of what is cut the beginning and the (telling) end stay."""
+    """`words` in at most `width` characters: beginning and end stay, for tensors are told apart by both."""
     if len(words) <= width:
         return words
     head = width // 3
