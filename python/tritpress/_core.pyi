@@ -40,6 +40,18 @@ def available_isas() -> list[str]:
 def default_threads() -> int:
     """Threads of a call that does not say: `TRITPRESS_NUM_THREADS`, else what the system offers."""
 
+class Limits(TypedDict):
+    memory_gb_s: float
+    cache_gb_s: float
+    unpack_gop_s: float
+    multiply_gop_s: float
+
+def machine_limits(threads: int | None = None) -> Limits:
+    """What this machine reaches at most with that many threads, measured for about a second: reads from memory
+    and from the last-level cache (10^9 bytes a second), unpacking and multiplying as a matvec does, and
+    multiplying alone (10^9 operations a second, with the instructions of the path `isa()`).
+    """
+
 def ternarize(
     w: NDArray[np.float32] | NDArray[np.float16],
     *,

@@ -4,7 +4,7 @@
 //! 16 fp16 scales. In the 64 bytes, byte b of the 4-byte lane r holds at bits 2s the code (T + 1) of row r and
 //! input 4s + b. Rows beyond the matrix and inputs beyond the row have code 1; such rows have scale 0.
 
-use crate::half::f16_to_f32;
+use crate::half::scale_to_f32;
 use crate::packing::{groups_of, row_bytes, Canonical};
 use crate::pool;
 
@@ -206,10 +206,14 @@ fn pack_tile(from: &Canonical<'_>, g: &Geometry, tile: usize, out: &mut [u8]) {
     }
 }
 
-/// A block's scale of lane `lane`.
-#[inline]
-pub fn block_scale(scales: &[u8], lane: usize) -> f32 {
-    f16_to_f32(u16::from_le_bytes([scales[2 * lane], scales[2 * lane + 1]]))
+/// A block's scales.
+#[inline(always)]
+pub fn block_scales(bytes: &[u8]) -> [f32; TILE] {
+    let mut out = [0f32; TILE];
+    for (scale, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+        *scale = scale_to_f32(u16::from_le_bytes([b[0], b[1]]) & 0x7fff);
+    }
+    out
 }
 
 #[cfg(test)]

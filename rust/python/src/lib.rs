@@ -27,6 +27,22 @@ fn default_threads() -> PyResult<usize> {
     tritpress_core::pool::resolve_threads(None).map_err(raise)
 }
 
+/// What this machine reaches at most, measured for about a second: memory_gb_s and cache_gb_s (reads),
+/// unpack_gop_s and multiply_gop_s (the instructions of the path `isa`).
+#[pyfunction]
+#[pyo3(signature = (threads=None))]
+fn machine_limits(py: Python<'_>, threads: Option<i64>) -> PyResult<Bound<'_, pyo3::types::PyDict>> {
+    let threads = arrays::threads(threads)?;
+    let isa = tritpress_core::kernel::isa().map_err(raise)?;
+    let limits = py.detach(|| tritpress_core::kernel::limits::measure(isa, threads));
+    let dict = pyo3::types::PyDict::new(py);
+    dict.set_item("memory_gb_s", limits.memory_gb_s)?;
+    dict.set_item("cache_gb_s", limits.cache_gb_s)?;
+    dict.set_item("unpack_gop_s", limits.unpack_gop_s)?;
+    dict.set_item("multiply_gop_s", limits.multiply_gop_s)?;
+    Ok(dict)
+}
+
 #[pymodule]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -35,6 +51,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(isa, m)?)?;
     m.add_function(wrap_pyfunction!(available_isas, m)?)?;
     m.add_function(wrap_pyfunction!(default_threads, m)?)?;
+    m.add_function(wrap_pyfunction!(machine_limits, m)?)?;
     m.add_function(wrap_pyfunction!(functions::ternarize, m)?)?;
     m.add_function(wrap_pyfunction!(functions::pack, m)?)?;
     m.add_function(wrap_pyfunction!(functions::unpack, m)?)?;

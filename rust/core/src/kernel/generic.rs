@@ -1,13 +1,13 @@
 //! The portable path: 16-bit lanes that LLVM vectorizes on every CPU.
 
 use super::{vectorized, Activations, Batch};
-use crate::tiles::{block_scale, Geometry, CHUNK, CHUNK_BYTES, TILE};
+use crate::tiles::{block_scales, Geometry, CHUNK, CHUNK_BYTES, TILE};
 
 /// Chunks summed in 16 bits before widening: each adds at most 4 * 3 * 127 to a lane.
 const SHORT: usize = 20;
 
-pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32]) {
-    vectorized(|| matvec_inlined(tiles, geometry, x, out));
+vectorized! {
+    pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32]) = matvec_inlined;
 }
 
 #[inline(always)]
@@ -19,13 +19,27 @@ fn matvec_inlined(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut 
             let q = &x.q[group * geometry.width..(group + 1) * geometry.width];
             let (codes, scales) = block.split_at(geometry.code_bytes());
             let exact = block_sums(codes, q);
+            let scales = block_scales(scales);
             for (lane, sum) in sums.iter_mut().enumerate() {
-                let value = (exact[lane] + x.offsets[group]) as f32;
-                *sum = value.mul_add(block_scale(scales, lane), *sum);
+                *sum = ((exact[lane] + x.offsets[group]) as f32).mul_add(scales[lane], *sum);
             }
         }
         for (out, sum) in out.iter_mut().zip(sums) {
             *out = sum * x.scale;
+        }
+    }
+}
+
+/// Codes of 16 rows times the same four activations, in lanes that vectorize.
+#[inline(always)]
+fn add_products(sums: &mut [i16; CHUNK_BYTES], w: &[i16; CHUNK_BYTES], q: &[i8]) {
+    let mut repeated = [0i16; TILE];
+    for (i, r) in repeated.iter_mut().enumerate() {
+        *r = q[i % 4] as i16;
+    }
+    for (sums, w) in sums.chunks_exact_mut(TILE).zip(w.chunks_exact(TILE)) {
+        for ((sum, &w), &q) in sums.iter_mut().zip(w).zip(&repeated) {
+            *sum += w * q;
         }
     }
 }
@@ -38,10 +52,11 @@ fn block_sums(codes: &[u8], q: &[i8]) -> [i32; TILE] {
         let mut short = [0i16; CHUNK_BYTES];
         for (codes, q) in codes.chunks_exact(CHUNK_BYTES).zip(q.chunks_exact(CHUNK)) {
             for s in 0..4 {
-                let q = [q[4 * s] as i16, q[4 * s + 1] as i16, q[4 * s + 2] as i16, q[4 * s + 3] as i16];
-                for (i, sum) in short.iter_mut().enumerate() {
-                    *sum += ((codes[i] >> (2 * s)) & 3) as i16 * q[i & 3];
+                let mut w = [0i16; CHUNK_BYTES];
+                for (w, &byte) in w.iter_mut().zip(codes) {
+                    *w = ((byte >> (2 * s)) & 3) as i16;
                 }
+                add_products(&mut short, &w, &q[4 * s..4 * s + 4]);
             }
         }
         for (lane, sum) in sums.iter_mut().enumerate() {
@@ -51,8 +66,8 @@ fn block_sums(codes: &[u8], q: &[i8]) -> [i32; TILE] {
     sums
 }
 
-pub fn matmul(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
-    vectorized(|| matmul_inlined(tile, geometry, x, out));
+vectorized! {
+    pub fn matmul(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) = matmul_inlined;
 }
 
 #[inline(always)]
@@ -81,18 +96,14 @@ fn matmul_inlined(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) 
             for (q, exact) in q.chunks_exact(x.step).zip(exact.chunks_exact_mut(TILE)) {
                 let mut short = [0i16; CHUNK_BYTES];
                 for (w, q) in w.iter().zip(q.chunks_exact(4)) {
-                    let q = [q[0] as i16, q[1] as i16, q[2] as i16, q[3] as i16];
-                    for (i, sum) in short.iter_mut().enumerate() {
-                        *sum += w[i] * q[i & 3];
-                    }
+                    add_products(&mut short, w, q);
                 }
                 for (lane, exact) in exact.iter_mut().enumerate() {
                     *exact += short[4 * lane..4 * lane + 4].iter().map(|&v| v as i32).sum::<i32>();
                 }
             }
         }
-        let mut scale = [0f32; TILE];
-        scale.iter_mut().enumerate().for_each(|(lane, s)| *s = block_scale(scales, lane));
+        let scale = block_scales(scales);
         for (t, (exact, out)) in exact.chunks_exact(TILE).zip(out.chunks_exact_mut(TILE)).enumerate() {
             let offset = x.offsets[group * n + t];
             for lane in 0..TILE {

@@ -9,12 +9,15 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512_vnni;
 pub mod generic;
+pub mod limits;
 pub mod naive;
 mod vectorize;
 
 use std::sync::OnceLock;
 
-pub use vectorize::vectorized;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use vectorize::has_avx2;
+pub(crate) use vectorize::vectorized;
 
 use crate::error::{Error, Result};
 use crate::tiles::{Geometry, TILE};
@@ -103,11 +106,12 @@ impl Activations {
     /// x_scale = max|x| / 127 in float32, q = clamp(round_half_even(x / x_scale), -127, 127); a zero vector has
     /// scale 0 and q = 0. Errors: NaN or infinity, with its position.
     pub fn quantize(x: &[f32], geometry: &Geometry) -> Result<Self> {
-        vectorized(|| Self::quantize_inlined(x, geometry))
+        vectorized! { fn quantize(x: &[f32], geometry: &Geometry) -> Result<Activations> = Activations::inlined; }
+        quantize(x, geometry)
     }
 
     #[inline(always)]
-    fn quantize_inlined(x: &[f32], geometry: &Geometry) -> Result<Self> {
+    fn inlined(x: &[f32], geometry: &Geometry) -> Result<Self> {
         let mut lanes = [0f32; 16];
         let (whole, rest) = x.split_at(x.len() / 16 * 16);
         let mut finite = true;
