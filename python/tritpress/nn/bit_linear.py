@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tritpress.errors import InputError
 
 FP16_MAX = 65504.0
-MARGIN = 0.05
+MARGIN = 0.1
 """How far from the border of its cell (as a share of the distance between the two values) a latent starts."""
 BISECTIONS = 14
 
