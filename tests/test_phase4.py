@@ -32,8 +32,8 @@ def executed(tiny_llama_dir: Path, text_dir: Path, tmp_path_factory: pytest.Temp
         text=[str(text_dir)],
         runs_dir=base / "runs",
         options={
-            "planes": 2, "method": "fast", "finetune": True, "tokens": 1024, "window": 64, "calibration_tokens": 512,
-            "evaluation_tokens": 512,
+            "planes": 2, "method": "fast", "finetune": True, "tokens": 1024, "window": 64,
+            "calibration_tokens": 512, "evaluation_tokens": 512,
         },
     )  # fmt: skip
     logger, events = Logger(), []

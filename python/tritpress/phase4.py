@@ -167,7 +167,7 @@ def metrics(report: dict[str, Any], seconds: float) -> dict[str, float | int]:
 def result(report: dict[str, Any], out: Path, seconds: float) -> dict[str, Any]:
     """The report in the words of the older interface."""
     gates = report["gates"]
-    flow = next((gate for gate in gates if gate["name"] == "gradient_flow"), {})
+    flow: dict[str, Any] = next((gate for gate in gates if gate["name"] == "gradient_flow"), {})
     paths = {kind: str(out / kind) for kind in ("packed", "dequantized") if (out / kind).is_dir()}
     sizes = ("ratio_file", "ratio_layers", "ratio_disk", "bits_per_weight", "planes_mean", "sparsity")
     quality = ("perplexity_change", "perplexity_interval", "accuracy_kept")

@@ -87,8 +87,8 @@ def headline(report: dict[str, Any]) -> Text:
 
 def before_after(report: dict[str, Any]) -> Table:
     """Original, packed and dequantized side by side."""
-    columns = (right(name) for name in ("original", "packed", "dequantized"))
-    table = simple_table("", *columns, title=_title(report))
+    headings = [right(name) for name in ("original", "packed", "dequantized")]
+    table = simple_table("", *headings, title=_title(report))
     columns = [report["before"], report["after"]["packed"], report["after"]["dequantized"]]
     interval = report.get("perplexity_interval")
     change = report.get("perplexity_change")

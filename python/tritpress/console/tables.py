@@ -26,8 +26,11 @@ STATUS_STYLES = {
 }
 TENSORS_SHOWN = 40
 
+Column = str | tuple[str, dict[str, Any]]
+"""A heading, or a heading with rich's options for the column."""
 
-def simple_table(*columns: str | tuple[str, dict[str, Any]], title: str | None = None) -> Table:
+
+def simple_table(*columns: Column, title: str | None = None) -> Table:
     """A table in the house's style; a column is its heading or (heading, options)."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=title)
     table.title_justify, table.title_style = "left", "bold"
@@ -129,7 +132,7 @@ def print_inspection(console: Console, found: dict[str, Any], all_tensors: bool)
 
 
 def _tensor_table(tensors: list[dict[str, Any]], packed: bool, limit: int | None) -> Table:
-    columns = [("tensor", {"overflow": "fold"}), "kept as", right("shape")]
+    columns: list[Column] = [("tensor", {"overflow": "fold"}), "kept as", right("shape")]
     columns += [right("planes"), right("zeros"), right("bits")] if packed else ["role"]
     table = simple_table(*columns, right("size"))
     for tensor in tensors[:limit]:

@@ -49,7 +49,8 @@ class WorkerContext:
     def obey(self, command: dict[str, Any]) -> None:
         """Take one command in and acknowledge it; `check` makes it take effect."""
         name = str(command.get("command"))
-        arguments = command.get("args") if isinstance(command.get("args"), dict) else {}
+        given = command.get("args")
+        arguments: dict[str, Any] = given if isinstance(given, dict) else {}
         ok, detail = self._take(name, arguments)
         self.emit("command.ack", id=command["id"], command=name, ok=ok, detail=detail)
 

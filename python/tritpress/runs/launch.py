@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tritpress.config import CompressionConfig
+from tritpress.config import CompressionConfig, make_config
 from tritpress.errors import InputError, TritpressError, UsageError
 from tritpress.runs.directory import RunDirectory, check_run_id, default_runs_dir, new_run_id
 from tritpress.runs.liveness import is_alive
@@ -33,7 +33,7 @@ def launch(
     `out` None is `runs/<id>/out`. Returns once the worker is up. Raises `InputError` or `UsageError` before
     anything is written when model, out or text cannot be used, `TritpressError` when the worker cannot start.
     """
-    config = config or CompressionConfig()
+    config = config or make_config({})
     run_id = check_run_id(run_id) if run_id is not None else new_run_id()
     run = RunDirectory(Path(runs_dir or default_runs_dir()) / run_id)
     model_path = Path(model).expanduser().absolute()

@@ -100,9 +100,7 @@ def _run(
             pid=record["pid"],
             host=record["host"],
         )
-        if pipeline is None:
-            from tritpress.pipeline import run as pipeline
-        report = pipeline(run.config, run, context)
+        report = (pipeline or _product())(run.config, run, context)
         report_path = Path(record["out"]) / "report.json"
         # The run keeps a copy of its own: a later run may write over the output.
         if report_path.is_file():
@@ -136,6 +134,13 @@ def _run(
         seconds=writer.seconds,
     )
     return code
+
+
+def _product() -> Pipeline:
+    """The seven steps; imported only here, when errors can already be told as events."""
+    from tritpress.pipeline import run
+
+    return run
 
 
 def _fail(run: RunDirectory, context: WorkerContext, sentence: str, code: int, kind: str) -> None:
