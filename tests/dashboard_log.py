@@ -155,7 +155,7 @@ def events(
                     "targets": all_targets,
                 },
             )
-            yield "figures", {"bytes_fp32": weights * 4}
+            yield "figures", {"bytes_fp32": weights * 4, "bytes": weights * 2}
             yield "log", {"message": "Text: the standard library's own sources"}
         elif n == 2:
             for done in range(0, 33, 4):

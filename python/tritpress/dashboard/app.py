@@ -44,13 +44,17 @@ def serve(runs_dir: str | Path, port: int, show: bool = False, address: str = "1
     Raises `UsageError` when the port is taken or the address is not one of this machine.
     """
     import panel as pn
+    import panel_material_ui  # noqa: F401  (must stand before the server gathers its resources)
 
+    from tritpress.dashboard import session  # noqa: F401  (the first page need not wait for it)
     from tritpress.errors import UsageError
 
+    pn.extension()
+    folder = Path(runs_dir).absolute()
     hosts = {address, "localhost", "127.0.0.1"} if address in ("127.0.0.1", "localhost", "::1") else {address}
     try:
         pn.serve(
-            {"dashboard": functools.partial(create, Path(runs_dir).absolute())},
+            {"dashboard": lambda: create(folder)},
             port=port,
             address=address,
             show=show,

@@ -94,7 +94,7 @@ class Session:
         self.shown_tabs.param.watch(self._tab_chosen, "active")
         self.dialog = self._reset_dialog()
         self.viewport = Viewport()
-        self.viewport.param.watch(self._viewport_changed, ["visible", "wide"])
+        self.viewport.param.watch(lambda event: setattr(self, "visible", bool(event.new)), "visible")
         self.page = pmui.Page(
             title="tritpress",
             sidebar=self.sidebar.objects,
@@ -217,7 +217,7 @@ class Session:
         self.feed = self.store.open(run_id) if run_id else None
         self.pending = None
         for tab in self.tabs:
-            tab.seen = -1
+            tab.seen, tab.built = -1, False  # charts of another run are made anew
             if isinstance(tab, Progress):
                 tab.wanted_page, tab.follow, tab.mapped = 0, True, None
         if self.feed is not None:
@@ -478,12 +478,6 @@ class Session:
         except (OSError, ValueError) as error:
             log.exception("%s", what)
             self.sidebar.say("bad", f"{what}: {error}")
-
-    def _viewport_changed(self, event: Any) -> None:
-        if event.name == "wide":
-            pn.state.onload(lambda: self.page.param.update(sidebar_open=self.viewport.wide))
-        else:
-            self.visible = bool(event.new)
 
     def _gone(self, _: Any) -> None:
         if self.feed is not None:

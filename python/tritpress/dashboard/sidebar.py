@@ -15,6 +15,11 @@ from tritpress.errors import UsageError
 
 MARGIN = (8, 14, 4, 14)
 BUDGET_LABELS = {"epochs": "Epochs", "tokens": "Tokens", "minutes": "Minutes"}
+AMOUNT_LABELS = {
+    "epochs": "Epochs of training",
+    "tokens": "Tokens of training",
+    "minutes": "Minutes of training",
+}
 BUDGET_START = {"epochs": 1.0, "tokens": 100_000.0, "minutes": 5.0}
 CHECK_DELAY = 250
 """Milliseconds without typing after which the path is looked at."""
@@ -74,7 +79,9 @@ class Sidebar:
             margin=(4, 14, 4, 14),
             color="primary",
         )
-        self.amount = pmui.FloatInput(label="Tokens", value=100_000, start=0.1, format="0,0.[0]", **wide)
+        self.amount = pmui.FloatInput(
+            label="Tokens of training", value=100_000, start=0.1, format="0,0.[0]", **wide
+        )
         self.grokfast = pmui.FloatInput(
             label="Grokfast λ (lambda)", value=0.1, start=0.0, end=10.0, step=0.05, **wide
         )
@@ -210,7 +217,7 @@ class Sidebar:
                 )
             self.finetune.value = form.finetune
             self.budget.value = form.budget
-            self.amount.param.update(label=BUDGET_LABELS[form.budget], value=float(form.amount))
+            self.amount.param.update(label=AMOUNT_LABELS[form.budget], value=float(form.amount))
             self.grokfast.value = form.grokfast_lambda
             self.method.value = form.method if form.method in self.method.options.values() else "auto"
             self.planes.value = form.planes
@@ -314,7 +321,7 @@ class Sidebar:
 
     def _budget_chosen(self, event: Any) -> None:
         if not self._filling:
-            self.amount.param.update(label=BUDGET_LABELS[event.new], value=BUDGET_START[event.new])
+            self.amount.param.update(label=AMOUNT_LABELS[event.new], value=BUDGET_START[event.new])
 
     def set_default(self, **changes: Any) -> None:
         """Change what Reset goes back to."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import panel as pn
-from bokeh.models import FactorRange, GridBox, HoverTool
+from bokeh.models import FactorRange, HoverTool
 from bokeh.plotting import figure
 
 from tritpress.dashboard.theme import NEUTRAL
 
 __all__ = ["chart", "hover", "pane"]
-
-_ = GridBox  # bokeh needs its layout models imported before the first document is made
 
 
 def chart(title: str, height: int, **params: Any) -> figure:

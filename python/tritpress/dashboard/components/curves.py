@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from bokeh.models import BasicTickFormatter, ColumnDataSource, Legend, NumeralTickFormatter
+from bokeh.models import (
+    BasicTickFormatter,
+    ColumnDataSource,
+    Legend,
+    LegendItem,
+    LogTickFormatter,
+    NumeralTickFormatter,
+    Range1d,
+)
 
 from tritpress.dashboard.components.charts import chart, hover, pane
 from tritpress.dashboard.components.sources import sync
-from tritpress.dashboard.theme import OKABE_ITO
+from tritpress.dashboard.theme import MARKERS, OKABE_ITO
 from tritpress.dashboard.views.metrics import SERIES, Curves
+from tritpress.dashboard.views.quality import Gradients
 
 DASHES = ("solid", "dashed", "dotdash")
 
@@ -31,8 +40,6 @@ class LossCurve:
         for (key, title), colour, dash in zip(SERIES.items(), OKABE_ITO, DASHES):
             line = plot.line("step", key, source=self.source, line_color=colour, line_width=2, line_dash=dash)
             items.append((title, [line]))
-        from bokeh.models import LegendItem
-
         self.legend.items = [LegendItem(label=title, renderers=lines) for title, lines in items]
         plot.add_tools(
             hover(
@@ -53,8 +60,6 @@ class GradientChart:
     """Gradient norm of every pressed tensor by layer, log axis; a colour and a shape for each parameter."""
 
     def __init__(self) -> None:
-        from bokeh.models import LogTickFormatter, Range1d
-
         self.range = Range1d(1e-3, 1)
         self.layers = Range1d(-0.6, 5.6)
         self.sources: dict[str, ColumnDataSource] = {}
@@ -74,14 +79,8 @@ class GradientChart:
         plot.add_layout(self.legend, "above")
         self.pane = pane(plot, "gradient norms")
 
-    def show(self, gradients: object) -> None:
+    def show(self, gradients: Gradients) -> None:
         """Bring the points up to date."""
-        from bokeh.models import LegendItem
-
-        from tritpress.dashboard.theme import MARKERS
-        from tritpress.dashboard.views.quality import Gradients
-
-        assert isinstance(gradients, Gradients)
         if not gradients.points:
             return
         if (self.range.start, self.range.end) != (gradients.low, gradients.high):

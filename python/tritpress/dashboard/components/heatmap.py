@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from bokeh.core.properties import value
 from bokeh.models import (
+    BoxAnnotation,
     ColorBar,
     ColumnDataSource,
+    CustomJSTickFormatter,
     FixedTicker,
     LinearColorMapper,
     PrintfTickFormatter,
     Range1d,
+    Span,
 )
 from bokeh.palettes import Cividis256
 
 from tritpress.dashboard.components.charts import chart, factors, hover, pane
 from tritpress.dashboard.components.sources import sync
-from tritpress.dashboard.theme import CURRENT, FONT, NEUTRAL, WAITING
+from tritpress.dashboard.theme import CURRENT, FONT, NEUTRAL, OKABE_ITO, WAITING
 from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.progress import METRICS, SPARSITY_BAND, Cell, Grid, SparsityTarget
+from tritpress.dashboard.views.progress import (
+    LAYERS_A_PAGE,
+    METRICS,
+    SPARSITY_BAND,
+    Cell,
+    Grid,
+    SparsityTarget,
+)
 
 COLUMNS = (
     "row",
@@ -39,6 +49,14 @@ COLUMNS = (
 )
 
 
+NOWHERE = "nowhere"
+"""A row that no page has: what lies there is not drawn."""
+
+CLEAR = "rgba(0,0,0,0)"
+
+NO_CELL = (NOWHERE, NOWHERE, float("nan"), "", NEUTRAL, WAITING, CLEAR, 0.0, *[""] * 8)
+
+
 def row_height(rows: int) -> int:
     """Pixels of a row: fewer layers get taller rows."""
     return 34 if rows <= 8 else 26 if rows <= 16 else 20
@@ -55,7 +73,7 @@ class Heatmap:
     def __init__(self) -> None:
         self.rows, self.columns = factors([]), factors([])
         self.source = ColumnDataSource({name: [] for name in COLUMNS})
-        self.mapper = LinearColorMapper(palette=Cividis256, low=0, high=1, nan_color="rgba(0,0,0,0)")
+        self.mapper = LinearColorMapper(palette=Cividis256, low=0, high=1, nan_color=CLEAR)
         self.figure = chart(
             "Ratio by layer and parameter",
             260,
@@ -139,12 +157,16 @@ class Heatmap:
         title = f"{METRICS[grid.metric]} by layer and parameter ({unit})"
         if self.figure.title.text != title:
             self.figure.title.text = title
-        cells = [cell for cell in grid.cells if cell.state != "absent"]
-        lines = [self._line(cell, grid) for cell in cells]
+        # Every page has the same number of cells: the browser may draw in between, when some columns are
+        # those of the new page and some those of the old one.
+        lines = [self._line(cell, grid) for cell in grid.cells]
+        lines += [NO_CELL] * (min(LAYERS_A_PAGE, grid.layers) * len(grid.columns) - len(lines))
         sync(self.source, {name: [line[i] for line in lines] for i, name in enumerate(COLUMNS)})
 
     @staticmethod
     def _line(cell: Cell, grid: Grid) -> tuple[object, ...]:
+        if cell.state == "absent":
+            return NO_CELL
         share = 0.0
         if cell.value is not None and grid.high > grid.low:
             share = (cell.value - grid.low) / (grid.high - grid.low)
@@ -157,7 +179,7 @@ class Heatmap:
             cell.text,
             ink,
             WAITING,
-            CURRENT if cell.state == "current" else "rgba(0,0,0,0)",
+            CURRENT if cell.state == "current" else CLEAR,
             2.5 if cell.state == "current" else 0.0,
             names,
             {"done": "pressed", "current": "under way", "waiting": "waiting"}[cell.state],
@@ -170,15 +192,15 @@ class Heatmap:
         )
 
 
+NAN = float("nan")
+BAR_COLUMNS = ("row", "value", "low", "high", "text", "colour")
+
+
 class SparsityBars:
     """Zeros of each layer of the page against the target, in the same rows as the heatmap."""
 
     def __init__(self, rows: object) -> None:
-        from bokeh.models import BoxAnnotation, Span
-
-        self.source = ColumnDataSource(
-            {name: [] for name in ("row", "value", "low", "high", "text", "colour")}
-        )
+        self.source = ColumnDataSource({name: [] for name in BAR_COLUMNS})
         self.range = Range1d(0, 0.6)
         self.figure = chart("Zeros by layer", 260, x_range=self.range, y_range=rows, x_axis_location="above")
         plot = self.figure
@@ -186,7 +208,7 @@ class SparsityBars:
         plot.yaxis.axis_label = "Layer"
         plot.min_border_left = 44
         plot.xaxis.ticker = FixedTicker(ticks=[0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-        plot.xaxis.formatter = PercentFormatter()
+        plot.xaxis.formatter = CustomJSTickFormatter(code="return Math.round(tick * 100) + ' %'")
         self.band = BoxAnnotation(
             left=SPARSITY_BAND[0],
             right=SPARSITY_BAND[1],
@@ -239,22 +261,14 @@ class SparsityBars:
         most = max([0.6, *(bar.high for bar in grid.bars if bar.high is not None)])
         if self.range.end != most:
             self.range.end = most
-        bars = [bar for bar in grid.bars if bar.value is not None]
-        sync(
-            self.source,
-            {
-                "row": [bar.row for bar in bars],
-                "value": [bar.value for bar in bars],
-                "low": [bar.low for bar in bars],
-                "high": [bar.high for bar in bars],
-                "text": [bar.text for bar in bars],
-                "colour": ["#0072B2" if bar.inside else "#D55E00" for bar in bars],
-            },
-        )
-
-
-def PercentFormatter() -> object:
-    """Axis labels as per cent."""
-    from bokeh.models import CustomJSTickFormatter
-
-    return CustomJSTickFormatter(code="return Math.round(tick * 100) + ' %'")
+        lines = [
+            (
+                bar.row,
+                *(NAN if part is None else part for part in (bar.value, bar.low, bar.high)),
+                bar.text,
+                OKABE_ITO[0] if bar.inside else CURRENT,
+            )
+            for bar in grid.bars
+        ]
+        lines += [(NOWHERE, NAN, NAN, NAN, "", CLEAR)] * (min(LAYERS_A_PAGE, grid.layers) - len(lines))
+        sync(self.source, {name: [line[i] for line in lines] for i, name in enumerate(BAR_COLUMNS)})

@@ -11,7 +11,8 @@ from bokeh.models import ColumnDataSource
 def sync(source: ColumnDataSource, columns: Mapping[str, Sequence[Any]]) -> str:
     """Make `source` hold `columns`: nothing, a patch of single cells, a stream of new rows, or all of it.
 
-    Returns which of the four it was.
+    Returns which of the four it was. Never two of them at once: the browser takes them in one by one and may
+    draw in between, with columns of different lengths.
     """
     new = {name: list(values) for name, values in columns.items()}
     old = {name: list(values) for name, values in source.data.items()}
@@ -26,15 +27,16 @@ def sync(source: ColumnDataSource, columns: Mapping[str, Sequence[Any]]) -> str:
     }
     patches = {name: changes for name, changes in patches.items() if changes}
     changed = sum(len(changes) for changes in patches.values())
-    if changed > 0 and (not before or changed > before * len(new) / 2):
-        source.data = new
-        return "all"
-    if patches:
-        source.patch(patches)
-    if length > before:
+    if not patches and length == before:
+        return "nothing"
+    if not patches and before:
         source.stream({name: values[before:] for name, values in new.items()})
         return "stream"
-    return "patch" if patches else "nothing"
+    if length > before or changed > before * len(new) / 2:
+        source.data = new
+        return "all"
+    source.patch(patches)
+    return "patch"
 
 
 def _same(a: Any, b: Any) -> bool:

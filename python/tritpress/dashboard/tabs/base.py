@@ -9,6 +9,8 @@ from typing import Any
 
 import panel as pn
 
+from tritpress.dashboard.components.html import Fragment, Markup
+
 CLOCK = "clock"
 """Stands among the event types once a second while a run is at work: times and estimates move on."""
 
@@ -40,7 +42,8 @@ class Tab(ABC):
     def refresh(self, shown: Shown | None, changed: set[str] | None) -> None:
         """Show `shown`; `changed` are event types since the last call, None means everything."""
         if not self.built:
-            self.holder.objects = self.build()
+            mark = Fragment(Markup('<span hidden data-tab="{}"></span>').format(self.key))
+            self.holder.objects = [mark.pane, *self.build()]
             self.built, changed = True, None
         if changed is None or changed & self.interests:
             self.update(shown, changed)

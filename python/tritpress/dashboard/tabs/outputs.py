@@ -51,9 +51,9 @@ class Outputs(Tab):
         self.tree.set(
             panel(
                 "Output directory",
-                Markup(
-                    '<div class="tree mono"><div class="root break">{}</div>{}</div>'
-                ).format(root.name, _nodes(root.children))
+                Markup('<div class="tree mono"><div class="root break">{}</div>{}</div>').format(
+                    root.name, _nodes(root.children)
+                )
                 if root
                 else empty(
                     "Nothing written yet", "Both models are written in step 6, at once or not at all."

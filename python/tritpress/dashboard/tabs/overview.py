@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
+from panel import FlexBox
+
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, note, panel
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.views import figures as fig
@@ -52,8 +54,6 @@ class Overview(Tab):
     def build(self) -> list[Any]:
         self.status, self.figures, self.steps = Fragment(), Fragment(), Fragment()
         self.facts, self.log = Fragment(), Fragment()
-        from panel import FlexBox
-
         self.steps.pane.styles = {"flex": "3 1 400px", "min-width": "0"}
         self.facts.pane.styles = {"flex": "2 1 320px", "min-width": "0"}
         for fragment in (self.status, self.figures, self.log):

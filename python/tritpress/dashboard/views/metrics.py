@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import State, planes_words
 
 POINTS = 2000
@@ -35,9 +36,9 @@ def table(state: State) -> list[Row]:
 
     bits = figures.get("bits_per_weight")
     sizes = (
-        (found.get("before") or {}).get("bytes"),
-        _first(figures.get("bytes"), (found.get("packed") or {}).get("bytes")),
-        (found.get("dequantized") or {}).get("bytes"),
+        figures.get("bytes"),
+        written_bytes(state, "packed"),
+        written_bytes(state, "dequantized"),
     )
     source_dtype = (state.get("model") or {}).get("source_dtype")
     return [
@@ -51,7 +52,7 @@ def table(state: State) -> list[Row]:
                 f"{bits:.2f} · {planes_words(figures.get('planes_mean'))}"
                 if fig.known(bits)
                 else fig.NOTHING,
-                "16" if found.get("dequantized") else fig.NOTHING,
+                "16" if written_bytes(state, "dequantized") else fig.NOTHING,
             ),
         ),
         row("perplexity", "Perplexity", "held-out text", lambda value: fig.significant(value, 4)),
@@ -82,10 +83,6 @@ def table(state: State) -> list[Row]:
         row("tokens_per_s", "Evaluation speed", "tokens a second", lambda value: fig.significant(value)),
         row("tokens", "Tokens measured", "", fig.count),
     ]
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
 
 
 def _dtype_bits(name: str | None) -> str:

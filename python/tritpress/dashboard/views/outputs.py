@@ -59,8 +59,6 @@ def _card(key: str, state: State) -> ModelCard:
     out = state.get("out") or ""
     files = [output for output in state["outputs"] if _model_of(output.get("path", ""), out) == key]
     path = os.path.join(out, key) if out else ""
-    weights = [f for f in files if str(f.get("path", "")).endswith(".safetensors")]
-    total = sum(f["bytes"] for f in weights or files if fig.known(f.get("bytes")))
     lines = tuple(
         FileLine(os.path.basename(str(f["path"])), fig.size(f.get("bytes")), str(f.get("sha256") or ""))
         for f in sorted(files, key=lambda f: (not str(f["path"]).endswith(".safetensors"), str(f["path"])))
@@ -76,12 +74,25 @@ def _card(key: str, state: State) -> ModelCard:
         title,
         about,
         path,
-        fig.size(total) if files else fig.NOTHING,
+        fig.size(written_bytes(state, key)),
         summary,
         lines,
         load.format(path=path.replace("\\", "\\\\").replace('"', '\\"')),
         "" if files else _why(key, state),
     )
+
+
+def written_bytes(state: State, key: str) -> int | None:
+    """Bytes of the weight files of that model; None until they are written."""
+    out = state.get("out") or ""
+    sizes = [
+        output["bytes"]
+        for output in state["outputs"]
+        if _model_of(output.get("path", ""), out) == key
+        and str(output["path"]).endswith(".safetensors")
+        and fig.known(output.get("bytes"))
+    ]
+    return sum(sizes) if sizes else None
 
 
 def _model_of(path: str, out: str) -> str | None:
@@ -125,6 +136,10 @@ def tree(state: State) -> Node | None:
         found = [(os.path.relpath(str(o["path"]), out), o.get("bytes")) for o in state["outputs"]]
     for relative, size in found:
         _insert(root, Path(relative).parts, size)
+    order = list(MODELS)
+    root.children.sort(
+        key=lambda node: (not node.folder, order.index(node.name) if node.name in order else 9)
+    )
     return root
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import (
     STEP_TITLES,
     State,
@@ -53,7 +54,7 @@ def tiles(state: State) -> list[Tile]:
     """The five figures of the run, each with its target."""
     figures, gates = state["figures"], state["gates"]
     head = headline(state)
-    before, after = figures.get("bytes_fp32"), figures.get("bytes")
+    before, after = figures.get("bytes_fp32"), written_bytes(state, "packed")
     original = (state["evaluations"].get("before") or {}).get("perplexity")
     packed = (state["evaluations"].get("packed") or {}).get("perplexity")
     beside_ratio = f"{head.bits} · {head.planes}"

@@ -62,7 +62,7 @@ def _line(run: dict[str, Any]) -> RunLine:
         f"{run['bits_per_weight']:.2f}" if fig.known(run.get("bits_per_weight")) else fig.NOTHING,
         fig.change(run.get("perplexity_change")),
         _gates(run.get("gates")),
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(started)) if fig.known(started) else fig.NOTHING,
+        time.strftime("%d %b %H:%M", time.localtime(started)) if fig.known(started) else fig.NOTHING,
     )
 
 
@@ -82,7 +82,7 @@ def run_options(runs: list[dict[str, Any]], open_run: str | None) -> dict[str, s
     """Names for the run selector: label to run id, newest first, "" for a new run."""
     options = {"New run": ""}
     for line in run_lines(runs):
-        label = f"{line.mark} {line.name}"
+        label = f"{line.mark} {line.name} · {line.started}"
         options[label if label not in options else f"{label} ({line.id})"] = line.id
     if open_run and open_run not in options.values():
         options[open_run] = open_run
