@@ -9,13 +9,11 @@ pub const F16_MAX: f64 = 65504.0;
 pub fn f16_to_f32(h: u16) -> f32 {
     let sign = ((h & 0x8000) as u32) << 16;
     let magnitude = (h & 0x7fff) as u32;
-    if magnitude >= 0x7c00 {
-        return f32::from_bits(sign | 0x7f80_0000 | ((magnitude & 0x3ff) << 13));
-    }
     // Shifted into place the exponent is too small by 112; the product with 2^112 is exact and also
     // normalises subnormal halves.
     let scaled = f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23);
-    f32::from_bits(sign | scaled.to_bits())
+    let special = if magnitude >= 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(sign | scaled.to_bits() | special)
 }
 
 /// Finite fp16 bits that are not negative -> float32, exact and without a branch.

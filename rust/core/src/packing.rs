@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::half::f16_to_f32;
+use crate::kernel::vectorized;
 use crate::pool;
 
 /// Bytes of one row of `cols` codes.
@@ -21,8 +22,13 @@ pub fn groups_of(cols: usize, group_size: usize) -> usize {
     }
 }
 
-/// Pack one row of values in {-1, 0, 1} that are known to be valid.
-pub fn pack_row(trits: &[i8], out: &mut [u8]) {
+vectorized! {
+    /// Pack one row of values in {-1, 0, 1} that are known to be valid.
+    pub fn pack_row(trits: &[i8], out: &mut [u8]) = pack_row_inlined;
+}
+
+#[inline(always)]
+fn pack_row_inlined(trits: &[i8], out: &mut [u8]) {
     debug_assert_eq!(out.len(), row_bytes(trits.len()));
     let whole = trits.len() / 4;
     for (byte, four) in out[..whole].iter_mut().zip(trits.chunks_exact(4)) {
@@ -40,8 +46,13 @@ pub fn pack_row(trits: &[i8], out: &mut [u8]) {
     }
 }
 
-/// Unpack one row; codes are trusted (see [`check_codes`]).
-pub fn unpack_row(codes: &[u8], out: &mut [i8]) {
+vectorized! {
+    /// Unpack one row; codes are trusted (see [`check_codes`]).
+    pub fn unpack_row(codes: &[u8], out: &mut [i8]) = unpack_row_inlined;
+}
+
+#[inline(always)]
+fn unpack_row_inlined(codes: &[u8], out: &mut [i8]) {
     debug_assert_eq!(codes.len(), row_bytes(out.len()));
     let whole = out.len() / 4;
     for (four, &byte) in out.chunks_exact_mut(4).zip(&codes[..whole]) {
@@ -202,20 +213,36 @@ impl<'a> Canonical<'a> {
 
     /// One row: the sum over planes of scale * T in float32, planes in order.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        vectorized! {
+            fn dequantize(matrix: &Canonical<'_>, row: usize, out: &mut [f32]) = Canonical::dequantize_inlined;
+        }
+        dequantize(self, row, out);
+    }
+
+    #[inline(always)]
+    fn dequantize_inlined(&self, row: usize, out: &mut [f32]) {
         let width = if self.group_size == 0 { self.cols.max(1) } else { self.group_size };
         for plane in 0..self.planes {
             let codes = self.codes_row(plane, row);
             for (g, &scale) in self.scales_row(plane, row).iter().enumerate() {
                 let scale = f16_to_f32(scale);
-                let values = [-scale, 0.0, scale, 0.0];
                 let start = (g * width).min(self.cols);
                 let stop = (start + width).min(self.cols);
                 // Groups start at multiples of 4, so a byte never straddles two of them.
-                for (four, &byte) in out[start..stop].chunks_mut(4).zip(&codes[start / 4..]) {
-                    for (s, value) in four.iter_mut().enumerate() {
-                        let term = values[((byte >> (2 * s)) & 3) as usize];
-                        *value = if plane == 0 { term + 0.0 } else { *value + term };
+                let (out, codes) = (&mut out[start..stop], &codes[start / 4..]);
+                let mut eights = out.chunks_exact_mut(8);
+                for (eight, pair) in (&mut eights).zip(codes.chunks_exact(2)) {
+                    let word = u16::from_le_bytes([pair[0], pair[1]]) as u32;
+                    for (s, value) in eight.iter_mut().enumerate() {
+                        let term = ((word >> (2 * s)) & 3) as i32 as f32 * scale - scale;
+                        *value = if plane == 0 { term } else { *value + term };
                     }
+                }
+                let done = (stop - start) / 8 * 2;
+                for (i, value) in eights.into_remainder().iter_mut().enumerate() {
+                    let code = (codes[done + i / 4] >> (2 * (i % 4))) & 3;
+                    let term = code as f32 * scale - scale;
+                    *value = if plane == 0 { term } else { *value + term };
                 }
             }
         }

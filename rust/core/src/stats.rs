@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 
 use crate::error::{Error, Result};
+use crate::half::f16_to_f32;
+use crate::kernel::vectorized;
 use crate::packing::{row_bytes, Canonical};
 use crate::pool;
 use crate::ternary::{band_rows, check_finite, Weights};
@@ -60,35 +62,54 @@ impl Statistics {
 
     /// Statistics of one band: `w` float32 [rows, cols] as it was, `matrix` what it became.
     pub fn of_band(w: &[f32], matrix: &Canonical<'_>) -> Self {
+        vectorized! { fn of_band(w: &[f32], matrix: &Canonical<'_>) -> Statistics = Statistics::of_band_inlined; }
+        of_band(w, matrix)
+    }
+
+    #[inline(always)]
+    fn of_band_inlined(w: &[f32], matrix: &Canonical<'_>) -> Self {
         let mut out = Statistics::new(matrix.planes);
         let cols = matrix.cols;
         let mut back = vec![0f32; cols];
-        let mut before = [[0u32; BINS]; 2];
-        let mut after = [[0u32; BINS]; 2];
+        let mut before = [[0u32; BINS]; 4];
+        let mut after = [[0u32; BINS]; 4];
+        let width = if matrix.group_size == 0 { cols.max(1) } else { matrix.group_size };
+        let mut bins = vec![0u8; width];
         for (row, w) in w.chunks(cols.max(1)).enumerate().take(matrix.rows) {
             matrix.dequantize_row(row, &mut back);
             out.weights += cols as u64;
             out.add_zeros(matrix, row);
             out.add_sums(w, &back);
-            let width = if matrix.group_size == 0 { cols } else { matrix.group_size };
-            for (w, d) in w.chunks(width).zip(back.chunks(width)) {
+            for (g, (w, d)) in w.chunks(width).zip(back.chunks(width)).enumerate() {
                 let mean = sum_lanes(w, |x| x.abs() as f64) / w.len() as f64;
                 let factor = if mean > 0.0 { (BINS as f64 / 8.0 / mean) as f32 } else { 0.0 };
                 let factor = if factor.is_finite() { factor } else { f32::MAX };
-                for (i, (&w, &d)) in w.iter().zip(d).enumerate() {
-                    before[i & 1][bin(w, factor)] += 1;
-                    after[i & 1][bin(d, factor)] += 1;
+                count_bins(w, factor, &mut bins[..w.len()], &mut before);
+                if matrix.planes > 1 {
+                    count_bins(d, factor, &mut bins[..d.len()], &mut after);
+                    continue;
                 }
+                // One plane has but three values.
+                let scale = f16_to_f32(matrix.scales_row(0, row)[g]);
+                let (mut up, mut down) = (0u32, 0u32);
+                for &d in d {
+                    up += (d > 0.0) as u32;
+                    down += (d < 0.0) as u32;
+                }
+                after[0][bin(scale, factor) as usize] += up;
+                after[0][bin(-scale, factor) as usize] += down;
+                after[0][bin(0.0, factor) as usize] += d.len() as u32 - up - down;
             }
         }
         for (total, parts) in [(&mut out.histogram_before, before), (&mut out.histogram_after, after)] {
             for (i, total) in total.iter_mut().enumerate() {
-                *total = parts[0][i] as u64 + parts[1][i] as u64;
+                *total = parts.iter().map(|part| part[i] as u64).sum();
             }
         }
         out
     }
 
+    #[inline(always)]
     fn add_zeros(&mut self, matrix: &Canonical<'_>, row: usize) {
         let padding = (row_bytes(matrix.cols) * 4 - matrix.cols) as u64;
         let zero = |byte: u8| byte & !(byte >> 1) & 0x55;
@@ -111,6 +132,7 @@ impl Statistics {
         self.zeros_all_planes += all - padding;
     }
 
+    #[inline(always)]
     fn add_sums(&mut self, w: &[f32], d: &[f32]) {
         const L: usize = 8;
         let mut sums = [[0f64; L]; 4];
@@ -140,7 +162,8 @@ impl Statistics {
 }
 
 /// A sum in eight lanes, whose order is fixed whatever the CPU.
-fn sum_lanes(w: &[f32], value: impl Fn(f32) -> f64) -> f64 {
+#[inline(always)]
+pub fn sum_lanes(w: &[f32], value: impl Fn(f32) -> f64) -> f64 {
     let mut lanes = [0f64; 8];
     let (whole, rest) = w.split_at(w.len() / 8 * 8);
     for eight in whole.chunks_exact(8) {
@@ -154,10 +177,31 @@ fn sum_lanes(w: &[f32], value: impl Fn(f32) -> f64) -> f64 {
     lanes.iter().sum()
 }
 
-#[inline]
-fn bin(value: f32, factor: f32) -> usize {
+#[inline(always)]
+fn bin(value: f32, factor: f32) -> u8 {
     let place = value * factor + (BINS / 2) as f32;
-    (place.clamp(0.0, (BINS - 1) as f32) as usize).min(BINS - 1)
+    // NaN cannot be: value and factor are finite, and their product only overflows to infinity.
+    place.clamp(0.0, (BINS - 1) as f32) as i32 as u8
+}
+
+/// Count values in bins: their bins first, which vectorizes, then four tables in turn, so that equal bins side
+/// by side need not wait for each other.
+#[inline(always)]
+fn count_bins(values: &[f32], factor: f32, bins: &mut [u8], tables: &mut [[u32; BINS]; 4]) {
+    for (place, &value) in bins.iter_mut().zip(values) {
+        *place = bin(value, factor);
+    }
+    let [a, b, c, d] = tables;
+    let mut fours = bins.chunks_exact(4);
+    for four in &mut fours {
+        a[four[0] as usize & (BINS - 1)] += 1;
+        b[four[1] as usize & (BINS - 1)] += 1;
+        c[four[2] as usize & (BINS - 1)] += 1;
+        d[four[3] as usize & (BINS - 1)] += 1;
+    }
+    for &place in fours.remainder() {
+        a[place as usize & (BINS - 1)] += 1;
+    }
 }
 
 /// Statistics of a whole tensor [rows, cols]. Errors: lengths that disagree, weights not finite.

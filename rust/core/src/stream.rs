@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
 
 use crate::error::{Error, Result};
+use crate::half::{bf16_to_f32, f16_to_f32};
+use crate::kernel::vectorized;
 use crate::packing::{groups_of, row_bytes, Canonical};
 use crate::pool;
 use crate::stats::Statistics;
-use crate::ternary::{band_rows, check_importance, ternarize_band, Options, Weights};
+use crate::ternary::{band_rows, check_importance, ternarize_band, Options};
 
 /// Where a tensor lies and what it is: [rows, cols] as ternarized, stored as [cols, rows] if `transposed`.
 pub struct Source<'a> {
@@ -74,8 +76,8 @@ pub fn ternarize_stream(
         let first = index * band;
         let height = band.min(rows - first);
         let w = read_band(&input, source, element as usize, first, height).map_err(read_error)?;
-        let mut residual = w.clone();
-        let t = ternarize_band(&mut residual, cols, importance, options, first)?;
+        let mut work = w.clone();
+        let t = ternarize_band(&mut work, cols, importance, options, first)?;
         for plane in 0..options.planes {
             let row = (plane * rows + first) as u64;
             let codes = &t.codes[plane * height * bytes..(plane + 1) * height * bytes];
@@ -150,24 +152,25 @@ fn read_band(
     Ok(w)
 }
 
-/// Little-endian bytes -> float32.
-fn decode(raw: &[u8], dtype: &str) -> Vec<f32> {
-    if dtype == "F32" {
-        return raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+vectorized! {
+    /// Little-endian bytes -> float32.
+    fn decode(raw: &[u8], dtype: &str) -> Vec<f32> = decode_inlined;
+}
+
+#[inline(always)]
+fn decode_inlined(raw: &[u8], dtype: &str) -> Vec<f32> {
+    match dtype {
+        "F32" => raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        "F16" => raw.chunks_exact(2).map(|b| f16_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect(),
+        _ => raw.chunks_exact(2).map(|b| bf16_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect(),
     }
-    let halves: Vec<u16> = raw.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
-    let mut w = vec![0f32; halves.len()];
-    let weights = if dtype == "F16" { Weights::F16(&halves) } else { Weights::BF16(&halves) };
-    weights.read(0, &mut w);
-    w
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::half::bf16_to_f32;
     use crate::stats::layer_statistics;
-    use crate::ternary::ternarize;
+    use crate::ternary::{ternarize, Weights};
 
     fn temporary(name: &str, bytes: &[u8]) -> std::path::PathBuf {
         let path = std::env::temp_dir().join(format!("tritpress-{}-{name}", std::process::id()));

@@ -6,11 +6,13 @@
 
 mod counts;
 mod fit;
+mod lanes;
 
 use std::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::half::{bf16_to_f32, f16_to_f32};
+use crate::kernel::vectorized;
 use crate::packing::{check_group_size, groups_of, row_bytes};
 use crate::pool;
 
@@ -124,6 +126,12 @@ impl Weights<'_> {
 
     /// Convert `out.len()` weights from `start` on to float32.
     pub fn read(&self, start: usize, out: &mut [f32]) {
+        vectorized! { fn read(from: &Weights<'_>, start: usize, out: &mut [f32]) = Weights::read_inlined; }
+        read(self, start, out);
+    }
+
+    #[inline(always)]
+    fn read_inlined(&self, start: usize, out: &mut [f32]) {
         let range = start..start + out.len();
         match self {
             Weights::F32(w) => out.copy_from_slice(&w[range]),
@@ -133,22 +141,27 @@ impl Weights<'_> {
     }
 }
 
+vectorized! {
+    fn all_finite(w: &[f32]) -> bool = all_finite_inlined;
+}
+
+#[inline(always)]
+fn all_finite_inlined(w: &[f32]) -> bool {
+    w.iter().fold(0u32, |most, x| most.max(x.to_bits() & 0x7fff_ffff)) < 0x7f80_0000
+}
+
 /// Refuse NaN and infinity, saying where.
 pub fn check_finite(w: &[f32], cols: usize, first_row: usize) -> Result<()> {
-    for (block, chunk) in w.chunks(1024).enumerate() {
-        // |x| * 0 is NaN exactly for NaN and infinity; sums of zeros stay zero.
-        if chunk.iter().fold(true, |fine, x| fine & x.is_finite()) {
-            continue;
-        }
-        let at = block * 1024 + chunk.iter().position(|x| !x.is_finite()).unwrap_or(0);
-        return Err(Error::data(format!(
-            "the weight at row {}, column {} is {}: weights must be finite",
-            first_row + at / cols,
-            at % cols,
-            w[at]
-        )));
+    if all_finite(w) {
+        return Ok(());
     }
-    Ok(())
+    let at = w.iter().position(|x| !x.is_finite()).unwrap_or(0);
+    Err(Error::data(format!(
+        "the weight at row {}, column {} is {}: weights must be finite",
+        first_row + at / cols,
+        at % cols,
+        w[at]
+    )))
 }
 
 /// Errors: wrong length, or a value that is negative, NaN or infinite.
@@ -173,7 +186,7 @@ pub struct Ternary {
     pub scales: Vec<u16>,
 }
 
-/// Ternarize one band in place of `w` (float32 [rows, cols]), which ends as the residual.
+/// Ternarize one band; `w` (float32 [rows, cols]) is overwritten with residuals if there are several planes.
 /// Errors: weights not finite, a scale beyond fp16; `first_row` is what messages count from.
 pub fn ternarize_band(
     w: &mut [f32],
@@ -192,7 +205,8 @@ pub fn ternarize_band(
     for plane in 0..options.planes {
         let codes = &mut out.codes[plane * rows * bytes..(plane + 1) * rows * bytes];
         let scales = &mut out.scales[plane * rows * groups..(plane + 1) * rows * groups];
-        fit_plane(w, cols, importance, options, codes, scales).map_err(|big| {
+        let more = plane + 1 < options.planes;
+        fit_plane(w, cols, importance, options, codes, scales, more).map_err(|big| {
             Error::data(format!(
                 "the scale {:e} of row {}, group {} is beyond fp16 (65504)",
                 big.scale,

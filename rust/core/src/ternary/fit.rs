@@ -1,9 +1,12 @@
 //! One plane of a band: scales, codes, and the residual left in place of the weights.
 
 use super::counts::Gains;
+use super::lanes::{self, kept_mean, nearest};
 use super::{Fit, Options};
 use crate::half::{f16_to_f32, f64_to_f16, F16_MAX};
+use crate::kernel::vectorized;
 use crate::packing::{groups_of, pack_row, row_bytes};
+use crate::stats::sum_lanes;
 
 /// A scale that fp16 cannot hold; `row` counts from the band's start.
 #[derive(Debug)]
@@ -14,43 +17,59 @@ pub struct TooBig {
 }
 
 /// The weights of a band, group by group.
-struct Band<'a> {
-    w: &'a [f32],
-    cols: usize,
-    width: usize,
-    groups: usize,
-    importance: Option<&'a [f32]>,
+pub(super) struct Band<'a> {
+    pub w: &'a [f32],
+    pub cols: usize,
+    pub width: usize,
+    pub groups: usize,
+    pub importance: Option<&'a [f32]>,
 }
 
 impl<'a> Band<'a> {
-    fn len(&self) -> usize {
+    #[inline(always)]
+    pub fn len(&self) -> usize {
         self.w.len() / self.cols.max(1) * self.groups
     }
 
-    fn group(&self, index: usize) -> (&'a [f32], Option<&'a [f32]>) {
+    #[inline(always)]
+    pub fn group(&self, index: usize) -> (&'a [f32], Option<&'a [f32]>) {
         let (row, g) = (index / self.groups, index % self.groups);
         let (start, stop) = self.columns(g);
         let importance = self.importance.map(|h| &h[start..stop]);
         (&self.w[row * self.cols + start..row * self.cols + stop], importance)
     }
 
+    #[inline(always)]
     fn columns(&self, g: usize) -> (usize, usize) {
         let start = g * self.width;
         (start, (start + self.width).min(self.cols))
+    }
+
+    /// Where a group's weights are in the band.
+    #[inline(always)]
+    pub fn place(&self, index: usize) -> std::ops::Range<usize> {
+        let (row, g) = (index / self.groups, index % self.groups);
+        let (start, stop) = self.columns(g);
+        row * self.cols + start..row * self.cols + stop
     }
 }
 
 /// A group in the order in which its weights are kept: falling |w|, then position.
 struct Order {
-    index: Vec<u32>,
+    /// Position in the low half, what orders in the high one.
+    index: Vec<u64>,
 }
 
 impl Order {
     fn sort(&mut self, w: &[f32]) {
         self.index.clear();
-        self.index.extend(0..w.len() as u32);
-        self.index
-            .sort_unstable_by(|&a, &b| w[b as usize].abs().total_cmp(&w[a as usize].abs()).then(a.cmp(&b)));
+        let key = |x: f32| (!x.abs().to_bits() as u64) << 32;
+        self.index.extend(w.iter().enumerate().map(|(i, &x)| key(x) | i as u64));
+        self.index.sort_unstable();
+    }
+
+    fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.index.iter().map(|&key| key as u32 as usize)
     }
 
     /// Call `step(k, A_k, B_k)` for k = 1.. up to the number of weights that are not 0.
@@ -58,12 +77,12 @@ impl Order {
     fn sums(&self, w: &[f32], h: Option<&[f32]>, mut step: impl FnMut(usize, f64, f64)) {
         let h = h.filter(|h| h.iter().any(|&x| x > 0.0));
         let (mut a, mut b) = (0f64, 0f64);
-        for (k, &i) in self.index.iter().enumerate() {
-            let size = w[i as usize].abs() as f64;
+        for (k, i) in self.positions().enumerate() {
+            let size = w[i].abs() as f64;
             if size == 0.0 {
                 break;
             }
-            let weight = h.map_or(1.0, |h| h[i as usize] as f64);
+            let weight = h.map_or(1.0, |h| h[i] as f64);
             a += weight * size;
             b += weight;
             step(k + 1, a, b);
@@ -71,7 +90,8 @@ impl Order {
     }
 }
 
-fn gain(a: f64, b: f64) -> f64 {
+#[inline(always)]
+pub(super) fn gain(a: f64, b: f64) -> f64 {
     if b > 0.0 {
         a * a / b
     } else {
@@ -79,20 +99,36 @@ fn gain(a: f64, b: f64) -> f64 {
     }
 }
 
-/// Fit one plane. `codes` [rows, ceil(cols / 4)] and `scales` [rows, groups] are written, `w` becomes the residual.
-pub fn fit_plane(
+vectorized! {
+    /// Fit one plane. `codes` [rows, ceil(cols / 4)] and `scales` [rows, groups] are written; `w` becomes the
+    /// residual if `more` planes follow.
+    pub fn fit_plane(
+        w: &mut [f32],
+        cols: usize,
+        importance: Option<&[f32]>,
+        options: &Options,
+        codes: &mut [u8],
+        scales: &mut [u16],
+        more: bool,
+    ) -> Result<(), TooBig> = fit_plane_inlined;
+}
+
+#[inline(always)]
+fn fit_plane_inlined(
     w: &mut [f32],
     cols: usize,
     importance: Option<&[f32]>,
     options: &Options,
     codes: &mut [u8],
     scales: &mut [u16],
+    more: bool,
 ) -> Result<(), TooBig> {
     let groups = groups_of(cols, options.group_size);
     let width = if options.group_size == 0 { cols.max(1) } else { options.group_size };
     let band = Band { w, cols, width, groups, importance };
     let mut trits = vec![0i8; band.w.len()];
     let sizes = match (options.fit, options.threshold) {
+        (Fit::Exact, None) if options.group_size > 0 => lanes::exact(&band, options, &mut trits),
         (Fit::Exact, None) => exact(&band, options, &mut trits),
         _ => by_threshold(&band, options, &mut trits),
     };
@@ -112,8 +148,10 @@ pub fn fit_plane(
                 t.fill(0); // an underflown scale has no codes
                 continue;
             }
-            for (w, &mut t) in w.iter_mut().zip(t) {
-                *w -= scale * t as f32;
+            if more {
+                for (w, &mut t) in w.iter_mut().zip(t) {
+                    *w -= scale * t as f32;
+                }
             }
         }
         pack_row(trits, &mut codes[row * bytes..(row + 1) * bytes]);
@@ -121,19 +159,9 @@ pub fn fit_plane(
     Ok(())
 }
 
-/// Codes nearest to w / scale for the scale as it will be stored; returns how many are 0.
-fn nearest(w: &[f32], size: f64, trits: &mut [i8]) -> usize {
-    let half = f16_to_f32(f64_to_f16(size.min(F16_MAX))) / 2.0;
-    let mut zeros = 0;
-    for (t, &w) in trits.iter_mut().zip(w) {
-        *t = if half > 0.0 { (w > half) as i8 - (w < -half) as i8 } else { 0 };
-        zeros += (*t == 0) as usize;
-    }
-    zeros
-}
-
 /// How many codes must not be 0, given how many would be; None when the fit may stand as it is.
-fn required(options: &Options, zeros: usize, weights: usize) -> Option<usize> {
+#[inline(always)]
+pub(super) fn required(options: &Options, zeros: usize, weights: usize) -> Option<usize> {
     let ceiling = options.max_sparsity.map(|s| (s * weights as f64).floor() as usize);
     if let Some(share) = options.sparsity {
         let wanted = (share * weights as f64).round() as usize;
@@ -158,7 +186,7 @@ fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
                 (best, *size) = (gain(a, b), a / b);
             }
         });
-        zeros += nearest(w, *size, trits_of(band, index, trits));
+        zeros += nearest(w, *size, &mut trits[band.place(index)]);
     }
     let Some(kept) = required(options, zeros, band.w.len()) else { return sizes };
 
@@ -187,37 +215,33 @@ fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
                 *size = a / b;
             }
         });
-        let out = trits_of(band, index, trits);
+        let out = &mut trits[band.place(index)];
         if *size == 0.0 && count > 0 {
             // Only weights of no importance are kept: their plain mean.
             order.sums(w, None, |k, a, b| *size = if k == count { a / b } else { *size });
         }
         out.fill(0);
-        for &i in &order.index[..count] {
-            out[i as usize] = sign(w[i as usize]);
+        for i in order.positions().take(count) {
+            out[i] = sign(w[i]);
         }
     }
     sizes
 }
 
-fn trits_of<'a>(band: &Band, index: usize, trits: &'a mut [i8]) -> &'a mut [i8] {
-    let (row, g) = (index / band.groups, index % band.groups);
-    let (start, stop) = band.columns(g);
-    &mut trits[row * band.cols + start..row * band.cols + stop]
-}
-
-fn sign(w: f32) -> i8 {
+#[inline(always)]
+pub(super) fn sign(w: f32) -> i8 {
     (w > 0.0) as i8 - (w < 0.0) as i8
 }
 
 /// Fits that zero what is small beside the group's mean |w|: TWN, absmean, and any fit with a threshold.
+#[inline(always)]
 fn by_threshold(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
     let mut means = vec![0f64; band.len()];
     let mut zeros = 0;
     for (index, mean) in means.iter_mut().enumerate() {
         let (w, _) = band.group(index);
-        *mean = w.iter().map(|w| w.abs() as f64).sum::<f64>() / w.len().max(1) as f64;
-        let out = trits_of(band, index, trits);
+        *mean = sum_lanes(w, |x| x.abs() as f64) / w.len().max(1) as f64;
+        let out = &mut trits[band.place(index)];
         let cut = match (options.fit, options.threshold) {
             (_, Some(threshold)) => threshold * *mean,
             (Fit::Absmean, None) => {
@@ -226,10 +250,16 @@ fn by_threshold(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
             }
             _ => 0.7 * *mean,
         };
+        // The largest float32 that is not above the cut: comparing with it is comparing with the cut.
+        let near = cut as f32;
+        let near = if near as f64 > cut { near.next_down() } else { near };
+        let mut kept = 0u32;
         for (t, &w) in out.iter_mut().zip(w) {
-            *t = if w.abs() as f64 > cut { sign(w) } else { 0 };
-            zeros += (*t == 0) as usize;
+            let keep = w.abs() > near;
+            *t = if keep { sign(w) } else { 0 };
+            kept += keep as u32;
         }
+        zeros += w.len() - kept as usize;
     }
     if let Some(kept) = required(options, zeros, band.w.len()) {
         keep_largest(band, &means, kept, trits);
@@ -240,23 +270,7 @@ fn by_threshold(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
     (0..band.len())
         .map(|index| {
             let (w, h) = band.group(index);
-            let h = h.filter(|h| h.iter().any(|&x| x > 0.0));
-            let out = trits_of(band, index, trits);
-            let (mut a, mut b, mut plain, mut count) = (0f64, 0f64, 0f64, 0usize);
-            for (i, (&w, &t)) in w.iter().zip(out.iter()).enumerate() {
-                if t != 0 {
-                    let weight = h.map_or(1.0, |h| h[i] as f64);
-                    a += weight * w.abs() as f64;
-                    b += weight;
-                    plain += w.abs() as f64;
-                    count += 1;
-                }
-            }
-            if b > 0.0 {
-                a / b
-            } else {
-                plain / count.max(1) as f64
-            }
+            kept_mean(w, h, &trits[band.place(index)])
         })
         .collect()
 }
@@ -283,7 +297,7 @@ fn keep_largest(band: &Band, means: &[f64], kept: usize, trits: &mut [i8]) {
     let mut equal = kept.saturating_sub(above);
     for index in 0..band.len() {
         let (w, _) = band.group(index);
-        for (t, &w) in trits_of(band, index, trits).iter_mut().zip(w) {
+        for (t, &w) in trits[band.place(index)].iter_mut().zip(w) {
             let r = relative(index, w);
             let keep = r > cut || (r == cut && equal > 0);
             equal -= (r == cut && equal > 0) as usize;

@@ -1,0 +1,211 @@
+//! What this machine can do at most: the floors that the kernels are measured against.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::{vectorized, Activations, Isa};
+use crate::pool;
+use crate::tiles::{Aligned, Geometry, TILE};
+
+/// Measured limits with a number of threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Reading from memory, 10^9 bytes a second, the best of several access patterns.
+    pub memory_gb_s: f64,
+    /// Reading what was just read and fits the last-level cache.
+    pub cache_gb_s: f64,
+    /// Unpacking and multiplying one token in registers, 10^9 operations a second (a product and a sum are two).
+    pub unpack_gop_s: f64,
+    /// Multiplying and accumulating alone, without unpacking: the limit for many tokens.
+    pub multiply_gop_s: f64,
+}
+
+/// Measure for about a second. `isa` is the path whose instructions are timed.
+pub fn measure(isa: Isa, threads: usize) -> Limits {
+    let large = vec![1u64; (256 << 20) / 8];
+    let small = vec![1u64; (2 << 20) / 8];
+    let best = |words: &[u64], rounds: usize| {
+        [1, 2, 4, 8].into_iter().map(|streams| bandwidth(words, streams, threads, rounds)).fold(0.0, f64::max)
+    };
+    Limits {
+        memory_gb_s: best(&large, 2),
+        cache_gb_s: best(&small, 40),
+        unpack_gop_s: rate(threads, |time| unpack_rate(isa, time)),
+        multiply_gop_s: rate(threads, |time| multiply_rate(isa, time)),
+    }
+}
+
+/// 10^9 bytes a second over `words`, read by every thread in `streams` places in turn; the best round.
+fn bandwidth(words: &[u64], streams: usize, threads: usize, rounds: usize) -> f64 {
+    let part = words.len() / threads;
+    let mut best = f64::MAX;
+    for _ in 0..rounds + 1 {
+        let start = Instant::now();
+        pool::run(threads, threads, |index| {
+            let mine = &words[index * part..(index + 1) * part];
+            black_box(sum(mine, streams));
+        });
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    (part * threads * 8) as f64 / best / 1e9
+}
+
+vectorized! {
+    fn sum(words: &[u64], streams: usize) -> u64 = sum_inlined;
+}
+
+#[inline(always)]
+fn sum_inlined(words: &[u64], streams: usize) -> u64 {
+    const LANES: usize = 32;
+    let length = words.len() / streams / LANES;
+    let mut lanes = [0u64; LANES];
+    for at in 0..length {
+        for stream in 0..streams {
+            let from = &words[(stream * length + at) * LANES..][..LANES];
+            for (lane, &word) in lanes.iter_mut().zip(from) {
+                *lane |= word;
+            }
+        }
+    }
+    lanes.iter().fold(0, |a, b| a | b)
+}
+
+/// Sum over the threads of what each reaches while all run.
+fn rate(threads: usize, body: impl Fn(Duration) -> f64 + Sync) -> f64 {
+    let mut rates = vec![0f64; threads];
+    pool::chunks_mut(&mut rates, 1, threads, |_, rate| rate[0] = body(Duration::from_millis(60)));
+    rates.iter().sum()
+}
+
+/// Repeat `body` (`operations` each time) for `time`; the best rate of a repeat, in 10^9 a second.
+fn best_rate(operations: f64, time: Duration, mut body: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = f64::MAX;
+    while start.elapsed() < time {
+        let one = Instant::now();
+        body();
+        best = best.min(one.elapsed().as_secs_f64());
+    }
+    operations / best / 1e9
+}
+
+fn unpack_rate(isa: Isa, time: Duration) -> f64 {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => {
+            assert!(isa.available());
+            // SAFETY: the CPU was just checked.
+            best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx512_unpack_loop(20_000) })
+        }
+        // Elsewhere the path itself on a tile that stays in the first-level cache.
+        _ => {
+            let geometry = Geometry::new(TILE, 2048, 1, 0);
+            let tiles = Aligned::zeroed(geometry.tile_bytes());
+            let Ok(x) = Activations::quantize(&[1.0; 2048], &geometry) else { return 0.0 };
+            let mut out = [0f32; TILE];
+            best_rate(100.0 * 2.0 * (TILE * 2048) as f64, time, || {
+                for _ in 0..100 {
+                    super::matvec(isa, black_box(tiles.as_slice()), &geometry, &x, &mut out);
+                }
+            })
+        }
+    }
+}
+
+fn multiply_rate(isa: Isa, time: Duration) -> f64 {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => {
+            assert!(isa.available());
+            // SAFETY: the CPU was just checked.
+            best_rate(20_000.0 * 1024.0, time, || unsafe { loops::avx512_multiply_loop(20_000) })
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => {
+            assert!(isa.available());
+            // SAFETY: the CPU was just checked.
+            best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx2_multiply_loop(20_000) })
+        }
+        _ => unpack_rate(isa, time),
+    }
+}
+
+/// The loops whose rates are the limits, on registers alone.
+#[cfg(target_arch = "x86_64")]
+mod loops {
+    use std::arch::asm;
+
+    /// The matvec's instructions on registers: `count` times four ANDs and four `vpdpbusd` (512 operations).
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub fn avx512_unpack_loop(count: usize) {
+        // SAFETY: only registers are used.
+        unsafe {
+            asm!(
+                "2:",
+                "vpandd {t0}, {w}, {m}", "vpdpbusd {a0}, {t0}, {x}",
+                "vpandd {t1}, {w}, {m}", "vpdpbusd {a1}, {t1}, {x}",
+                "vpandd {t2}, {w}, {m}", "vpdpbusd {a2}, {t2}, {x}",
+                "vpandd {t3}, {w}, {m}", "vpdpbusd {a3}, {t3}, {x}",
+                "vpandd {t0}, {w}, {m}", "vpdpbusd {a4}, {t0}, {x}",
+                "vpandd {t1}, {w}, {m}", "vpdpbusd {a5}, {t1}, {x}",
+                "vpandd {t2}, {w}, {m}", "vpdpbusd {a6}, {t2}, {x}",
+                "vpandd {t3}, {w}, {m}", "vpdpbusd {a7}, {t3}, {x}",
+                "sub {n}, 2",
+                "ja 2b",
+                n = inout(reg) count.max(2) => _,
+                w = out(zmm_reg) _, m = out(zmm_reg) _, x = out(zmm_reg) _,
+                t0 = out(zmm_reg) _, t1 = out(zmm_reg) _, t2 = out(zmm_reg) _, t3 = out(zmm_reg) _,
+                a0 = out(zmm_reg) _, a1 = out(zmm_reg) _, a2 = out(zmm_reg) _, a3 = out(zmm_reg) _,
+                a4 = out(zmm_reg) _, a5 = out(zmm_reg) _, a6 = out(zmm_reg) _, a7 = out(zmm_reg) _,
+                options(nomem, nostack),
+            );
+        }
+    }
+
+    /// `count` times eight `vpdpbusd` (1024 operations) on registers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub fn avx512_multiply_loop(count: usize) {
+        // SAFETY: only registers are used.
+        unsafe {
+            asm!(
+                "2:",
+                "vpdpbusd {a0}, {w}, {x}", "vpdpbusd {a1}, {w}, {x}", "vpdpbusd {a2}, {w}, {x}", "vpdpbusd {a3}, {w}, {x}",
+                "vpdpbusd {a4}, {w}, {x}", "vpdpbusd {a5}, {w}, {x}", "vpdpbusd {a6}, {w}, {x}", "vpdpbusd {a7}, {w}, {x}",
+                "sub {n}, 1",
+                "ja 2b",
+                n = inout(reg) count.max(1) => _,
+                w = out(zmm_reg) _, x = out(zmm_reg) _,
+                a0 = out(zmm_reg) _, a1 = out(zmm_reg) _, a2 = out(zmm_reg) _, a3 = out(zmm_reg) _,
+                a4 = out(zmm_reg) _, a5 = out(zmm_reg) _, a6 = out(zmm_reg) _, a7 = out(zmm_reg) _,
+                options(nomem, nostack),
+            );
+        }
+    }
+
+    /// `count` times eight `vpmaddubsw` and eight `vpaddw` (512 operations) on registers.
+    #[target_feature(enable = "avx2")]
+    pub fn avx2_multiply_loop(count: usize) {
+        // SAFETY: only registers are used.
+        unsafe {
+            asm!(
+                "2:",
+                "vpmaddubsw {t0}, {w}, {x}", "vpaddw {a0}, {a0}, {t0}",
+                "vpmaddubsw {t1}, {w}, {x}", "vpaddw {a1}, {a1}, {t1}",
+                "vpmaddubsw {t2}, {w}, {x}", "vpaddw {a2}, {a2}, {t2}",
+                "vpmaddubsw {t3}, {w}, {x}", "vpaddw {a3}, {a3}, {t3}",
+                "vpmaddubsw {t0}, {w}, {x}", "vpaddw {a4}, {a4}, {t0}",
+                "vpmaddubsw {t1}, {w}, {x}", "vpaddw {a5}, {a5}, {t1}",
+                "vpmaddubsw {t2}, {w}, {x}", "vpaddw {a6}, {a6}, {t2}",
+                "vpmaddubsw {t3}, {w}, {x}", "vpaddw {a7}, {a7}, {t3}",
+                "sub {n}, 1",
+                "ja 2b",
+                n = inout(reg) count.max(1) => _,
+                w = out(ymm_reg) _, x = out(ymm_reg) _,
+                t0 = out(ymm_reg) _, t1 = out(ymm_reg) _, t2 = out(ymm_reg) _, t3 = out(ymm_reg) _,
+                a0 = out(ymm_reg) _, a1 = out(ymm_reg) _, a2 = out(ymm_reg) _, a3 = out(ymm_reg) _,
+                a4 = out(ymm_reg) _, a5 = out(ymm_reg) _, a6 = out(ymm_reg) _, a7 = out(ymm_reg) _,
+                options(nomem, nostack),
+            );
+        }
+    }
+}

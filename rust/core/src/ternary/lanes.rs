@@ -1,0 +1,383 @@
+//! The exact fit of sixteen groups at a time, one in each lane: a sorting network on |w|, then A_k and B_k by
+//! running sums. No branch depends on the data, so the loops vectorize, and the order is that of a full sort.
+
+use std::sync::OnceLock;
+
+use super::fit::{gain, required, sign, Band};
+use super::Options;
+use crate::half::{f16_to_f32, f64_to_f16, F16_MAX};
+
+const L: usize = 16;
+type Lane = [f32; L];
+
+/// Batcher's odd-even merge sort of `width` (a power of two) values, as pairs to be put in order.
+fn network(width: usize) -> &'static [(u16, u16)] {
+    static NETWORKS: [OnceLock<Vec<(u16, u16)>>; 4] = [const { OnceLock::new() }; 4];
+    NETWORKS[(width.trailing_zeros() as usize - 5) & 3].get_or_init(|| {
+        let mut pairs = Vec::new();
+        let mut p = 1;
+        while p < width {
+            let mut k = p;
+            while k > 0 {
+                for j in (k % p..width - k).step_by(2 * k) {
+                    for i in j..(j + k).min(width - k) {
+                        if i / (2 * p) == (i + k) / (2 * p) {
+                            pairs.push((i as u16, (i + k) as u16));
+                        }
+                    }
+                }
+                k /= 2;
+            }
+            p *= 2;
+        }
+        pairs
+    })
+}
+
+/// What the fit keeps of a band's groups; blocks of 16 groups, lane by lane.
+struct Sorted {
+    width: usize,
+    /// |w| by falling size, [blocks, width].
+    keys: Vec<Lane>,
+    /// A_k^2 / B_k for k = 0..=width, [blocks, width + 1]; minus infinity where weights that are 0 would be kept.
+    gains: Vec<Lane>,
+    /// Weights that are not 0 in each group.
+    most: Vec<u32>,
+}
+
+#[inline(always)]
+fn sort(keys: &mut [Lane]) {
+    for &(i, j) in network(keys.len()) {
+        let (a, b) = (keys[i as usize], keys[j as usize]);
+        let (high, low) = (&mut [0f32; L], &mut [0f32; L]);
+        for l in 0..L {
+            high[l] = if a[l] > b[l] { a[l] } else { b[l] };
+            low[l] = if a[l] > b[l] { b[l] } else { a[l] };
+        }
+        keys[i as usize] = *high;
+        keys[j as usize] = *low;
+    }
+}
+
+/// The same with the importance of each weight carried along.
+#[inline(always)]
+fn sort_weighted(keys: &mut [Lane], h: &mut [Lane]) {
+    for &(i, j) in network(keys.len()) {
+        let (i, j) = (i as usize, j as usize);
+        let (a, b, g, h_) = (keys[i], keys[j], h[i], h[j]);
+        for l in 0..L {
+            let swap = a[l] < b[l];
+            keys[i][l] = if swap { b[l] } else { a[l] };
+            keys[j][l] = if swap { a[l] } else { b[l] };
+            h[i][l] = if swap { h_[l] } else { g[l] };
+            h[j][l] = if swap { g[l] } else { h_[l] };
+        }
+    }
+}
+
+/// The best scale of each lane before rounding; fills `gains` if it is not empty.
+#[inline(always)]
+fn scan(keys: &[Lane], h: Option<&[Lane]>, gains: &mut [Lane]) -> [f64; L] {
+    let (mut a, mut b) = ([0f64; L], [0f64; L]);
+    let (mut best, mut best_a, mut best_b) = ([0f64; L], [0f64; L], [1f64; L]);
+    for (k, key) in keys.iter().enumerate() {
+        let mut now = [0f64; L];
+        match h {
+            None => {
+                let (count, inverse) = ((k + 1) as f64, 1.0 / (k + 1) as f64);
+                for l in 0..L {
+                    a[l] += key[l] as f64;
+                    now[l] = a[l] * a[l] * inverse;
+                    b[l] = count;
+                }
+            }
+            Some(h) => {
+                for l in 0..L {
+                    a[l] += key[l] as f64 * h[k][l] as f64;
+                    b[l] += h[k][l] as f64;
+                    now[l] = gain(a[l], b[l]);
+                }
+            }
+        }
+        for l in 0..L {
+            let better = now[l] > best[l];
+            best[l] = if better { now[l] } else { best[l] };
+            best_a[l] = if better { a[l] } else { best_a[l] };
+            best_b[l] = if better { b[l] } else { best_b[l] };
+        }
+        if let Some(gains) = gains.get_mut(k + 1) {
+            for l in 0..L {
+                gains[l] = if key[l] > 0.0 { now[l] as f32 } else { f32::NEG_INFINITY };
+            }
+        }
+    }
+    let mut sizes = [0f64; L];
+    for l in 0..L {
+        sizes[l] = best_a[l] / best_b[l];
+    }
+    sizes
+}
+
+/// Fit every group of a band whose groups are 32, 64, 128 or 256 wide; see [`super::fit::exact`].
+#[inline(always)]
+pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
+    let width = band.width;
+    let groups = band.len();
+    let blocks = groups.div_ceil(L);
+    let bounded = options.sparsity.is_some() || options.max_sparsity.is_some();
+    let kept_blocks = if bounded { blocks } else { 1 };
+    let mut sorted = Sorted {
+        width,
+        keys: vec![[0f32; L]; kept_blocks * width],
+        gains: if bounded { vec![[0f32; L]; blocks * (width + 1)] } else { Vec::new() },
+        most: vec![0; if bounded { blocks * L } else { 0 }],
+    };
+    let mut h = vec![[0f32; L]; if band.importance.is_some() { width } else { 0 }];
+    let mut sizes = vec![0f64; blocks * L];
+    let mut zeros = 0;
+    for block in 0..blocks {
+        let keys = &mut sorted.keys[if bounded { block * width } else { 0 }..][..width];
+        let lanes = (groups - block * L).min(L);
+        load(band, block, lanes, keys, &mut h);
+        let gains = match bounded {
+            true => &mut sorted.gains[block * (width + 1)..][..width + 1],
+            false => &mut [],
+        };
+        let found = if band.importance.is_some() {
+            sort_weighted(keys, &mut h);
+            scan(keys, Some(&h), gains)
+        } else {
+            sort(keys);
+            scan(keys, None, gains)
+        };
+        sizes[block * L..][..L].copy_from_slice(&found);
+        if bounded {
+            for key in keys.iter() {
+                for (most, key) in sorted.most[block * L..].iter_mut().zip(key) {
+                    *most += (*key > 0.0) as u32;
+                }
+            }
+        }
+        for lane in 0..lanes {
+            let index = block * L + lane;
+            zeros += nearest(band.group(index).0, found[lane], &mut trits[band.place(index)]);
+        }
+    }
+    sizes.truncate(groups);
+    if let Some(kept) = required(options, zeros, band.w.len()) {
+        let counts = sorted.share_out(kept);
+        for (index, size) in sizes.iter_mut().enumerate() {
+            let (w, h) = band.group(index);
+            let count = counts[index] as usize;
+            let last = match count {
+                0 => f32::INFINITY,
+                k => sorted.keys[index / L * width + k - 1][index % L],
+            };
+            *size = keep_first(w, h, count, last, &mut trits[band.place(index)]);
+        }
+    }
+    sizes
+}
+
+/// |w| (and h) of a block's groups, one in each lane; what a group lacks is 0.
+#[inline(always)]
+fn load(band: &Band, block: usize, lanes: usize, keys: &mut [Lane], h: &mut [Lane]) {
+    if lanes < L || band.cols % band.width != 0 {
+        keys.fill([0f32; L]);
+        h.fill([0f32; L]);
+    }
+    for lane in 0..lanes {
+        let (w, importance) = band.group(block * L + lane);
+        for (key, w) in keys.iter_mut().zip(w) {
+            key[lane] = w.abs();
+        }
+        if let Some(importance) = importance {
+            // A group without any importance counts as one of equal importance.
+            let none = !importance.iter().any(|&x| x > 0.0);
+            for (h, &x) in h.iter_mut().zip(importance) {
+                h[lane] = if none { 1.0 } else { x };
+            }
+        }
+    }
+}
+
+/// Codes nearest to w / scale for the scale as it will be stored; returns how many are 0.
+#[inline(always)]
+pub(super) fn nearest(w: &[f32], size: f64, trits: &mut [i8]) -> usize {
+    let half = f16_to_f32(f64_to_f16(size.min(F16_MAX))) / 2.0;
+    let half = if half > 0.0 { half } else { f32::INFINITY };
+    let mut kept = 0u32;
+    for (t, &w) in trits.iter_mut().zip(w) {
+        let (up, down) = (w > half, w < -half);
+        *t = up as i8 - down as i8;
+        kept += (up | down) as u32;
+    }
+    trits.len() - kept as usize
+}
+
+/// Keep the `count` weights that are largest (the first in order among equals of size `last`); their scale.
+#[inline(always)]
+fn keep_first(w: &[f32], h: Option<&[f32]>, count: usize, last: f32, trits: &mut [i8]) -> f64 {
+    let (mut above, mut equal) = (0usize, 0usize);
+    for (t, &w) in trits.iter_mut().zip(w) {
+        above += (w.abs() > last) as usize;
+        equal += (w.abs() == last) as usize;
+        *t = if w.abs() >= last { sign(w) } else { 0 };
+    }
+    if above + equal > count {
+        let mut more = count - above;
+        for (t, &w) in trits.iter_mut().zip(w) {
+            if w.abs() == last {
+                *t = if more > 0 { sign(w) } else { 0 };
+                more = more.saturating_sub(1);
+            }
+        }
+    }
+    kept_mean(w, h, trits)
+}
+
+/// The weighted mean |w| of what is kept (the plain mean where nothing kept has importance), 0 if nothing is.
+#[inline(always)]
+pub(super) fn kept_mean(w: &[f32], h: Option<&[f32]>, trits: &[i8]) -> f64 {
+    let (mut a, mut b) = ([0f64; 8], [0f64; 8]);
+    if let Some(h) = h {
+        for (i, ((w, t), h)) in w.iter().zip(trits).zip(h).enumerate() {
+            let h = if *t != 0 { *h as f64 } else { 0.0 };
+            a[i & 7] += h * w.abs() as f64;
+            b[i & 7] += h;
+        }
+        let total: f64 = b.iter().sum();
+        if total > 0.0 {
+            return a.iter().sum::<f64>() / total;
+        }
+        (a, b) = ([0f64; 8], [0f64; 8]);
+    }
+    let (whole, rest) = (w.len() / 8 * 8, w.len() % 8);
+    for (w, t) in w.chunks_exact(8).zip(trits.chunks_exact(8)) {
+        for l in 0..8 {
+            let kept = if t[l] != 0 { 1f64 } else { 0.0 };
+            a[l] += kept * w[l].abs() as f64;
+            b[l] += kept;
+        }
+    }
+    for l in 0..rest {
+        let kept = if trits[whole + l] != 0 { 1f64 } else { 0.0 };
+        a[l] += kept * w[whole + l].abs() as f64;
+        b[l] += kept;
+    }
+    let total: f64 = b.iter().sum();
+    if total > 0.0 {
+        a.iter().sum::<f64>() / total
+    } else {
+        0.0
+    }
+}
+
+impl Sorted {
+    /// For every group the least k that maximises gain + lambda k; returns their sum.
+    #[inline(always)]
+    fn best(&self, lambda: f32, counts: &mut [u32]) -> usize {
+        let mut sum = 0usize;
+        for (gains, counts) in self.gains.chunks_exact(self.width + 1).zip(counts.chunks_exact_mut(L)) {
+            let (mut best, mut at) = (gains[0], [0f32; L]);
+            for (k, gains) in gains.iter().enumerate().skip(1) {
+                let (k, extra) = (k as f32, lambda * k as f32);
+                for l in 0..L {
+                    let value = gains[l] + extra;
+                    let better = value > best[l];
+                    best[l] = if better { value } else { best[l] };
+                    at[l] = if better { k } else { at[l] };
+                }
+            }
+            for (count, at) in counts.iter_mut().zip(at) {
+                *count = at as u32;
+                sum += at as usize;
+            }
+        }
+        sum
+    }
+
+    /// Counts that sum to `total` (or to all that can be kept, if that is less) at the least squared error: a
+    /// Lagrange multiplier per kept weight, by bisection until fewer than a thousandth of the weights are in
+    /// question; those are filled in order of the groups, all of them worth nearly the same.
+    #[inline(always)]
+    fn share_out(&self, total: usize) -> Vec<u32> {
+        let all: usize = self.most.iter().map(|&m| m as usize).sum();
+        if total >= all {
+            return self.most.clone();
+        }
+        let slack = (self.most.len() * self.width / 1024).max(1);
+        let largest = self.gains.iter().flatten().fold(0f32, |a, &b| if b > a { b } else { a });
+        let (mut few, mut few_sum) = (vec![0u32; self.most.len()], 0);
+        let (mut many, mut many_sum) = (self.most.clone(), all);
+        let mut counts = vec![0u32; self.most.len()];
+        let (mut low, mut high) = (-largest * 1.001, largest * 1.001);
+        let mut lambda = 0.0;
+        for step in 0..200 {
+            let sum = self.best(lambda, &mut counts);
+            if sum == total {
+                return counts;
+            }
+            if sum < total {
+                (low, few_sum) = (lambda, sum);
+                std::mem::swap(&mut few, &mut counts);
+            } else {
+                (high, many_sum) = (lambda, sum);
+                std::mem::swap(&mut many, &mut counts);
+            }
+            if many_sum - few_sum <= slack {
+                break;
+            }
+            lambda = match step {
+                // The multiplier is of the size of a squared scale: look there before halving what is wide.
+                0 => {
+                    sum.abs_diff(total) as f32 / all as f32 * largest / self.width as f32
+                        * 2.0
+                        * if sum < total { 1.0 } else { -1.0 }
+                }
+                _ => low + (high - low) / 2.0,
+            };
+            if lambda <= low || lambda >= high {
+                break;
+            }
+        }
+        let mut missing = total - few_sum;
+        for (few, &many) in few.iter_mut().zip(&many) {
+            let add = (many.saturating_sub(*few) as usize).min(missing);
+            *few += add as u32;
+            missing -= add;
+        }
+        few
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_networks_sort() {
+        for width in [32usize, 64, 128, 256] {
+            let mut keys = vec![[0f32; L]; width];
+            let mut h = keys.clone();
+            let mut state = width as u64;
+            for key in keys.iter_mut() {
+                for x in key.iter_mut() {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    *x = (state % 50) as f32;
+                }
+            }
+            let mut weighted = keys.clone();
+            h.copy_from_slice(&keys);
+            sort(&mut keys);
+            sort_weighted(&mut weighted, &mut h);
+            assert_eq!(keys, weighted);
+            assert_eq!(keys, h, "what is carried along stays with its key");
+            for l in 0..L {
+                assert!(keys.windows(2).all(|pair| pair[0][l] >= pair[1][l]), "width {width}, lane {l}");
+            }
+        }
+    }
+}
