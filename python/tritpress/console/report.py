@@ -31,6 +31,7 @@ def print_report(console: Console, report: dict[str, Any], run_path: Path | None
     console.print()
     console.print(gates_table(report["gates"]))
     for line in advice(report["gates"]):
+        console.print()
         console.print(line)
     fine_tuning = report.get("fine_tuning")
     if fine_tuning:
@@ -41,6 +42,7 @@ def print_report(console: Console, report: dict[str, Any], run_path: Path | None
             f"({fine_tuning['optimizer']}, {fine_tuning['stopped']})",
             highlight=False,
         )
+    console.print()
     handoff = report.get("handoff") or []
     if handoff:
         failed = [item for item in handoff if item.get("passed") is False]
