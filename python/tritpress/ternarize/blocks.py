@@ -173,6 +173,22 @@ class BlockRunner:
             self._run(number, block, hidden)
         return {path: torch.cat(parts) for path, parts in seen.items()}
 
+    def survey(self, number: int, stage: Stage) -> Iterator[dict[str, Tensor]]:
+        """The inputs of a stage's groups for each batch, while the stream moves past the block."""
+        block = self.blocks[number]
+        first = {id(block.get_submodule(group[0])): group[0] for group in stage.groups}
+        readers = [block.get_submodule(path) for path in first.values()]
+        for i, hidden in enumerate(self.hidden):
+            self.context.check()
+            seen: dict[str, list[Tensor]] = {}
+
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                seen.setdefault(first[id(module)], []).append(args[0].flatten(0, -2).float())  # noqa: B023
+
+            with torch.no_grad(), _hooks(readers, hook):
+                self.hidden[i] = self._run(number, block, hidden)
+            yield {path: torch.cat(parts) for path, parts in seen.items()}
+
     @torch.no_grad()
     def stream_role(self, number: int, block: nn.Module, path: str) -> StreamRole:
         """How the layer at `path` of an unchanged block adds to the residual stream, found by trying.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
+from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
 from tritpress.events.context import RunContext
 
@@ -25,17 +26,25 @@ BATCH_TOKENS = 2048
 
 class Moments(TypedDict):
     """input_moment: float32 [in], mean of x^2 over tokens; output_grad_moment: float32 [out], mean of
-    (d loss / d y)^2 over tokens, the loss being the sum over a window's tokens (nats).
+    (d loss / d y)^2 over tokens, the loss being the sum over a window's tokens (nats); plane_losses: float32
+    [3], predicted loss at 1, 2 and 3 planes (nats a token), where it could be foretold.
     """
 
     input_moment: np.ndarray
     output_grad_moment: np.ndarray
+    plane_losses: NotRequired[np.ndarray]
 
 
 def calibrate(
-    model: nn.Module, modules: Mapping[str, nn.Module], windows: np.ndarray, context: RunContext
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    windows: np.ndarray,
+    context: RunContext,
+    config: CompressionConfig | None = None,
 ) -> dict[str, Moments]:
     """Moments of every module that the windows reach, in one forward and one backward pass a batch.
+
+    With `config` a second pass, block by block, foretells what its kind of fit would cost (`prediction`).
 
     Args:
         model: causal language model in evaluation mode; neither its weights nor their gradients are touched.
@@ -78,11 +87,18 @@ def calibrate(
             handle.remove()
         for parameter in trained:
             parameter.requires_grad_(True)
-    return {
+    found: dict[str, Moments] = {
         name: {"input_moment": inputs[name].value(), "output_grad_moment": gradients[name].value()}
         for name in modules
         if inputs[name].count and gradients[name].count
     }
+    if config is not None:
+        from tritpress.ternarize.prediction import plane_losses
+
+        sensitivity = {name: moments["output_grad_moment"] for name, moments in found.items()}
+        for name, losses in plane_losses(model, modules, windows, sensitivity, config, context).items():
+            found[name]["plane_losses"] = losses
+    return found
 
 
 class _Mean:
@@ -115,14 +131,11 @@ def save_calibration(moments: Mapping[str, Moments], path: str | Path) -> None:
     """Write the moments as a safetensors file, whole or not at all."""
     from safetensors.numpy import save_file
 
-    arrays = {f"{name}.{key}": np.ascontiguousarray(m[key]) for name, m in moments.items() for key in _KEYS}
+    arrays = {f"{name}.{key}": np.ascontiguousarray(m[key]) for name, m in moments.items() for key in m}
     path = Path(path)
     beside = path.with_suffix(".tmp")
     save_file(arrays, beside)
     beside.replace(path)
-
-
-_KEYS = ("input_moment", "output_grad_moment")
 
 
 def load_calibration(path: str | Path) -> dict[str, Moments] | None:

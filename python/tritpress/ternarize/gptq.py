@@ -34,7 +34,7 @@ from tritpress.ternarize.blocks import BlockRunner, Stage
 from tritpress.ternarize.fast import press_tensor
 from tritpress.ternarize.points import FitSpec
 from tritpress.ternarize.stats import layer_statistics
-from tritpress.ternarize.sweep import damped, sweep
+from tritpress.ternarize.sweep import Curvature, curvature, damped, sweep
 
 CORRECTION = 1.0
 """How much of the way from W to the least-squares target is gone; 0 ignores that the inputs have changed."""
@@ -150,13 +150,20 @@ def _press_stage(
         if all(store.has(layers[path].target.name) for path in group):
             continue
         found = moments.pop(group[0])
+        names = [layers[path].target.name for path in group]
+        if not bool(torch.isfinite(found.hessian).all()):
+            raise InputError(f"{names[0]} is given inputs that are not finite")
+        begun = time.perf_counter()
+        ready = {size: curvature(found.hessian, size) for size in {plan.tensors[n].group_size for n in names}}
+        shared += (time.perf_counter() - begun) / len(missing)
         for path in group:
             layer = layers[path]
             if store.has(layer.target.name):
                 continue
             context.check()
             begun = time.perf_counter()
-            _press_layer(layer, found, plan.tensors[layer.target.name], config, store)
+            planned = plan.tensors[layer.target.name]
+            _press_layer(layer, found, ready[planned.group_size], planned, config, store)
             yield layer.target.name, shared + time.perf_counter() - begun
     for layer in members:
         planned = plan.tensors[layer.target.name]
@@ -225,16 +232,19 @@ def _drift(
 
 
 def _press_layer(
-    layer: _Layer, moments: _Moments, planned: TensorPlan, config: CompressionConfig, store: Any
+    layer: _Layer,
+    moments: _Moments,
+    at: Curvature,
+    planned: TensorPlan,
+    config: CompressionConfig,
+    store: Any,
 ) -> None:
     name = layer.target.name
     weight = weight_out_in(layer.module).float().contiguous()
     if not bool(torch.isfinite(weight).all()):
         raise InputError(f"{name} has weights that are not finite")
-    if not bool(torch.isfinite(moments.hessian).all()):
-        raise InputError(f"{name} is given inputs that are not finite")
     try:
-        fitted = sweep(_corrected(weight, moments), moments.hessian, spec_of(planned, config))
+        fitted = sweep(_corrected(weight, moments), at, spec_of(planned, config))
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     codes = reference.pack(fitted.trits).cpu().numpy()

@@ -65,11 +65,17 @@ def round_scales(scales: Tensor) -> Tensor:
 
 
 def points(scales: Tensor) -> Tensor:
-    """Values that scales [R, P] can stand for: [R, K]. Summed over planes in order, as decoding does."""
-    table = combinations(scales.shape[1])
+    """Values that scales [R, P] can stand for: [R, K]. Summed over planes in order, as decoding does.
+
+    Infinite where a plane whose scale is 0 would have a nonzero code, so that it is never taken.
+    """
+    table = combinations(scales.shape[1]).to(scales.device)
     values = scales[:, :1] * table[:, 0]
     for plane in range(1, scales.shape[1]):
         values = values + scales[:, plane : plane + 1] * table[:, plane]
+    if bool((scales == 0).any()):
+        empty = ((scales[:, None, :] == 0) & (table != 0)).any(-1)
+        values = values.masked_fill(empty, torch.inf)
     return values
 
 
@@ -85,8 +91,21 @@ def nearest(weights: Tensor, table: Tensor, penalty: Tensor | None = None) -> Te
 
 
 def trits_of(index: Tensor, planes: int) -> Tensor:
-    """int64 [R, G] indices of combinations -> float32 [P, R, G] trits."""
-    return combinations(planes)[index].movedim(-1, 0)
+    """int64 [..] indices of combinations -> float32 [P, ..] trits."""
+    return combinations(planes).to(index.device)[index].movedim(-1, 0)
+
+
+def index_of(trits: Tensor) -> Tensor:
+    """[P, ..] trits -> int64 [..] indices of combinations."""
+    index = torch.zeros(trits.shape[1:], dtype=torch.int64, device=trits.device)
+    for plane in trits:
+        index = index * 3 + plane.to(torch.int64) + 1
+    return index
+
+
+def count_zeros(index: Tensor, planes: int) -> Tensor:
+    """int64 [..] indices of combinations -> float32 [..] number of zero trits."""
+    return zero_counts(planes).to(index.device)[index]
 
 
 def first_scale(weights: Tensor, importance: Tensor, fit: str, max_zero_share: float | None) -> Tensor:
@@ -127,13 +146,19 @@ def least_squares_scales(basis: Tensor, target: Tensor, previous: Tensor) -> Ten
     A plane with no nonzero code keeps its previous scale. Signs are the caller's to fold into the codes.
     """
     normal = torch.einsum("prg,qrg->rpq", basis, basis)
-    right = torch.einsum("prg,rg->rp", basis, target)
+    return ridge_solve(normal, torch.einsum("prg,rg->rp", basis, target), previous)
+
+
+def ridge_solve(normal: Tensor, right: Tensor, previous: Tensor) -> Tensor:
+    """Solve normal [R, N, N] x = right [R, N], drawn a little towards `previous` [R, N].
+
+    An unknown that nothing depends on (a plane without a nonzero code) keeps its previous value.
+    """
     diagonal = normal.diagonal(dim1=1, dim2=2)
     dead = diagonal <= 0
     ridge = 1e-4 * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
-    right = right + ridge * previous  # towards the scales at hand, not towards zero
+    right = torch.where(dead, previous, right + ridge * previous)
     normal = normal + torch.diag_embed(torch.where(dead, torch.ones_like(ridge), ridge))
-    right = torch.where(dead, previous, right)
     return torch.linalg.solve(normal, right)
 
 
@@ -141,7 +166,7 @@ def fit_group(weights: Tensor, importance: Tensor, spec: FitSpec) -> Tensor:
     """Starting scales of a group, weights [R, G] with importance [G]: [R, P], rounded to float16's values."""
     residual = weights
     scales = []
-    share = spec.zero_share
+    share = spec.sparsity  # a mere ceiling is left to the codes: bending the start to it costs up to a third
     for _ in range(spec.planes):
         if spec.threshold is not None:
             trits = threshold_trits(residual, spec.threshold)

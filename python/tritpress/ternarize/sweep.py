@@ -19,103 +19,115 @@ from torch import Tensor
 
 from tritpress.ternarize import points as pt
 from tritpress.ternarize.points import FitSpec
+from tritpress.ternarize.refine import decode, quadratic, refine, settle_zeros
 from tritpress.ternarize.zeros import ZeroBudget
 
 DAMPING = 0.01
 GROUP_ROUNDS = 3
-REFINE_PASSES = 2
+"""Times that a group is coded anew with better scales."""
 
 
 @dataclass
 class Fitted:
-    """trits int8 [P, R, C]; scales float32 [P, R, groups], values of float16; loss before and after
-    refinement."""
+    """trits int8 [P, R, C]; scales float32 [P, R, groups], values of float16; loss tr((W - Q) H (W - Q)^T)
+    after the sweep and after refinement, H damped.
+    """
 
     trits: Tensor
     scales: Tensor
     sweep_loss: float
     loss: float
 
+    def decoded(self, at: Curvature) -> Tensor:
+        """The weight that the codes stand for: float32 [R, C]."""
+        out = torch.empty(self.trits.shape[1:], device=self.trits.device)
+        out[:, at.order] = decode(self.trits[:, :, at.order].float(), self.scales, at.blocks)
+        return out
+
+
+@dataclass
+class Curvature:
+    """A layer's input moments, made ready for sweeps over every weight that reads that input.
+
+    Attributes:
+        order: columns in coding order.
+        blocks: (group, slice of columns in coding order), in coding order.
+        hessian: damped, in coding order, float32 [C, C].
+        factor: upper Cholesky factor of its inverse, float32 [C, C].
+    """
+
+    order: Tensor
+    blocks: list[tuple[int, slice]]
+    hessian: Tensor
+    factor: Tensor
+
 
 def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     """float64 Hessian with `damping` times its mean diagonal added; inputs that never fire get that alone."""
     h = hessian.double()
-    mean = h.diagonal().mean()
-    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    return h + torch.diag_embed(
-        torch.full((h.shape[0],), float(damping * mean), dtype=h.dtype, device=h.device)
-    )
+    mean = float(h.diagonal().mean())
+    return h + torch.eye(len(h), dtype=h.dtype, device=h.device) * (damping * mean if mean > 0 else 1.0)
 
 
-def inverse_factor(h: Tensor) -> Tensor:
-    """Upper Cholesky factor U of inv(h), inv(h) = U^T U, float64."""
-    lower = torch.linalg.cholesky(h)
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-
-
-def sweep(weight: Tensor, hessian: Tensor, spec: FitSpec) -> Fitted:
-    """Ternary planes for weight [R, C] that keep (W - Q) H (W - Q)^T small, H [C, C] the inputs' second
-    moments."""
-    rows, cols = weight.shape
-    width = spec.group_size or cols
-    starts = list(range(0, cols, width))
+def curvature(hessian: Tensor, group_size: int) -> Curvature:
+    """Order, damp and factor the second moments [C, C] of a layer's inputs."""
+    width = group_size or len(hessian)
     h = damped(hessian)
-    order, group_of = _group_order(h.diagonal(), starts, width)
+    order, blocks = _group_order(h.diagonal(), width)
     h = h[order][:, order]
-    factor = inverse_factor(h).float()
-    h = h.float()
-    w = weight.float()[:, order]
-    budget = ZeroBudget(spec, weight.numel() * spec.planes)
-    trits = torch.empty(spec.planes, rows, cols)
-    scales = torch.empty(spec.planes, rows, len(starts))
-    open_w = w.clone()
-    position = 0
-    for group in group_of:
-        stop = position + min(width, cols - starts[group])
-        block = slice(position, stop)
-        chosen, index, error = _code_group(open_w[:, block], factor[block, block], spec, budget)
-        budget.spend(index)
-        trits[:, :, block] = pt.trits_of(index, spec.planes)
-        scales[:, :, group] = chosen.T
-        open_w[:, stop:] -= error @ factor[block, stop:]
-        position = stop
-    blocks = _blocks(starts, group_of, width, cols)
-    sweep_loss = _loss(w - _decode(trits, scales, blocks), h)
-    loss = sweep_loss
-    if spec.fit == "exact":
-        trits, scales, loss = refine(w, h, trits, scales, blocks, spec)
-    unordered = torch.empty_like(trits)
-    unordered[:, :, order] = trits
-    return Fitted(unordered.to(torch.int8), scales, sweep_loss, loss)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    return Curvature(order, blocks, h.float(), factor.float())
 
 
-def _group_order(diagonal: Tensor, starts: list[int], width: int) -> tuple[Tensor, list[int]]:
+def _group_order(diagonal: Tensor, width: int) -> tuple[Tensor, list[tuple[int, slice]]]:
     """Columns in coding order: groups by falling mean of the diagonal, columns likewise within their group.
 
     Errors of what comes first can still be made up for by what comes later, so what matters most goes first;
     whole groups move, so that scales stay where the format has them.
     """
-    means = [float(diagonal[s : s + width].mean()) for s in starts]
-    groups = sorted(range(len(starts)), key=lambda g: (-means[g], g))
-    parts = [
-        starts[g] + torch.argsort(diagonal[starts[g] : starts[g] + width], descending=True, stable=True)
-        for g in groups
-    ]
-    return torch.cat(parts), groups
+    parts = list(diagonal.split(width))
+    means = [float(part.mean()) for part in parts]
+    order, blocks, position = [], [], 0
+    for group in sorted(range(len(parts)), key=lambda g: (-means[g], g)):
+        inner = torch.argsort(parts[group], descending=True, stable=True)
+        order.append(group * width + inner)
+        blocks.append((group, slice(position, position + len(inner))))
+        position += len(inner)
+    return torch.cat(order), blocks
 
 
-def _blocks(starts: list[int], groups: list[int], width: int, cols: int) -> list[tuple[int, slice]]:
-    """(group, slice of columns in coding order) in coding order."""
-    out, position = [], 0
-    for group in groups:
-        stop = position + min(width, cols - starts[group])
-        out.append((group, slice(position, stop)))
-        position = stop
-    return out
+def sweep(
+    weight: Tensor, at: Curvature, spec: FitSpec, rounds: int = GROUP_ROUNDS, passes: int | None = None
+) -> Fitted:
+    """Ternary planes for weight [R, C] that keep (W - Q) H (W - Q)^T small.
+
+    `rounds` and `passes` (of refinement; None for its own number) trade time for quality.
+    """
+    w = weight.float()[:, at.order]
+    budget = ZeroBudget(spec, weight.numel() * spec.planes)
+    trits = w.new_empty(spec.planes, *w.shape)
+    scales = w.new_empty(spec.planes, len(w), len(at.blocks))
+    left = w.clone()
+    for group, block in at.blocks:
+        factor = at.factor[block, block]
+        chosen, index, error = _code_group(left[:, block], factor, spec, budget, rounds)
+        budget.spend(index)
+        trits[:, :, block] = pt.trits_of(index, spec.planes)
+        scales[:, :, group] = chosen.T
+        left[:, block.stop :] -= error @ at.factor[block, block.stop :]
+    sweep_loss = loss = quadratic(w - decode(trits, scales, at.blocks), at.hessian)
+    if spec.fit == "exact":
+        trits, scales, loss = refine(w, at.hessian, trits, scales, at.blocks, spec, passes)
+    if budget.total is not None and spec.fit == "exact":
+        settle_zeros(w, at.hessian, trits, scales, at.blocks, budget)
+    back = torch.empty_like(trits)
+    back[:, :, at.order] = trits
+    return Fitted(back.to(torch.int8), scales, sweep_loss, loss)
 
 
 def _code_group(
-    weights: Tensor, factor: Tensor, spec: FitSpec, budget: ZeroBudget
+    weights: Tensor, factor: Tensor, spec: FitSpec, budget: ZeroBudget, rounds: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes and scales of one group: (scales [R, P], index [R, G], error [R, G] in the factor's
     coordinates)."""
@@ -126,13 +138,13 @@ def _code_group(
     best: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     target = torch.linalg.solve_triangular(factor, weights, upper=True, left=False)
     price = None
-    for turn in range(GROUP_ROUNDS if spec.fit == "exact" else 1):
+    for turn in range(rounds if spec.fit == "exact" else 1):
         table = pt.points(scales)
         price = budget.price(weights, table, column_weights)
         index, error = _sweep_group(weights, factor, table, price, spec.planes)
         loss = error.square().sum(1)
         if price is not None:
-            loss = loss + price * pt.zero_counts(spec.planes)[index].sum(1)
+            loss = loss + price * pt.count_zeros(index, spec.planes).sum(1)
         if best is None:
             best = (loss, scales, index, error)
         else:
@@ -143,7 +155,7 @@ def _code_group(
                 torch.where(better, index, best[2]),
                 torch.where(better, error, best[3]),
             )
-        if turn + 1 < GROUP_ROUNDS:
+        if turn + 1 < rounds:
             trits = pt.trits_of(best[2], spec.planes)
             tall = factor.expand(spec.planes, -1, -1)
             basis = torch.linalg.solve_triangular(tall, trits, upper=True, left=False)
@@ -158,9 +170,9 @@ def _sweep_group(
     """Nearest points column by column, each error passed on to the columns after it."""
     rows, width = weights.shape
     w = weights.clone()
-    index = torch.empty(rows, width, dtype=torch.int64)
-    error = torch.empty(rows, width)
-    counts = pt.zero_counts(planes)
+    index = torch.empty(rows, width, dtype=torch.int64, device=w.device)
+    error = torch.empty_like(w)
+    counts = pt.zero_counts(planes).to(w.device)
     for i in range(width):
         pivot = factor[i, i]
         cost = (w[:, i : i + 1] - table).square_()
@@ -187,103 +199,7 @@ def _code_by_threshold(
         planes.append(trits)
         residual = residual - scales[:, plane : plane + 1] * trits
     trits = torch.stack(planes)
-    base = 3 ** torch.arange(spec.planes - 1, -1, -1)
-    index = ((trits.to(torch.int64) + 1) * base[:, None, None]).sum(0)
+    index = pt.index_of(trits)
     quantized = pt.points(scales).gather(1, index)
     error = torch.linalg.solve_triangular(factor, weights - quantized, upper=True, left=False)
     return scales, index, error
-
-
-def _decode(trits: Tensor, scales: Tensor, blocks: list[tuple[int, slice]]) -> Tensor:
-    """Planes [P, R, C] in coding order with scales [P, R, groups] -> float32 [R, C]."""
-    q = torch.empty(trits.shape[1:])
-    for group, block in blocks:
-        q[:, block] = (trits[:, :, block] * scales[:, :, group, None]).sum(0)
-    return q
-
-
-def _loss(error: Tensor, h: Tensor) -> float:
-    return float(((error @ h) * error).sum(dtype=torch.float64))
-
-
-def refine(
-    w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: list[tuple[int, slice]], spec: FitSpec
-) -> tuple[Tensor, Tensor, float]:
-    """Scales by joint least squares and codes by coordinate descent, in turn, while the loss falls."""
-    best = (trits, scales, _loss(w - _decode(trits, scales, blocks), h))
-    for _ in range(REFINE_PASSES):
-        scales = _joint_scales(w, h, best[0], best[1], blocks)
-        trits = best[0]
-        if spec.threshold is None:
-            trits = _descend(w, h, trits, scales, blocks, spec)
-        loss = _loss(w - _decode(trits, scales, blocks), h)
-        if loss >= best[2]:
-            break
-        best = (trits, scales, loss)
-    return best
-
-
-def _joint_scales(
-    w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: list[tuple[int, slice]]
-) -> Tensor:
-    """All scales of a row at once by ridge least squares: float32 [P, R, groups], rounded to float16's
-    values."""
-    planes, rows, _ = trits.shape
-    groups = len(blocks)
-    normal = torch.empty(rows, groups * planes, groups * planes)
-    wh = w @ h
-    right = torch.empty(rows, groups * planes)
-    for i, (_, block) in enumerate(blocks):
-        for p in range(planes):
-            projected = trits[p, :, block] @ h[block]  # [R, C]
-            right[:, i * planes + p] = (trits[p, :, block] * wh[:, block]).sum(1)
-            for j, (_, other) in enumerate(blocks):
-                normal[:, i * planes + p, j * planes : (j + 1) * planes] = torch.einsum(
-                    "rc,prc->rp", projected[:, other], trits[:, :, other]
-                )
-    previous = torch.stack([scales[:, :, g] for g, _ in blocks], 2).permute(1, 2, 0).reshape(rows, -1)
-    diagonal = normal.diagonal(dim1=1, dim2=2)
-    dead = diagonal <= 0
-    ridge = 1e-4 * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
-    right = torch.where(dead, previous, right + ridge * previous)
-    normal = normal + torch.diag_embed(torch.where(dead, torch.ones_like(ridge), ridge))
-    solved = torch.linalg.solve(normal, right).reshape(rows, groups, planes).permute(2, 0, 1)
-    # a scale below zero would need its codes turned: rare, and the old scale is then kept
-    out = scales.clone()
-    for i, (group, _) in enumerate(blocks):
-        fresh = solved[:, :, i]
-        out[:, :, group] = pt.round_scales(torch.where(fresh > 0, fresh, scales[:, :, group]))
-    return out
-
-
-def _descend(
-    w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: list[tuple[int, slice]], spec: FitSpec
-) -> Tensor:
-    """One pass of coordinate descent over the codes, scales fixed."""
-    trits = trits.clone()
-    q = _decode(trits, scales, blocks)
-    gradient = (w - q) @ h
-    counts = pt.zero_counts(spec.planes)
-    diagonal = h.diagonal()
-    budget = ZeroBudget(spec, w.numel() * spec.planes)
-    for group, block in blocks:
-        table = pt.points(scales[:, :, group].T)
-        local = gradient[:, block].clone()
-        inner = h[block, block]
-        before = q[:, block].clone()
-        price = budget.price(before + local / diagonal[block], table, diagonal[block])
-        index = torch.empty(before.shape, dtype=torch.int64)
-        for i, c in enumerate(range(block.start, block.stop)):
-            aim = q[:, c] + local[:, i] / diagonal[c]
-            cost = (aim[:, None] - table).square_()
-            if price is not None:
-                cost += counts * (price / diagonal[c])
-            index[:, i] = cost.argmin(1)
-            value = table.gather(1, index[:, i : i + 1]).squeeze(1)
-            step = q[:, c] - value
-            q[:, c] = value
-            local.addr_(step, inner[i])
-        gradient += (before - q[:, block]) @ h[block]
-        trits[:, :, block] = pt.trits_of(index, spec.planes)
-        budget.spend(index)
-    return trits

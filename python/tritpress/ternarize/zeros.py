@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritpress.ternarize.points import FitSpec, zero_counts
+from tritpress.ternarize.points import FitSpec, count_zeros, zero_counts
 
 
 class ZeroBudget:
@@ -47,7 +47,7 @@ class ZeroBudget:
         """Book the codes just taken: index [R, G] of combinations."""
         if self.total is not None:
             self._codes_left -= index.numel() * self.planes
-            self._zeros_left -= int(zero_counts(self.planes)[index].sum())
+            self._zeros_left -= int(count_zeros(index, self.planes).sum())
 
 
 def solve_price(levels: list[Tensor], allowed: float, both_ways: bool) -> Tensor:
@@ -67,7 +67,8 @@ def solve_price(levels: list[Tensor], allowed: float, both_ways: bool) -> Tensor
 
     if not both_ways and zeros(0.0) <= allowed:
         return levels[0].new_zeros(())
-    spread = max(float((levels[z] - levels[z - 1]).abs().max()) for z in range(1, len(levels)))
+    steps = [(levels[z] - levels[z - 1]).abs() for z in range(1, len(levels))]
+    spread = max(float(step.nan_to_num(0.0, 0.0, 0.0).max()) for step in steps)
     low, high = (-2.0 * spread if both_ways else 0.0), 2.0 * spread
     for _ in range(30):
         middle = (low + high) / 2
@@ -76,3 +77,20 @@ def solve_price(levels: list[Tensor], allowed: float, both_ways: bool) -> Tensor
         else:
             high = middle
     return levels[0].new_tensor(high)
+
+
+def choose_flips(
+    aim: Tensor, table: Tensor, index: Tensor, planes: int, fewer: bool
+) -> tuple[Tensor, Tensor]:
+    """For each weight its cheapest point with one zero code fewer (or more): (added squared error, index),
+    [R, G].
+
+    aim [R, G] is what the weight would be without rounding, index [R, G] the point that it has now. The
+    error is infinite where there is no such point.
+    """
+    counts = zero_counts(planes).to(aim.device)
+    cost = (aim.unsqueeze(-1) - table.unsqueeze(1)).square()
+    now = cost.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    wanted = counts[index] + (-1.0 if fewer else 1.0)
+    best, turned = cost.masked_fill(counts != wanted.unsqueeze(-1), torch.inf).min(-1)
+    return best - now, turned

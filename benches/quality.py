@@ -1,0 +1,202 @@
+"""What each way of pressing the reference model costs, on held-out text through the packed kernels.
+
+    python benches/quality.py table [--cases 1plane,2planes,7,8,10] [--json FILE] [--threads N]
+    python benches/quality.py predictions [--plans 24]
+
+`table` presses, writes, loads and evaluates the model for each case: no fine-tuning, the built-in text,
+16,384 tokens of calibration. `predictions` compares the planner's predicted loss with the measured KL
+divergence over random plans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tritpress.config import CompressionConfig
+from tritpress.evaluate.perplexity import evaluate_model
+from tritpress.events.context import NullContext
+from tritpress.formats.huggingface import load_original, load_tokenizer, modules_of
+from tritpress.formats.packed import packed_size, write_packed
+from tritpress.formats.source import open_source
+from tritpress.formats.store import TensorStore
+from tritpress.formats.targets import find_targets
+from tritpress.load import load
+from tritpress.plan import Plan, make_plan
+from tritpress.reference import reference_model_path
+from tritpress.ternarize.calibration import calibrate
+from tritpress.ternarize.fast import fast_tensors
+from tritpress.ternarize.gptq import gptq_tensors
+from tritpress.text import builtin_splits, token_windows
+
+CASES: dict[str, dict[str, Any]] = {
+    "1plane": {"planes": 1},
+    "1plane-free-zeros": {"planes": 1, "sparsity": "free"},
+    "1plane-fast": {"planes": 1, "method": "fast"},
+    "2planes": {"planes": 2},
+    "2planes-fast": {"planes": 2, "method": "fast"},
+    "6": {"target_ratio": 6.0},
+    "7": {"target_ratio": 7.0},
+    "8": {"target_ratio": 8.0},
+    "10": {"target_ratio": 10.0},
+}
+
+
+class Bench:
+    """The reference model, its text and its calibration, made once."""
+
+    def __init__(self, window: int = 256) -> None:
+        self.source = open_source(reference_model_path())
+        self.targets = find_targets(self.source)
+        self.original = load_original(self.source)
+        tokenizer = load_tokenizer(reference_model_path())
+        splits = builtin_splits()
+        defaults = CompressionConfig()
+        self.calibration_windows = token_windows(
+            tokenizer, splits.calibration, window, defaults.calibration_tokens // window
+        )
+        self.held_out = token_windows(
+            tokenizer, splits.held_out, window, defaults.evaluation_tokens // window
+        )
+        self.validation = token_windows(tokenizer, splits.validation, window, 32)
+        names = [target.name for target in self.targets]
+        self.modules = {name: module for name, (_, module) in modules_of(self.original, names).items()}
+        self._calibrations: dict[str, Any] = {}
+
+    def calibration(self, config: CompressionConfig) -> Any:
+        key = str((config.group_size, config.fit, config.sparsity, config.threshold))
+        if key not in self._calibrations:
+            self._calibrations[key] = calibrate(
+                self.original, self.modules, self.calibration_windows, NullContext(), config
+            )
+        return self._calibrations[key]
+
+    def press(self, config: CompressionConfig, plan: Plan, folder: Path) -> Path:
+        """The packed model of a plan."""
+        store = TensorStore(folder / "tensors")
+        if config.method == "fast":
+            made = fast_tensors(self.targets, plan, config, store, NullContext())
+        else:
+            made = gptq_tensors(
+                copy.deepcopy(self.original),
+                self.source,
+                self.targets,
+                plan,
+                self.calibration_windows,
+                config,
+                store,
+                NullContext(),
+            )
+        for _ in made:
+            pass
+        self.sparsity = [store.info(target.name)["sparsity"] for target in self.targets]
+        return write_packed(self.source, plan, store, folder / "packed", seed=0, versions={})
+
+    def row(self, name: str, baseline: float, activation_bits: int | None = 8) -> dict[str, Any]:
+        config = CompressionConfig(**CASES[name])
+        started = time.perf_counter()
+        plan = make_plan(
+            self.source,
+            self.targets,
+            config,
+            None if config.method == "fast" else self.calibration(config),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            packed = self.press(config, plan, Path(folder))
+            seconds = time.perf_counter() - started
+            found = evaluate_model(
+                load(packed, activation_bits=activation_bits), self.held_out, reference=self.original
+            )
+        return {
+            "case": name,
+            "ratio_file": self.source.bytes_fp32 / packed_size(self.source, plan),
+            "planes_mean": float(np.mean([p.planes for p in plan.tensors.values()])),
+            "perplexity": found.perplexity,
+            "change": found.perplexity / baseline - 1,
+            "top1": found.top1,
+            "kl": found.kl,
+            "agreement": found.agreement,
+            "sparsity_least": min(self.sparsity),
+            "sparsity_most": max(self.sparsity),
+            "predicted_loss": plan.predicted_loss,
+            "seconds": seconds,
+        }
+
+
+def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    bench = Bench()
+    baseline = evaluate_model(bench.original, bench.held_out)
+    print(
+        f"original: perplexity {baseline.perplexity:.3f}, top-1 {baseline.top1:.4f}, {baseline.tokens} tokens"
+    )
+    print(f"{'case':18} {'ratio':>6} {'ppl':>7} {'change':>8} {'top-1':>6} {'kl':>7} {'agree':>6}  zeros")
+    rows = []
+    for name in arguments.cases.split(","):
+        if name not in CASES:
+            sys.exit(f"no case {name!r}; there are {', '.join(CASES)}")
+        row = bench.row(name, baseline.perplexity)
+        rows.append(row)
+        print(
+            f"{name:18} {row['ratio_file']:6.2f} {row['perplexity']:7.3f} {row['change']:+8.2%} "
+            f"{row['top1']:6.4f} {row['kl']:7.4f} {row['agreement']:6.4f}  "
+            f"{row['sparsity_least']:.3f}-{row['sparsity_most']:.3f}  {row['seconds']:.0f} s",
+            flush=True,
+        )
+    return rows
+
+
+def predictions(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Random plans: the planner's sum of losses against what pressing by that plan does to validation
+    text."""
+    bench = Bench()
+    config = CompressionConfig(planes=1)
+    losses = {name: moments["plane_losses"] for name, moments in bench.calibration(config).items()}
+    base = make_plan(bench.source, bench.targets, config, bench.calibration(config))
+    generator = random.Random(0)
+    rows = []
+    for _ in range(arguments.plans):
+        plan = base.model_copy(deep=True)
+        weights = [generator.random() for _ in range(3)]
+        for planned in plan.tensors.values():
+            planned.planes = generator.choices((1, 2, 3), weights)[0]
+        predicted = float(sum(losses[name][p.planes - 1] for name, p in plan.tensors.items()))
+        with tempfile.TemporaryDirectory() as folder:
+            packed = bench.press(config, plan, Path(folder))
+            found = evaluate_model(load(packed), bench.validation, reference=bench.original)
+        rows.append({"predicted": predicted, "kl": found.kl})
+        print(f"predicted {predicted:.4f}  measured {found.kl:.4f}", flush=True)
+    ranks = [np.argsort(np.argsort([row[key] for row in rows])) for key in ("predicted", "kl")]
+    print(f"rank correlation {np.corrcoef(*ranks)[0, 1]:.3f} over {len(rows)} plans")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--json", type=Path, help="write the rows to this file as well")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("table")
+    one.add_argument("--cases", default="1plane,2planes,7,8,10")
+    two = commands.add_parser("predictions")
+    two.add_argument("--plans", type=int, default=24)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    rows = {"table": table, "predictions": predictions}[arguments.command](arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""The two methods over whole models: calibrated block by block, and fast from the file."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError
+from tritpress.events.context import NullContext
+from tritpress.formats.source import open_source, read_tensor
+from tritpress.formats.store import TensorStore
+from tritpress.formats.targets import find_targets
+from tritpress.plan import make_plan
+from tritpress.ternarize.fast import fast_tensors
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tritpress.formats.huggingface import load_original, modules_of  # noqa: E402
+from tritpress.ternarize.calibration import calibrate, load_calibration, save_calibration  # noqa: E402
+from tritpress.ternarize.gptq import gptq_tensors  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny matrices: a second thread only gets in the way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def windows(count=12, width=32):
+    return np.random.default_rng(0).integers(1, 2048, (count, width))
+
+
+def press(folder, store, config, model=None, context=None, source=None):
+    source = source or open_source(folder)
+    targets = find_targets(source)
+    plan = make_plan(source, targets, config)
+    model = model or load_original(source)
+    return [
+        name
+        for name, _ in gptq_tensors(
+            model, source, targets, plan, windows(), config, store, context or NullContext()
+        )
+    ], model
+
+
+def dequantized(store, name, cols, group_size=64):
+    from tritpress.ops import reference
+
+    codes, scales = store.get(name)
+    return reference.dequantize(torch.from_numpy(codes), torch.from_numpy(scales), cols, group_size)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_qwen3_dir", "tiny_gpt2_dir", "tiny_moe_dir"])
+def test_every_target_is_pressed_and_the_model_carries_it(family, request, tmp_path):
+    folder = request.getfixturevalue(family)
+    store = TensorStore(tmp_path / "t")
+    names, model = press(folder, store, CompressionConfig(planes=2))
+    source = open_source(folder)
+    targets = {t.name: t for t in find_targets(source)}
+    assert sorted(names) == sorted(targets)
+    modules = modules_of(model, names)
+    for name, target in targets.items():
+        codes, scales = store.get(name)
+        assert codes.shape == (2, *target.experts, target.rows, -(-target.cols // 4))
+        assert scales.dtype == np.float16
+        info = store.info(name)
+        assert 0 < info["sparsity"] <= 0.44 + 1e-9 and info["cosine"] > 0.8
+        if name in modules:
+            weight = modules[name][1].weight.detach()
+            wanted = dequantized(store, name, target.cols)
+            assert torch.equal(weight.T if target.transposed else weight, wanted)
+
+
+def test_the_calibrated_model_is_nearer_to_the_original_than_the_fast_one(tiny_llama_dir, tmp_path):
+    source = open_source(tiny_llama_dir)
+    targets = find_targets(source)
+    original = load_original(source)
+    ids = torch.as_tensor(windows())
+    with torch.no_grad():
+        wanted = original(ids).logits
+    config = CompressionConfig(planes=1)
+    calibrated, fast = TensorStore(tmp_path / "c"), TensorStore(tmp_path / "f")
+    _, model = press(tiny_llama_dir, calibrated, config, source=source)
+    list(fast_tensors(targets, make_plan(source, targets, config), config, fast, NullContext()))
+    other = copy.deepcopy(original)
+    for target in targets:
+        modules_of(other, [target.name])[target.name][1].weight.data.copy_(
+            dequantized(fast, target.name, target.cols)
+        )
+    with torch.no_grad():
+        near, far = ((m(ids).logits - wanted).norm() for m in (model, other))
+    assert near < 0.75 * far
+
+
+class StopAfter:
+    """A context that stops the run at the n-th check."""
+
+    def __init__(self, checks):
+        self.left = checks
+
+    def emit(self, type, /, **fields):
+        pass
+
+    def check(self):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("checks", [5, 14])
+def test_a_resumed_run_gives_the_same_bytes(tiny_llama_dir, tmp_path, checks):
+    config = CompressionConfig(planes=1)
+    whole, torn = TensorStore(tmp_path / "whole"), TensorStore(tmp_path / "torn")
+    names, _ = press(tiny_llama_dir, whole, config)
+    with pytest.raises(KeyboardInterrupt):
+        press(tiny_llama_dir, torn, config, context=StopAfter(checks))
+    kept = {name: torn.path_for(name).stat().st_mtime_ns for name in torn.names()}
+    assert len(kept) < len(names)
+    press(tiny_llama_dir, torn, config)
+    for name in names:
+        assert torn.path_for(name).read_bytes() == whole.path_for(name).read_bytes()
+    assert all(torn.path_for(name).stat().st_mtime_ns == at for name, at in kept.items())
+
+
+def test_bad_weights_name_the_tensor(tiny_llama_dir, tmp_path):
+    source = open_source(tiny_llama_dir)
+    model = load_original(source)
+    name = "model.layers.1.mlp.up_proj.weight"
+    modules_of(model, [name])[name][1].weight.data[0, 0] = float("inf")
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight has weights that are not finite"):
+        press(tiny_llama_dir, TensorStore(tmp_path), CompressionConfig(planes=1), model=model)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_gpt2_dir", "tiny_sharded_dir", "tiny_moe_dir"])
+def test_fast_is_the_core_on_each_tensor(family, request, tmp_path):
+    from tritpress import _core
+
+    source = open_source(request.getfixturevalue(family))
+    targets = find_targets(source)
+    config = CompressionConfig(planes=2, sparsity=0.3)
+    store = TensorStore(tmp_path)
+    plan = make_plan(source, targets, config)
+    made = dict(fast_tensors(targets, plan, config, store, NullContext()))
+    assert list(made) == [t.name for t in targets]
+    for target in targets:
+        weight = read_tensor(target.entry)
+        weight = np.ascontiguousarray(np.swapaxes(weight, -1, -2) if target.transposed else weight).reshape(
+            -1, target.cols
+        )
+        codes, scales = _core.ternarize(weight, group_size=64, planes=2, sparsity=0.3)
+        got = store.get(target.name)
+        assert np.array_equal(got[0].reshape(codes.shape), codes)
+        assert np.array_equal(got[1].reshape(scales.shape), scales)
+        assert abs(store.info(target.name)["sparsity"] - 0.3) < 0.02
+    assert set(dict(fast_tensors(targets, plan, config, store, NullContext())).values()) == {0.0}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fast_reads_stacked_experts_that_are_stored_turned(tmp_path, dtype):
+    from dataclasses import replace
+
+    from safetensors.numpy import save_file
+    from tritpress import _core
+    from tritpress.formats.header import read_header
+    from tritpress.formats.source import TensorEntry
+    from tritpress.formats.targets import Target
+    from tritpress.plan import Plan, TensorPlan
+
+    weight = np.random.default_rng(0).standard_normal((3, 40, 24)).astype(dtype)  # experts, in, out
+    save_file({"x": weight}, tmp_path / "x.safetensors")
+    ((_, kind, shape, begin, end),) = read_header(tmp_path / "x.safetensors")[1]
+    entry = TensorEntry("x", tmp_path / "x.safetensors", kind, tuple(shape), begin, end - begin)
+    target = Target("x", 0, "expert", 24, 40, (3,), True, entry)
+    plan = Plan(tensors={"x": TensorPlan(name="x", rows=24, cols=40, experts=[3], transposed=True, planes=2)})
+    store = TensorStore(tmp_path / "t")
+    list(fast_tensors([target], plan, CompressionConfig(planes=2), store, NullContext()))
+    codes, scales = store.get("x")
+    assert codes.shape == (2, 3, 24, 10) and scales.shape == (2, 3, 24, 1)
+    for e in range(3):
+        wanted = _core.ternarize(np.ascontiguousarray(weight[e].T.astype("f4")), planes=2, group_size=64)
+        assert np.array_equal(codes[:, e], wanted[0]) and np.array_equal(scales[:, e], wanted[1])
+    with pytest.raises(InputError, match="x"):
+        bad = replace(entry, offset=entry.offset + entry.nbytes)
+        list(fast_tensors([replace(target, name="y", entry=bad)], Plan(tensors={"y": plan.tensors["x"]}),
+                          CompressionConfig(), store, NullContext()))  # fmt: skip
+
+
+def test_calibration_is_the_mean_of_squares_and_leaves_the_model_alone(tiny_gpt2_dir, tmp_path):
+    model = load_original(open_source(tiny_gpt2_dir))
+    names = [t.name for t in find_targets(open_source(tiny_gpt2_dir))]
+    modules = {name: module for name, (_, module) in modules_of(model, names).items()}
+    ids = windows(5, 16)
+    seen, grads = [], []
+    name = names[0]
+
+    def look(module, args, out):
+        seen.append(args[0].detach().flatten(0, -2))
+        out.register_hook(lambda g: grads.append(g.flatten(0, -2)))
+
+    handle = modules[name].register_forward_hook(look)
+    logits = model(torch.as_tensor(ids)).logits
+    torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), torch.as_tensor(ids[:, 1:]).flatten(), reduction="sum"
+    ).backward()
+    handle.remove()
+    model.zero_grad(set_to_none=True)
+    found = calibrate(model, modules, ids, NullContext(), CompressionConfig())
+    assert set(found) == set(names)
+    np.testing.assert_allclose(found[name]["input_moment"], seen[0].square().mean(0).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(
+        found[name]["output_grad_moment"], grads[0].square().mean(0).numpy(), rtol=1e-3, atol=1e-12
+    )
+    losses = found[name]["plane_losses"]
+    assert losses[0] > losses[1] > losses[2] > 0
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    save_calibration(found, tmp_path / "c.safetensors")
+    again = load_calibration(tmp_path / "c.safetensors")
+    assert set(again) == set(found)
+    assert all(np.array_equal(again[n][k], found[n][k]) for n in found for k in found[n])
+    assert load_calibration(tmp_path / "none.safetensors") is None
+    repeated = calibrate(model, modules, ids, NullContext(), CompressionConfig())
+    assert all(np.array_equal(repeated[n][k], found[n][k]) for n in found for k in found[n])
+    with pytest.raises(InputError, match="at least one window"):
+        calibrate(model, modules, ids[:0], NullContext())
