@@ -46,13 +46,13 @@ def right(heading: str) -> tuple[str, dict[str, Any]]:
 
 def runs_table(runs: list[dict[str, Any]], width: int) -> Table:
     """One line a run, newest first; a ratio never without bits a weight and planes beside it."""
+    wide = width >= 100
     table = simple_table(
         ("run", {"no_wrap": True, "min_width": 20}),
-        ("model", {"overflow": "ellipsis", "no_wrap": True}),
+        ("model", {"overflow": "ellipsis", "no_wrap": True, "max_width": 24 if wide else 7}),
         ("status", {"no_wrap": True}),
         *(right(heading) for heading in ("ratio", "bits", "planes", "ppl", "gates")),
     )
-    wide = width >= 100
     if wide:
         table.add_column("time", justify="right", no_wrap=True)
     for run in runs:
