@@ -227,7 +227,7 @@ def events(
             yield (
                 "figures",
                 {
-                    "bytes": packed_bytes,
+                    "packed_bytes": packed_bytes,
                     "ratio_file": 6.4123,
                     "ratio_layers": 7.02,
                     "ratio_disk": 3.21,

@@ -1,0 +1,144 @@
+"""The reader thread, the charts' data and the HTML of the live page, without a browser."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("panel", reason="the dashboard's packages are not installed")
+pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
+
+from bokeh.models import ColumnDataSource
+from dashboard_log import events, make_run, write_run
+from tritpress.dashboard.app import app_path
+from tritpress.dashboard.components.html import Markup, note
+from tritpress.dashboard.components.sources import sync
+from tritpress.dashboard.session import Session
+from tritpress.dashboard.store import RunStore
+from tritpress.events import EventWriter, StateReader
+
+
+def wait_for(check: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_feed_follows_the_log(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    writer = EventWriter(run.path)
+    all_events = list(events(run))
+    for kind, fields in all_events[:30]:
+        writer.emit(kind, **fields)
+    store = RunStore(tmp_path)
+    store.join()
+    feed = store.open("r")
+    assert feed is not None and store.open("r") is feed
+    first, version = feed.state, feed.version
+    before = len(first["layers"])
+    for kind, fields in all_events[30:]:
+        writer.emit(kind, **fields)
+    writer.close()
+    wait_for(lambda: feed.state["status"] == "finished")
+    assert {"layer.finished", "gate", "run.finished"} <= feed.changed_since(version)
+    assert feed.changed_since(feed.version) == set()
+    assert len(first["layers"]) == before and first["status"] == "running", (
+        "a page's state never changes under it"
+    )
+    fresh = StateReader(run.path)
+    fresh.poll()
+    assert feed.state == fresh.state, "who opens late and who followed see the same"
+    store.close(feed)
+    store.close(feed)
+    assert store.open("r") is not feed
+    store.leave()
+
+
+def test_paths_stay_inside(tmp_path: Path) -> None:
+    inside = tmp_path / "runs"
+    write_run(tmp_path, "outside", until="model")
+    write_run(inside, "r", until="model")
+    store = RunStore(inside)
+    assert store.path_of("r") == inside / "r"
+    for name in ("", ".", "..", "../outside", "/etc", "r/../r", "a\0b", "nope"):
+        assert store.path_of(name) is None, name
+
+
+def test_a_worker_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "r", until="gate")
+    store = RunStore(tmp_path)
+    feed = store.open("r")
+    assert feed is not None and feed.alive and not feed.lost
+    run.update_run(pid=2**22 - 1, process_start="1")
+    feed.poll(time.monotonic() + 60)
+    assert feed.lost and "liveness" in feed.changed_since(1)
+
+
+def test_sync_sends_as_little_as_possible() -> None:
+    source = ColumnDataSource({"a": [], "b": []})
+    assert sync(source, {"a": [1, 2], "b": [3.0, math.nan]}) == "all"
+    assert sync(source, {"a": [1, 2], "b": [3.0, math.nan]}) == "nothing"
+    assert sync(source, {"a": [1, 2], "b": [3.0, 4.0]}) == "patch"
+    assert source.data["b"] == [3.0, 4.0]
+    assert sync(source, {"a": [1, 2, 5], "b": [3.0, 4.0, 6.0]}) == "stream"
+    assert source.data["a"] == [1, 2, 5]
+    assert sync(source, {"a": [9, 2, 5, 7], "b": [3.0, 4.0, 6.0, 8.0]}) == "all", "never two in one"
+    assert sync(source, {"a": [1], "b": [2.0]}) == "all"
+
+
+def test_markup_escapes() -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    assert "<img" not in note("bad", hostile)
+    assert "&lt;img" in Markup("<b>{}</b>").format(hostile)
+
+
+def test_a_session_shows_every_tab(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", name="<img src=x>")
+    store = RunStore(tmp_path)
+    store.refresh_list()
+    session = Session(store)
+    session.open("r")
+    assert session.bar.pane.object and "<img" not in session.bar.pane.object
+    assert "6.41×" in session.bar.pane.object and "4.56 bits a weight" in session.bar.pane.object
+    for index, tab in enumerate(session.tabs):
+        session.shown_tabs.active = index
+        assert tab.built and tab.seen == session.feed.version
+    progress = session.tabs[1]
+    lengths = {len(column) for column in progress.heatmap.source.data.values()}
+    assert lengths == {42}
+    session.open("nope")
+    assert session.feed is None and "no run" in session.sidebar.message.pane.object
+    session.open("")
+
+
+def test_hidden_tabs_do_no_work(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    writer = EventWriter(run.path)
+    script = list(events(run))
+    for kind, fields in script[:25]:
+        writer.emit(kind, **fields)
+    session = Session(RunStore(tmp_path))
+    session.open("r")
+    assert session.tabs[0].built and not any(tab.built for tab in session.tabs[1:])
+    shown = session.tabs[0].seen
+    session.visible = False
+    for kind, fields in script[25:60]:
+        writer.emit(kind, **fields)
+    writer.close()
+    session.feed.poll(time.monotonic() + 60)
+    session.tick()
+    assert session.tabs[0].seen == shown
+    session.visible = True
+    session.tick()
+    assert session.tabs[0].seen == session.feed.version > shown
+
+
+def test_the_app_is_where_panel_finds_it() -> None:
+    assert app_path().is_file() and app_path().stem == "dashboard"
+    root = Path(__file__).parent.parent / "dashboard" / "main.py"
+    assert root.is_file() and "servable" in root.read_text() and len(root.read_text().splitlines()) < 12

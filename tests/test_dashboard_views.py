@@ -1,0 +1,313 @@
+"""The live page's view models: what is shown for a state, without panel and without a browser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dashboard_log import events, make_run, targets, write_run
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views import metrics, outputs, overview, progress, quality, status
+from tritpress.dashboard.views.form import (
+    Form,
+    check_model,
+    command_of,
+    config_of,
+    controls,
+    form_of,
+    toml_of,
+)
+from tritpress.dashboard.views.runs import run_lines, run_options
+from tritpress.errors import UsageError
+from tritpress.events import fold, initial_state, load_snapshot
+from tritpress.reference import reference_model_path
+from tritpress.runs.history import list_runs
+
+
+def state_until(tmp_path: Path, until: str | None = None, count: int = 1, **options: Any) -> dict[str, Any]:
+    """The state of the replayed run before the `count`-th event of type `until`."""
+    run = make_run(tmp_path, f"r{len(list(tmp_path.iterdir()))}")
+    state = initial_state(run.id)
+    seen = 0
+    for seq, (kind, fields) in enumerate(events(run, **options)):
+        seen += kind == until
+        if kind == until and seen == count:
+            break
+        fold(state, {"v": 1, "run": run.id, "seq": seq, "t": 1000.0 + seq, "type": kind, **fields})
+    return state
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (fig.size(3_412_000), "3.41 MB"),
+        (fig.size(812), "812 B"),
+        (fig.size(999_960), "1.00 MB"),
+        (fig.size(None), "–"),
+        (fig.ratio(6.4123), "6.41×"),
+        (fig.percent(0.4187), "41.9 %"),
+        (fig.change(0.0342), "+3.4 %"),
+        (fig.change(-0.0342), "−3.4 %"),
+        (fig.change(float("nan")), "–"),
+        (fig.duration(0.0142), "14 ms"),
+        (fig.duration(12.34), "12.3 s"),
+        (fig.duration(185), "3 min 05 s"),
+        (fig.duration(3720), "1 h 02 min"),
+        (fig.rough_duration(44), "45 s"),
+        (fig.significant(0.041234), "0.0412"),
+        (fig.significant(9.3812, 4), "9.381"),
+        (fig.significant(1.23e-5), "1.23 × 10⁻⁵"),
+        (fig.significant(0), "0"),
+        (fig.significant(True), "–"),
+        (fig.large_count(5_344_512), "5.34 M"),
+        (fig.plural(1, "gate"), "1 gate"),
+    ],
+)
+def test_numbers_have_units_and_sensible_digits(shown: str, text: str) -> None:
+    assert shown == text
+
+
+def test_headline_never_shows_a_ratio_alone(tmp_path: Path) -> None:
+    nothing = status.headline(initial_state("r"))
+    assert (nothing.ratio, nothing.bits, nothing.planes) == ("–", "–", "–")
+    planned = status.headline(state_until(tmp_path, "layer.finished"))
+    assert planned.ratio == "6.41×" and not planned.measured and planned.note == "planned"
+    assert "bits a weight" in planned.bits and "plane" in planned.planes
+    measured = status.headline(state_until(tmp_path))
+    assert (measured.ratio, measured.bits, measured.planes) == ("6.41×", "4.56 bits a weight", "1.98 planes")
+    assert measured.measured
+    one = {
+        **state_until(tmp_path),
+        "figures": {"ratio_file": 10.0, "bits_per_weight": 2.25, "planes_mean": 1.0},
+    }
+    assert status.headline(one).note == "ternary, 1.58-bit"
+    assert "1.58" not in measured.note
+
+
+def test_status_in_words(tmp_path: Path) -> None:
+    running = state_until(tmp_path, "layer.finished", 3)
+    assert (
+        status.status_of(running).label == "Running" and "ternarization" in status.status_of(running).sentence
+    )
+    assert status.status_of(running, lost=True).label == "Worker gone"
+    assert status.status_of(state_until(tmp_path)).sentence == "All five gates pass."
+    failed = status.status_of(state_until(tmp_path, failing_gate="perplexity"))
+    assert failed.tone == "warning" and "perplexity change" in failed.sentence
+    broken = {**running, "status": "failed", "error": "no space left"}
+    assert status.status_of(broken).sentence == "no space left"
+    assert status.elapsed(running, running["started"] + 7) == 7
+
+
+def test_eta_from_the_pace_so_far() -> None:
+    step = {"n": 4, "state": "running", "started": 100.0, "done": 10, "total": 40}
+    assert status.seconds_left(step, 120.0) == pytest.approx(60)
+    # Of a resumed run 30 of 40 were done before: they are not counted as speed.
+    resumed = {**step, "done": 32}
+    assert status.seconds_left(resumed, 104.0, base=(100.0, 30.0)) == pytest.approx(16)
+    assert status.seconds_left({**step, "total": None}, 120.0) is None
+    assert status.seconds_left({**step, "done": 0}, 120.0) is None
+
+
+def test_overview_shows_each_figure_with_its_target(tmp_path: Path) -> None:
+    tiles = {tile.key: tile for tile in overview.tiles(state_until(tmp_path))}
+    assert tiles["ratio"].value == "6.41×" and "4.56 bits a weight · 1.98 planes" in tiles["ratio"].beside
+    assert tiles["ratio"].target == "≥ 6.00×" and tiles["ratio"].passed is True
+    assert tiles["size"].value == "3.41 MB" and "17.4 MB" in tiles["size"].beside
+    assert tiles["sparsity"].target == "25 % to 45 %"
+    assert tiles["perplexity"].value == "+3.4 %" and tiles["perplexity"].beside == "9.38 → 9.70"
+    assert tiles["accuracy"].value == "98.8 %"
+    early = {tile.key: tile for tile in overview.tiles(state_until(tmp_path, "step.finished"))}
+    assert early["perplexity"].value == "–" and early["perplexity"].passed is None
+
+
+def test_seven_steps_with_time_and_progress(tmp_path: Path) -> None:
+    state = state_until(tmp_path, "layer.finished", 11)
+    lines = overview.step_lines(state, now=state["updated"])
+    assert [line.state for line in lines] == ["done", "done", "skipped", "running", *["waiting"] * 3]
+    assert lines[0].time == "1.5 s"
+    assert lines[2].detail == "no calibration needed for --method fast"
+    assert lines[3].share == pytest.approx(10 / 42) and "left" in lines[3].detail
+
+
+def test_grid_pages_and_folds(tmp_path: Path) -> None:
+    where = progress.map_targets(targets(126))
+    assert where.columns == ("q", "k", "v", "o", "gate", "up", "down") and len(where.rows) == 126
+    state = state_until(tmp_path, layers=126, steps=1)
+    pages = [progress.grid(state, where, page) for page in range(4)]
+    assert [len(page.rows) for page in pages] == [32, 32, 32, 30]
+    assert [page.rows[0] for page in pages] == ["0", "32", "64", "96"]
+    assert progress.grid(state, where, 99).page == 3
+    assert {(page.low, page.high) for page in pages} == {(4.0, 15.0)}
+    cell = pages[1].cells[0]
+    layer = state["layers"]["model.layers.32.self_attn.q_proj.weight"]
+    assert cell.value == layer["ratio"] and cell.state == "done"
+    assert progress.grid(state, where, 1, "sparsity").cells[0].value == layer["sparsity"]
+    assert progress.page_of(where, "model.layers.97.mlp.up_proj.weight") == 3
+
+    experts = [
+        {"name": f"e{i}", "layer": 0, "kind": "expert", "rows": 4, "cols": 4 * (i + 1)} for i in range(2)
+    ] + [{"name": "q", "layer": None, "kind": "q", "rows": 4, "cols": 4}]
+    where = progress.map_targets(experts)
+    half = {"layers": {"e0": {"ratio": 6.0, "sparsity": 0.3, "planes": 2}}, "current": {"name": "e1"}}
+    found = {(c.row, c.column): c for c in progress.grid(half, where, 0).cells}
+    assert found["0", "expert"].state == "current" and found["0", "expert"].text == "1/2"
+    assert found["0", "q"].state == "absent" and found[progress.OUTSIDE, "q"].state == "waiting"
+    half["layers"]["e1"] = {"ratio": 9.0, "sparsity": 0.6, "planes": 2}
+    made = progress.grid(half, where, 0)
+    assert made.cells[1].value == pytest.approx((6.0 + 2 * 9.0) / 3)
+    assert made.bars[0].value == pytest.approx(0.5) and made.bars[0].inside is False
+    assert "!" in made.bars[0].text, "outside the band is said in text, too"
+
+
+def test_sparsity_target() -> None:
+    assert progress.sparsity_target({}).value == 0.44
+    assert progress.sparsity_target({"sparsity": 0.35}).name == "target 35 %"
+    assert progress.sparsity_target({"sparsity": "free"}).value is None
+    assert progress.sparsity_target({"threshold": 0.7}).value is None
+
+
+def test_table_before_and_after(tmp_path: Path) -> None:
+    rows = {row.key: row.values for row in metrics.table(state_until(tmp_path))}
+    assert rows["bytes"] == ("8.69 MB", "3.41 MB", "10.6 MB")
+    assert rows["perplexity"] == ("9.381", "9.702", "9.691")
+    assert rows["perplexity_change"] == ("–", "+3.42 % (+2.9 to +4.0)", "+3.30 %")
+    assert rows["top1"] == ("53.17 %", "52.51 %", "52.54 %")
+    assert rows["bits"][1] == "4.56 · 1.98 planes"
+    empty = metrics.table(initial_state("r"))
+    assert all(value in ("–",) for row in empty for value in row.values)
+
+
+def test_curves_keep_ends_and_extremes(tmp_path: Path) -> None:
+    values = [0.0] * 10_000
+    values[1234], values[8765] = 9.0, -9.0
+    kept = metrics.downsample(values, 2000)
+    assert len(kept) <= 2000 and {0, 1234, 8765, 9999} <= set(kept) and kept == sorted(kept)
+    assert metrics.downsample([1.0, 2.0], 2000) == [0, 1]
+    curves = metrics.curves(state_until(tmp_path))
+    assert len(curves.steps) == 120 and set(curves.values) == {"loss", "ce", "kl"}
+    skipped = state_until(tmp_path, "step.started")
+    skipped["steps"][4].update(state="skipped", reason="no text")
+    assert metrics.curve_words(skipped) == "Fine-tuning was skipped: no text"
+
+
+def test_gates_as_cards(tmp_path: Path) -> None:
+    waiting = quality.gate_cards(initial_state("r"))
+    assert [card.verdict for card in waiting] == ["waiting"] * 5 and waiting[0].target == "≥ 6.00×"
+    state = state_until(tmp_path, failing_gate="perplexity")
+    state["gates"]["gradient_flow"].update(actual=None, passed=None, advice="no text")
+    cards = {card.name: card for card in quality.gate_cards(state)}
+    assert (cards["ratio"].verdict, cards["ratio"].actual) == ("passed", "6.41×")
+    assert cards["ratio"].margin == "0.41× above the target"
+    assert cards["perplexity"].verdict == "failed" and "o_proj" in cards["perplexity"].advice
+    assert cards["gradient_flow"].word == "not measured" and cards["gradient_flow"].advice == "no text"
+    assert cards["sparsity"].margin == "3.1 points inside the band"
+
+
+def test_gradients_mark_the_dead(tmp_path: Path) -> None:
+    state = state_until(tmp_path)
+    name = "model.layers.3.self_attn.q_proj.weight"
+    state["gradients"][name] = 0.0
+    state["gradients"]["model.layers.4.self_attn.q_proj.weight"] = None
+    found = quality.gradients(state)
+    assert len(found.points) == 42 and found.dead == 2 and "2 dead" in found.words
+    assert next(point for point in found.points if point.name == name).mark == "dead"
+    assert found.low < min(point.norm for point in found.points if point.mark == "ok") < found.high
+    assert not quality.gradients(initial_state("r")).points
+
+
+def test_outputs_side_by_side(tmp_path: Path) -> None:
+    state = state_until(tmp_path)
+    packed, dequantized = outputs.model_cards(state)
+    assert packed.size == "3.41 MB" and packed.summary.startswith("6.41× smaller than float32 · 4.56 bits")
+    assert packed.files[0].name == "model.safetensors" and len(packed.files[0].sha256) == 64
+    assert packed.path in packed.load and "tritpress.load" in packed.load
+    assert "AutoModelForCausalLM" in dequantized.load
+    root = outputs.tree(state)
+    assert root is not None and [node.name for node in root.children] == ["packed", "dequantized"]
+    assert [line.word for line in outputs.checklist(state)] == ["passed", "passed"]
+    early = outputs.model_cards(state_until(tmp_path, "output"))
+    assert early[0].why == "Written in step 6." and outputs.tree(initial_state("r")) is None
+    only = state_until(tmp_path, "output")
+    only["config"] = {**only["config"], "outputs": "packed"}
+    assert "packed model only" in outputs.model_cards(only)[1].why
+
+
+def test_form_and_configuration() -> None:
+    form = Form(model="/m", ratio=7.5, sparsity=0.35, budget="epochs", amount=2, seed=3)
+    config = config_of(form)
+    assert (config.target_ratio, config.sparsity, config.epochs, config.tokens) == (7.5, 0.35, 2, None)
+    again = form_of({"config": config.model_dump(), "model": {"path": "/m"}}, Form())
+    assert again == form
+    assert config_of(Form(finetune=False)).tokens is None
+    with pytest.raises(UsageError):
+        config_of(Form(amount=3))
+    assert command_of(form) == (
+        "tritpress compress /m -o OUT --ratio 7.5 --sparsity 0.35 --epochs 2 --seed 3 --finetune"
+    )
+    assert "target_ratio = 7.5" in toml_of(form) and "epochs = 2" in toml_of(form)
+    assert "'/a b'" in command_of(Form(model="/a b"))
+
+
+def test_model_check(tmp_path: Path) -> None:
+    found = check_model(str(reference_model_path()))
+    assert found.ok and found.default_ratio == 6.0
+    assert (
+        "LlamaForCausalLM" in found.lines[0] and "42 tensors" in found.lines[1] and "tiny" in found.lines[2]
+    )
+    for path in ("", str(tmp_path / "nowhere"), str(tmp_path)):
+        assert not check_model(path).ok and check_model(path).lines[0]
+
+
+def test_buttons_mean_something(tmp_path: Path) -> None:
+    empty = controls(None, False, True)
+    assert empty.start and not (empty.pause or empty.stop or empty.reset)
+    assert not controls(None, False, model_ok=False).start
+    running = controls(state_until(tmp_path, "layer.finished"), False, True)
+    assert (
+        running.pause and running.stop and running.toggle == "Pause" and not (running.start or running.form)
+    )
+    paused = controls({**initial_state("r"), "status": "paused"}, False, True)
+    assert paused.resume and paused.toggle == "Resume" and not paused.pause
+    lost = controls({**initial_state("r"), "status": "running"}, True, True)
+    assert lost.resume and not lost.stop
+    waiting = controls(state_until(tmp_path, "layer.finished"), False, True, waiting=True)
+    assert not (waiting.pause or waiting.stop)
+
+
+def test_list_of_runs(tmp_path: Path) -> None:
+    write_run(tmp_path, "old", name="same")
+    write_run(tmp_path, "new", name="same", failing_gate="ratio")
+    write_run(tmp_path, "live", name="live", until="gate")
+    lines = run_lines(list_runs(tmp_path))
+    assert lines[0].id == "live" and lines[0].label == "Running"
+    by_id = {line.id: line for line in lines}
+    assert by_id["old"].gates == "5 of 5 pass" and by_id["new"].gates == "4 of 5 pass"
+    assert by_id["new"].mark == "!" and by_id["old"].ratio == "6.41×" and by_id["old"].bits == "4.56"
+    options = run_options(list_runs(tmp_path), "gone")
+    assert set(options.values()) == {"", "old", "new", "live", "gone"}
+
+
+def test_nothing_here_imports_torch_or_the_pipeline() -> None:
+    code = (
+        "import sys, tritpress.dashboard.app, tritpress.dashboard.views.form, tritpress.dashboard.store;"
+        "before = [m for m in ('panel', 'bokeh') if m in sys.modules];"
+        "import tritpress.dashboard.session;"
+        "never = ('torch', 'transformers', 'tritpress.pipeline', 'tritpress.steps');"
+        "bad = [m for m in never if m in sys.modules];"
+        "print(before, bad)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.stdout.strip() == "[] []", ran.stdout + ran.stderr
+
+
+def test_the_replayed_log_is_what_the_reader_makes_of_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "r")
+    state = load_snapshot(run.snapshot_path)
+    assert state is not None and state["status"] == "finished" and len(state["layers"]) == 42
+    assert json.loads(run.events_path.read_text().splitlines()[0])["type"] == "run.started"
