@@ -9,6 +9,7 @@ from rich.console import Console
 from tritpress.console.numbers import DASH, count, duration, figure, percent, planes, size, times
 from tritpress.console.progress import RunProgress, fitting, render
 from tritpress.console.report import print_report
+from tritpress.console.tables import print_bench
 from tritpress.events import fold, initial_state
 
 
@@ -182,3 +183,24 @@ def test_outside_a_terminal_every_step_is_a_line() -> None:
         "3/7 calibration: skipped (no text)",
         "  no finite loss",
     ]
+
+
+def test_measurements_say_once_what_all_rows_share() -> None:
+    rows = [
+        {
+            "name": "ours",
+            "rows": 4096,
+            "gbps": 12.345,
+            "calls": 25_000_000,
+            "spread": [1.0, 2.5],
+            "unit": "GB/s",
+        },
+        {"name": "torch", "rows": 4096, "gbps": None, "calls": 3, "spread": [0.5, 0.75], "unit": "GB/s"},
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    print_bench(console, "matvec", {"machine": {"cores": 2, "memory_gbps": 20.5}, "rows": rows})
+    text = console.file.getvalue()
+    assert "memory gbps: 20.5" in text and text.count("rows: 4,096") == 1 and text.count("GB/s") == 1
+    for part in ("ours", "torch", "12.3", DASH, "25 M", "1.00 to 2.50"):
+        assert part in text, part
+    assert all(len(line) <= 80 for line in text.splitlines())

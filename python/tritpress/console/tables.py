@@ -183,12 +183,22 @@ def print_bench(console: Console, name: str, found: dict[str, Any]) -> None:
     if not rows:
         return
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    table = simple_table(
-        *(right(k.replace("_", " ")) if _is_number(rows[0].get(k)) else k.replace("_", " ") for k in keys)
-    )
+    # What is the same in every row is said once, so that the rest fits the terminal.
+    same = [key for key in keys if len(rows) > 1 and all(row.get(key) == rows[0].get(key) for row in rows)]
+    for key in same:
+        if rows[0].get(key) is not None:
+            console.print(f"  {key.replace('_', ' ')}: {_cell(rows[0][key])}", markup=False)
+    columns = [key for key in keys if key not in same]
+    table = simple_table(*(_bench_column(key, [row.get(key) for row in rows]) for key in columns))
     for row in rows:
-        table.add_row(*(_cell(row.get(key)) for key in keys))
+        table.add_row(*(_cell(row.get(key)) for key in columns))
+    console.print()
     console.print(table)
+
+
+def _bench_column(key: str, values: list[Any]) -> Column:
+    numbers = all(value is None or _is_number(value) or isinstance(value, list) for value in values)
+    return key.replace("_", " "), {"justify": "right" if numbers else "left", "overflow": "fold"}
 
 
 def _is_number(value: Any) -> bool:
@@ -198,6 +208,10 @@ def _is_number(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if value is None:
         return DASH
-    if isinstance(value, bool) or not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return figure(value)
+    if isinstance(value, list):
+        return " to ".join(_cell(item) for item in value)
+    if not _is_number(value):
+        return str(value)
+    if abs(value) >= 1e6:
+        return count(value)
+    return f"{value:,}" if isinstance(value, int) else figure(value, 3)
