@@ -73,7 +73,7 @@ class Bench:
         self._calibrations: dict[str, Any] = {}
 
     def calibration(self, config: CompressionConfig) -> Any:
-        key = str((config.group_size, config.fit, config.sparsity, config.threshold))
+        key = str((config.group_size, config.fit, config.sparsity, config.threshold, config.planes is None))
         if key not in self._calibrations:
             self._calibrations[key] = calibrate(
                 self.original, self.modules, self.calibration_windows, NullContext(), config
@@ -159,8 +159,9 @@ def predictions(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     text."""
     bench = Bench()
     config = CompressionConfig(planes=1)
-    losses = {name: moments["plane_losses"] for name, moments in bench.calibration(config).items()}
-    base = make_plan(bench.source, bench.targets, config, bench.calibration(config))
+    calibration = bench.calibration(CompressionConfig())
+    losses = {name: moments["plane_losses"] for name, moments in calibration.items()}
+    base = make_plan(bench.source, bench.targets, config, calibration)
     generator = random.Random(0)
     rows = []
     for _ in range(arguments.plans):

@@ -105,7 +105,7 @@ def test_the_ceiling_on_zeros_holds_and_costs_little(planes):
     held = sweep(weight, at, FitSpec(planes=planes, max_sparsity=0.44))
     share = float((held.trits == 0).float().mean())
     assert float((free.trits == 0).float().mean()) > 0.46 and share <= 0.44
-    assert loss(weight, hessian, held.decoded(at)) < 1.15 * loss(weight, hessian, free.decoded(at))
+    assert loss(weight, hessian, held.decoded(at)) < 1.25 * loss(weight, hessian, free.decoded(at))
 
 
 @pytest.mark.parametrize("planes", [1, 2, 3])

@@ -54,7 +54,7 @@ def calibration(work: Work) -> str | None:
     from tritpress.ternarize.calibration import calibrate, save_calibration
 
     modules = target_modules(work, work.original)
-    found = calibrate(work.original, modules, work.windows("calibration"), work.context)
+    found = calibrate(work.original, modules, work.windows("calibration"), work.context, work.config)
     save_calibration(found, work.folder / "calibration.safetensors")
     return None
 

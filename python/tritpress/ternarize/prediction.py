@@ -73,6 +73,9 @@ def plane_losses(
                 context.check()
                 name = inside[path]
                 found[name] = _losses(weight_out_in(modules[name]), gradients[name], at, config)
+        context.emit(
+            "step.progress", step=3, done=number + 1, total=len(blocks), detail="what planes would cost"
+        )
     return found
 
 
