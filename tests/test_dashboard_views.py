@@ -172,7 +172,7 @@ def test_sparsity_target() -> None:
 
 def test_table_before_and_after(tmp_path: Path) -> None:
     rows = {row.key: row.values for row in metrics.table(state_until(tmp_path))}
-    assert rows["bytes"] == ("8.69 MB", "3.41 MB", "10.6 MB")
+    assert rows["bytes"] == ("8.70 MB", "3.41 MB", "10.6 MB")
     assert rows["perplexity"] == ("9.381", "9.702", "9.691")
     assert rows["perplexity_change"] == ("–", "+3.42 % (+2.9 to +4.0)", "+3.30 %")
     assert rows["top1"] == ("53.17 %", "52.51 %", "52.54 %")
