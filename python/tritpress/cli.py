@@ -262,9 +262,9 @@ def evaluate(
     json: o.JsonOption = False,
 ) -> int:
     need("hf", "evaluating a model", "torch", "transformers")
-    from tritpress.pipeline import evaluate_path
+    from tritpress.evaluate.directory import evaluate_directory
 
-    found = evaluate_path(
+    found = evaluate_directory(
         path,
         [str(each) for each in text or []],
         tokens=tokens,

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tritpress.devices import choose_device
 from tritpress.errors import InputError
 from tritpress.evaluate.latency import decode_latency
 from tritpress.evaluate.perplexity import evaluate_model
 from tritpress.formats.huggingface import load_tokenizer
+from tritpress.formats.packed_reader import is_packed
 from tritpress.load import load
 from tritpress.text import builtin_splits, load_splits, token_windows
 
@@ -21,7 +25,8 @@ def evaluate_directory(
     reference: str | Path | None = None,
     window: int = 256,
     tokens: int = 32_768,
-    device: str = "cpu",
+    device: str = "auto",
+    threads: int | None = None,
     activation_bits: int | None = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -31,8 +36,11 @@ def evaluate_directory(
     compared. `reference`: a model directory to measure `kl` and `agreement` against. `activation_bits`: 8 for
     the int8 activations of the kernels, None for float32 ones (packed models only).
 
-    Raises `InputError` for a directory or text that cannot be used.
+    Raises `InputError` for a directory or text that cannot be used, `UsageError` for a missing device.
     """
+    device = choose_device(device)
+    if threads:
+        torch.set_num_threads(threads)
     splits = load_splits(text) if text else builtin_splits()
     tokenizer = load_tokenizer(path)
     model = load(path, activation_bits=activation_bits, device=device)
@@ -53,6 +61,8 @@ def evaluate_directory(
     latency = decode_latency(model, windows[0][: max(2, window // 4)])
     return {
         "path": str(path),
+        "kind": "packed" if is_packed(path) else "plain",
+        "bytes": sum(file.stat().st_size for file in Path(path).glob("*.safetensors")),
         **found.figures(),
         "latency_ms": latency.latency_ms,
         "window": window,

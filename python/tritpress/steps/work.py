@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tritpress.config import CompressionConfig
+from tritpress.devices import choose_device
 from tritpress.errors import InputError, UsageError
 from tritpress.events.context import RunContext
 from tritpress.formats.source import SourceModel
@@ -111,17 +112,11 @@ class Work:
     @cached_property
     def device(self) -> str:
         """The device, cpu or cuda. Raises `UsageError` when CUDA was asked for and is not there."""
-        if self.config.device == "cpu" or self.torch_missing:
+        if self.torch_missing:
             if self.config.device == "cuda":
                 raise UsageError(f"--device cuda: {self.torch_missing}")
             return "cpu"
-        import torch
-
-        if torch.cuda.is_available():
-            return "cuda"
-        if self.config.device == "cuda":
-            raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
-        return "cpu"
+        return choose_device(self.config.device)
 
     @cached_property
     def torch_missing(self) -> str | None:
