@@ -29,6 +29,9 @@ app = typer.Typer(
     help="Press language models into ternary weights, measure what it cost, run them on a plain CPU.",
     epilog="Exit codes: 0 done and every gate passes, 3 done but a gate failed, 2 wrong usage, 1 error.",
 )
+DEMO_TOKENS = 65_536
+"""Fine-tuning budget of the demo: about a minute on two cores."""
+
 runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="List, show and steer runs.")
 app.add_typer(runs_app, name="runs")
 
@@ -76,7 +79,9 @@ def demo(
 ) -> int:
     from tritpress.reference import reference_model_path
 
-    config = o.build_config(None, {"seed": seed, "threads": threads, "overwrite": overwrite or None})
+    config = o.build_config(
+        None, {"tokens": DEMO_TOKENS, "seed": seed, "threads": threads, "overwrite": overwrite or None}
+    )
     return _compress(reference_model_path(), out, config, runs, json, name="reference model")
 
 
