@@ -100,7 +100,7 @@ class BitLinear(nn.Module):
         if start.shape != value.shape:
             raise InputError(f"a latent of {list(start.shape)} does not fit codes of {list(value.shape)}")
         if zero_band is not None:
-            zeros = float((trits == 0).sum()) / trits.numel()
+            zeros = _zero_share(trits)
             zero_band = min(zeros, zero_band[0]), max(zeros, zero_band[1])
         layer = cls(start, scales_t, group_size, bias, activation_bits, zero_band)
         if latent is not None:
@@ -131,7 +131,7 @@ class BitLinear(nn.Module):
     def zero_share(self) -> float:
         """Share of zero codes over all planes together."""
         self._refresh()
-        return float((self._codes == 0).sum()) / self._codes.numel()
+        return _zero_share(self._codes)
 
     @property
     def unit(self) -> float:
@@ -239,7 +239,8 @@ def _spread(per_group: Tensor, group: int, columns: int) -> Tensor:
 
 def _grouped(x: Tensor, group: int) -> Tensor:
     """[out, in] -> [out, groups, group], the last group filled up with zeros."""
-    return F.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
+    missing = -x.shape[-1] % group
+    return (F.pad(x, (0, missing)) if missing else x).unflatten(-1, (-1, group))
 
 
 def _half_levels(alpha_OGP: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,61 +263,52 @@ class _Cells:
 
     def __init__(self, levels: Tensor, codes: Tensor) -> None:
         """`levels` >= 0 ascending [out, groups, levels], `codes` int8 [out, groups, levels, planes]."""
-        self.codes, self.planes = codes, codes.shape[-1]
-        self.zeros = (codes == 0).sum(dim=-1).to(torch.int8)
+        self.planes = codes.shape[-1]
+        zeros = (codes == 0).sum(dim=-1).to(torch.int8)
         gap = levels.diff(dim=-1)
         self.middles = levels[..., :-1] + 0.5 * gap
         # towards fewer zero codes: a positive share of it makes the cells with more of them smaller
-        self.lean = 0.5 * gap * self.zeros.diff(dim=-1).sign()
+        self.lean = 0.5 * gap * zeros.diff(dim=-1).sign()
+        # what each border adds to the code of every plane: sums in int8 cost far less than looking codes up
+        self.steps = codes.diff(dim=-2)
 
     def codes_of(self, latent: Tensor, group: int, band: tuple[float, float] | None) -> Tensor:
         """int8 [planes, out, in]: the codes of the cells of `latent` [out, in], zeros held inside `band`."""
         columns, magnitude = latent.shape[-1], _grouped(latent.abs(), group)
-        index = _index(magnitude, self.middles)
+        trits = self._codes(magnitude, self.middles, columns)
         if band is not None:
-            index = self._hold_zeros(index, magnitude, band, columns)
-        sign = torch.where(latent < 0, -1, 1).to(torch.int8)
-        if self.planes == 1:
-            trits = (index * self.codes[..., 1:, 0]).unsqueeze(0)
-        else:
-            at = index.long()
-            trits = torch.stack([self.codes[..., p].gather(-1, at) for p in range(self.planes)])
-        return trits.flatten(-2)[..., :columns] * sign
+            trits = self._hold_zeros(trits, magnitude, band, columns)
+        return trits * latent.sign().to(torch.int8)  # a latent of 0 has codes of 0 anyway
+
+    def _codes(self, magnitude: Tensor, borders: Tensor, columns: int) -> Tensor:
+        """int8 [planes, out, in]: the codes of the level of each magnitude [out, groups, group]."""
+        trits = torch.zeros((self.planes, *magnitude.shape), dtype=torch.int8, device=magnitude.device)
+        for k in range(borders.shape[-1]):
+            above = (magnitude > borders[..., k : k + 1]).to(torch.int8)
+            for plane in range(self.planes):
+                trits[plane].addcmul_(above, self.steps[..., k : k + 1, plane])
+        return trits.flatten(-2)[..., :columns]
 
     def _hold_zeros(
-        self, index: Tensor, magnitude: Tensor, band: tuple[float, float], columns: int
+        self, trits: Tensor, magnitude: Tensor, band: tuple[float, float], columns: int
     ) -> Tensor:
-        """`index` with all borders leant by one common share, bisected, until the zeros lie inside `band`, or
+        """`trits` with all borders leant by one common share, bisected, until the zeros lie inside `band`, or
         as near to it as the borders can go."""
-        rows = magnitude.shape[0]
-        padding = (magnitude.shape[1] * magnitude.shape[2] - columns) * rows * self.planes  # all codes 0
-
-        def share(at: Tensor) -> float:
-            if self.planes == 1:
-                zeros = at.numel() - int(at.count_nonzero())
-            else:
-                zeros = int(self.zeros.gather(-1, at.long()).sum())
-            return (zeros - padding) / (rows * columns * self.planes)
-
-        now, (floor, ceiling) = share(index), band
+        now, (floor, ceiling) = _zero_share(trits), band
         if floor <= now <= ceiling:
-            return index
+            return trits
         direction = 1.0 if now > ceiling else -1.0
         best, low, high = None, 0.0, 0.999
-        tried = index
         for _ in range(BISECTIONS):
             lean_by = 0.5 * (low + high)
-            tried = _index(magnitude, self.middles + direction * lean_by * self.lean)
-            if share(tried) <= ceiling if direction > 0 else share(tried) >= floor:
-                best, high = tried, lean_by
+            trits = self._codes(magnitude, self.middles + direction * lean_by * self.lean, columns)
+            share = _zero_share(trits)
+            if share <= ceiling if direction > 0 else share >= floor:
+                best, high = trits, lean_by
             else:
                 low = lean_by
-        return tried if best is None else best
+        return trits if best is None else best
 
 
-def _index(magnitude: Tensor, borders: Tensor) -> Tensor:
-    """Number of borders below each magnitude: the index of its level, int8 [out, groups, group]."""
-    index = (magnitude > borders[..., 0:1]).to(torch.int8)
-    for k in range(1, borders.shape[-1]):
-        index += magnitude > borders[..., k : k + 1]
-    return index
+def _zero_share(trits: Tensor) -> float:
+    return 1.0 - int(trits.count_nonzero()) / trits.numel()
