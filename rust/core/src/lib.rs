@@ -13,6 +13,7 @@ pub mod matrix;
 pub mod packing;
 pub mod pool;
 pub mod safetensors;
+mod scratch;
 pub mod stats;
 pub mod stream;
 pub mod ternary;

@@ -7,6 +7,7 @@ use crate::half::f16_to_f32;
 use crate::kernel::vectorized;
 use crate::packing::{row_bytes, Canonical};
 use crate::pool;
+use crate::scratch::Scratch;
 use crate::ternary::{band_rows, check_finite, Weights};
 
 /// Bins of a histogram of w / mean|w| of the group over [-4, 4); what lies outside is in the end bins.
@@ -135,29 +136,39 @@ impl Statistics {
     #[inline(always)]
     fn add_sums(&mut self, w: &[f32], d: &[f32]) {
         const L: usize = 8;
-        let mut sums = [[0f64; L]; 4];
-        let mut add = |lane: usize, w: f32, d: f32| {
-            let (w, d) = (w as f64, d as f64);
-            let e = w - d;
-            sums[0][lane] += w * w;
-            sums[1][lane] += d * d;
-            sums[2][lane] += w * d;
-            sums[3][lane] += e * e;
-        };
+        let (mut ww, mut dd, mut wd, mut ee) = ([0f64; L], [0f64; L], [0f64; L], [0f64; L]);
         let whole = w.len() / L * L;
-        for (w, d) in w[..whole].chunks_exact(L).zip(d[..whole].chunks_exact(L)) {
-            for lane in 0..L {
-                add(lane, w[lane], d[lane]);
+        let mut add = |w: &[f32], d: &[f32]| {
+            let (mut x, mut y) = ([0f64; L], [0f64; L]);
+            for l in 0..L {
+                x[l] = w[l] as f64;
+                y[l] = d[l] as f64;
             }
-        }
-        for lane in 0..w.len() - whole {
-            add(lane, w[whole + lane], d[whole + lane]);
+            for l in 0..L {
+                ww[l] += x[l] * x[l];
+            }
+            for l in 0..L {
+                dd[l] += y[l] * y[l];
+            }
+            for l in 0..L {
+                wd[l] += x[l] * y[l];
+            }
+            for l in 0..L {
+                ee[l] += (x[l] - y[l]) * (x[l] - y[l]);
+            }
+        };
+        let (mut last_w, mut last_d) = ([0f32; L], [0f32; L]);
+        last_w[..w.len() - whole].copy_from_slice(&w[whole..]);
+        last_d[..w.len() - whole].copy_from_slice(&d[whole..]);
+        let pairs = w[..whole].chunks_exact(L).zip(d[..whole].chunks_exact(L));
+        for (w, d) in pairs.chain(std::iter::once((&last_w[..], &last_d[..]))) {
+            add(w, d);
         }
         let total = |lanes: &[f64; L]| lanes.iter().sum::<f64>();
-        self.sum_w2 += total(&sums[0]);
-        self.sum_d2 += total(&sums[1]);
-        self.sum_wd += total(&sums[2]);
-        self.sum_err2 += total(&sums[3]);
+        self.sum_w2 += total(&ww);
+        self.sum_d2 += total(&dd);
+        self.sum_wd += total(&wd);
+        self.sum_err2 += total(&ee);
     }
 }
 
@@ -180,8 +191,10 @@ pub fn sum_lanes(w: &[f32], value: impl Fn(f32) -> f64) -> f64 {
 #[inline(always)]
 fn bin(value: f32, factor: f32) -> u8 {
     let place = value * factor + (BINS / 2) as f32;
-    // NaN cannot be: value and factor are finite, and their product only overflows to infinity.
-    place.clamp(0.0, (BINS - 1) as f32) as i32 as u8
+    let place = if place > 0.0 { place } else { 0.0 };
+    let place = if place < (BINS - 1) as f32 { place } else { (BINS - 1) as f32 };
+    // Above 256 the mantissa is place * 2^15: its whole part without a conversion, which would not vectorize.
+    ((place + 256.0).to_bits() >> 15) as u8
 }
 
 /// Count values in bins: their bins first, which vectorizes, then four tables in turn, so that equal bins side
@@ -216,7 +229,7 @@ pub fn layer_statistics(weights: Weights<'_>, matrix: &Canonical<'_>, threads: u
     pool::run(threads, bands, |index| {
         let first = index * band;
         let height = band.min(rows - first);
-        let mut w = vec![0f32; height * cols];
+        let mut w = Scratch::<f32>::new(height * cols);
         weights.read(first * cols, &mut w);
         let part = check_finite(&w, cols, first).map(|()| {
             let (mut codes, mut scales) = (Vec::new(), Vec::new());

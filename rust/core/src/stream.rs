@@ -12,6 +12,7 @@ use crate::half::{bf16_to_f32, f16_to_f32};
 use crate::kernel::vectorized;
 use crate::packing::{groups_of, row_bytes, Canonical};
 use crate::pool;
+use crate::scratch::Scratch;
 use crate::stats::Statistics;
 use crate::ternary::{band_rows, check_importance, ternarize_band, Options};
 
@@ -75,9 +76,15 @@ pub fn ternarize_stream(
     let one = |index: usize| -> Result<Statistics> {
         let first = index * band;
         let height = band.min(rows - first);
-        let w = read_band(&input, source, element as usize, first, height).map_err(read_error)?;
-        let mut work = w.clone();
-        let t = ternarize_band(&mut work, cols, importance, options, first)?;
+        let mut w = Scratch::<f32>::new(height * cols);
+        read_band(&input, source, element as usize, first, height, &mut w).map_err(read_error)?;
+        let t = if options.planes > 1 {
+            let mut residual = Scratch::<f32>::new(w.len());
+            residual.copy_from_slice(&w);
+            ternarize_band(&mut residual, cols, importance, options, first)?
+        } else {
+            ternarize_band(&mut w, cols, importance, options, first)?
+        };
         for plane in 0..options.planes {
             let row = (plane * rows + first) as u64;
             let codes = &t.codes[plane * height * bytes..(plane + 1) * height * bytes];
@@ -126,9 +133,10 @@ fn read_band(
     element: usize,
     first: usize,
     height: usize,
-) -> std::io::Result<Vec<f32>> {
+    w: &mut [f32],
+) -> std::io::Result<()> {
     let (rows, cols) = (source.rows, source.cols);
-    let mut raw = vec![0u8; height * cols * element];
+    let mut raw = Scratch::<u8>::new(height * cols * element);
     if source.transposed {
         for (col, part) in raw.chunks_exact_mut(height * element).enumerate() {
             file.read_exact_at(part, source.offset + ((col * rows + first) * element) as u64)?;
@@ -136,10 +144,11 @@ fn read_band(
     } else {
         file.read_exact_at(&mut raw, source.offset + (first * cols * element) as u64)?;
     }
-    let mut w = decode(&raw, source.dtype);
-    if source.transposed {
-        let stored = std::mem::take(&mut w);
-        w = vec![0f32; height * cols];
+    if !source.transposed {
+        decode(&raw, source.dtype, w);
+    } else {
+        let mut stored = Scratch::<f32>::new(w.len());
+        decode(&raw, source.dtype, &mut stored);
         const BLOCK: usize = 16;
         for row in (0..height).step_by(BLOCK) {
             for (col, stored) in stored.chunks_exact(height).enumerate() {
@@ -149,20 +158,24 @@ fn read_band(
             }
         }
     }
-    Ok(w)
+    Ok(())
 }
 
 vectorized! {
     /// Little-endian bytes -> float32.
-    fn decode(raw: &[u8], dtype: &str) -> Vec<f32> = decode_inlined;
+    fn decode(raw: &[u8], dtype: &str, out: &mut [f32]) = decode_inlined;
 }
 
 #[inline(always)]
-fn decode_inlined(raw: &[u8], dtype: &str) -> Vec<f32> {
+fn decode_inlined(raw: &[u8], dtype: &str, out: &mut [f32]) {
+    let halves = raw.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match dtype {
-        "F32" => raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        "F16" => raw.chunks_exact(2).map(|b| f16_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect(),
-        _ => raw.chunks_exact(2).map(|b| bf16_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect(),
+        "F32" => out
+            .iter_mut()
+            .zip(raw.chunks_exact(4))
+            .for_each(|(w, b)| *w = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        "F16" => out.iter_mut().zip(halves).for_each(|(w, h)| *w = f16_to_f32(h)),
+        _ => out.iter_mut().zip(halves).for_each(|(w, h)| *w = bf16_to_f32(h)),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::half::{bf16_to_f32, f16_to_f32};
 use crate::kernel::vectorized;
 use crate::packing::{check_group_size, groups_of, row_bytes};
 use crate::pool;
+use crate::scratch::Scratch;
 
 pub use fit::fit_plane;
 
@@ -237,7 +238,7 @@ pub fn ternarize(
     let results: Vec<Mutex<Option<Result<Ternary>>>> = (0..bands).map(|_| Mutex::new(None)).collect();
     pool::run(threads, bands, |index| {
         let first = index * band;
-        let mut w = vec![0f32; band.min(rows - first) * cols];
+        let mut w = Scratch::<f32>::new(band.min(rows - first) * cols);
         weights.read(first * cols, &mut w);
         let result = ternarize_band(&mut w, cols, importance, options, first);
         *results[index].lock().unwrap_or_else(|p| p.into_inner()) = Some(result);

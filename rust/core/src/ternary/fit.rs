@@ -6,6 +6,7 @@ use super::{Fit, Options};
 use crate::half::{f16_to_f32, f64_to_f16, F16_MAX};
 use crate::kernel::vectorized;
 use crate::packing::{groups_of, pack_row, row_bytes};
+use crate::scratch::Scratch;
 use crate::stats::sum_lanes;
 
 /// A scale that fp16 cannot hold; `row` counts from the band's start.
@@ -126,7 +127,7 @@ fn fit_plane_inlined(
     let groups = groups_of(cols, options.group_size);
     let width = if options.group_size == 0 { cols.max(1) } else { options.group_size };
     let band = Band { w, cols, width, groups, importance };
-    let mut trits = vec![0i8; band.w.len()];
+    let mut trits = Scratch::<i8>::new(band.w.len());
     let sizes = match (options.fit, options.threshold) {
         (Fit::Exact, None) if options.group_size > 0 => lanes::exact(&band, options, &mut trits),
         (Fit::Exact, None) => exact(&band, options, &mut trits),

@@ -6,9 +6,12 @@ use std::sync::OnceLock;
 use super::fit::{gain, required, sign, Band};
 use super::Options;
 use crate::half::{f16_to_f32, f64_to_f16, F16_MAX};
+use crate::scratch::Scratch;
 
 const L: usize = 16;
 type Lane = [f32; L];
+/// Floats that are not negative, as bits: they order as numbers do, and whole numbers have min and max.
+type Bits = [u32; L];
 
 /// Batcher's odd-even merge sort of `width` (a power of two) values, as pairs to be put in order.
 fn network(width: usize) -> &'static [(u16, u16)] {
@@ -38,49 +41,56 @@ fn network(width: usize) -> &'static [(u16, u16)] {
 struct Sorted {
     width: usize,
     /// |w| by falling size, [blocks, width].
-    keys: Vec<Lane>,
+    keys: Scratch<Bits>,
     /// A_k^2 / B_k for k = 0..=width, [blocks, width + 1]; minus infinity where weights that are 0 would be kept.
-    gains: Vec<Lane>,
+    gains: Scratch<Lane>,
     /// Weights that are not 0 in each group.
     most: Vec<u32>,
 }
 
 #[inline(always)]
-fn sort(keys: &mut [Lane]) {
+fn sort(keys: &mut [Bits]) {
     for &(i, j) in network(keys.len()) {
         let (a, b) = (keys[i as usize], keys[j as usize]);
-        let (high, low) = (&mut [0f32; L], &mut [0f32; L]);
         for l in 0..L {
-            high[l] = if a[l] > b[l] { a[l] } else { b[l] };
-            low[l] = if a[l] > b[l] { b[l] } else { a[l] };
+            keys[i as usize][l] = a[l].max(b[l]);
         }
-        keys[i as usize] = *high;
-        keys[j as usize] = *low;
+        for l in 0..L {
+            keys[j as usize][l] = a[l].min(b[l]);
+        }
     }
 }
 
 /// The same with the importance of each weight carried along.
 #[inline(always)]
-fn sort_weighted(keys: &mut [Lane], h: &mut [Lane]) {
+fn sort_weighted(keys: &mut [Bits], h: &mut [Bits]) {
     for &(i, j) in network(keys.len()) {
         let (i, j) = (i as usize, j as usize);
-        let (a, b, g, h_) = (keys[i], keys[j], h[i], h[j]);
+        let (a, b, g, f) = (keys[i], keys[j], h[i], h[j]);
+        let (mut key_change, mut h_change) = ([0u32; L], [0u32; L]);
         for l in 0..L {
-            let swap = a[l] < b[l];
-            keys[i][l] = if swap { b[l] } else { a[l] };
-            keys[j][l] = if swap { a[l] } else { b[l] };
-            h[i][l] = if swap { h_[l] } else { g[l] };
-            h[j][l] = if swap { g[l] } else { h_[l] };
+            let swap = if a[l] < b[l] { u32::MAX } else { 0 };
+            key_change[l] = (a[l] ^ b[l]) & swap;
+            h_change[l] = (g[l] ^ f[l]) & swap;
+        }
+        for l in 0..L {
+            keys[i][l] = a[l] ^ key_change[l];
+            keys[j][l] = b[l] ^ key_change[l];
+        }
+        for l in 0..L {
+            h[i][l] = g[l] ^ h_change[l];
+            h[j][l] = f[l] ^ h_change[l];
         }
     }
 }
 
 /// The best scale of each lane before rounding; fills `gains` if it is not empty.
 #[inline(always)]
-fn scan(keys: &[Lane], h: Option<&[Lane]>, gains: &mut [Lane]) -> [f64; L] {
+fn scan(keys: &[Bits], h: Option<&[Bits]>, gains: &mut [Lane]) -> [f64; L] {
     let (mut a, mut b) = ([0f64; L], [0f64; L]);
     let (mut best, mut best_a, mut best_b) = ([0f64; L], [0f64; L], [1f64; L]);
     for (k, key) in keys.iter().enumerate() {
+        let key = key.map(f32::from_bits);
         let mut now = [0f64; L];
         match h {
             None => {
@@ -92,9 +102,10 @@ fn scan(keys: &[Lane], h: Option<&[Lane]>, gains: &mut [Lane]) -> [f64; L] {
                 }
             }
             Some(h) => {
+                let h = h[k].map(f32::from_bits);
                 for l in 0..L {
-                    a[l] += key[l] as f64 * h[k][l] as f64;
-                    b[l] += h[k][l] as f64;
+                    a[l] += key[l] as f64 * h[l] as f64;
+                    b[l] += h[l] as f64;
                     now[l] = gain(a[l], b[l]);
                 }
             }
@@ -110,6 +121,9 @@ fn scan(keys: &[Lane], h: Option<&[Lane]>, gains: &mut [Lane]) -> [f64; L] {
                 gains[l] = if key[l] > 0.0 { now[l] as f32 } else { f32::NEG_INFINITY };
             }
         }
+    }
+    if let Some(none) = gains.first_mut() {
+        *none = [0f32; L];
     }
     let mut sizes = [0f64; L];
     for l in 0..L {
@@ -128,11 +142,11 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
     let kept_blocks = if bounded { blocks } else { 1 };
     let mut sorted = Sorted {
         width,
-        keys: vec![[0f32; L]; kept_blocks * width],
-        gains: if bounded { vec![[0f32; L]; blocks * (width + 1)] } else { Vec::new() },
+        keys: Scratch::new(kept_blocks * width),
+        gains: Scratch::new(if bounded { blocks * (width + 1) } else { 0 }),
         most: vec![0; if bounded { blocks * L } else { 0 }],
     };
-    let mut h = vec![[0f32; L]; if band.importance.is_some() { width } else { 0 }];
+    let mut h = vec![[0u32; L]; if band.importance.is_some() { width } else { 0 }];
     let mut sizes = vec![0f64; blocks * L];
     let mut zeros = 0;
     for block in 0..blocks {
@@ -154,7 +168,7 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
         if bounded {
             for key in keys.iter() {
                 for (most, key) in sorted.most[block * L..].iter_mut().zip(key) {
-                    *most += (*key > 0.0) as u32;
+                    *most += (*key > 0) as u32;
                 }
             }
         }
@@ -171,7 +185,7 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
             let count = counts[index] as usize;
             let last = match count {
                 0 => f32::INFINITY,
-                k => sorted.keys[index / L * width + k - 1][index % L],
+                k => f32::from_bits(sorted.keys[index / L * width + k - 1][index % L]),
             };
             *size = keep_first(w, h, count, last, &mut trits[band.place(index)]);
         }
@@ -181,21 +195,21 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
 
 /// |w| (and h) of a block's groups, one in each lane; what a group lacks is 0.
 #[inline(always)]
-fn load(band: &Band, block: usize, lanes: usize, keys: &mut [Lane], h: &mut [Lane]) {
-    if lanes < L || band.cols % band.width != 0 {
-        keys.fill([0f32; L]);
-        h.fill([0f32; L]);
+fn load(band: &Band, block: usize, lanes: usize, keys: &mut [Bits], h: &mut [Bits]) {
+    if lanes < L || !band.cols.is_multiple_of(band.width) {
+        keys.fill([0; L]);
+        h.fill([0; L]);
     }
     for lane in 0..lanes {
         let (w, importance) = band.group(block * L + lane);
         for (key, w) in keys.iter_mut().zip(w) {
-            key[lane] = w.abs();
+            key[lane] = w.abs().to_bits();
         }
         if let Some(importance) = importance {
             // A group without any importance counts as one of equal importance.
             let none = !importance.iter().any(|&x| x > 0.0);
             for (h, &x) in h.iter_mut().zip(importance) {
-                h[lane] = if none { 1.0 } else { x };
+                h[lane] = if none { 1f32.to_bits() } else { x.to_bits() };
             }
         }
     }
@@ -307,7 +321,13 @@ impl Sorted {
             return self.most.clone();
         }
         let slack = (self.most.len() * self.width / 1024).max(1);
-        let largest = self.gains.iter().flatten().fold(0f32, |a, &b| if b > a { b } else { a });
+        let mut lanes = [0f32; L];
+        for gains in self.gains.iter() {
+            for l in 0..L {
+                lanes[l] = if gains[l] > lanes[l] { gains[l] } else { lanes[l] };
+            }
+        }
+        let largest = lanes.iter().fold(0f32, |a, &b| a.max(b));
         let (mut few, mut few_sum) = (vec![0u32; self.most.len()], 0);
         let (mut many, mut many_sum) = (self.most.clone(), all);
         let mut counts = vec![0u32; self.most.len()];
@@ -358,7 +378,7 @@ mod tests {
     #[test]
     fn the_networks_sort() {
         for width in [32usize, 64, 128, 256] {
-            let mut keys = vec![[0f32; L]; width];
+            let mut keys = vec![[0u32; L]; width];
             let mut h = keys.clone();
             let mut state = width as u64;
             for key in keys.iter_mut() {
@@ -366,7 +386,7 @@ mod tests {
                     state ^= state << 13;
                     state ^= state >> 7;
                     state ^= state << 17;
-                    *x = (state % 50) as f32;
+                    *x = ((state % 50) as f32).to_bits();
                 }
             }
             let mut weighted = keys.clone();

@@ -1,0 +1,58 @@
+//! Buffers that a thread uses again and again: fresh memory costs a page fault every 4 KB.
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+
+/// Buffers above this size (in elements) are given back to the system.
+const KEEP: usize = 1 << 22;
+
+pub trait Recycled: Copy + Default + 'static {
+    fn stash<R>(body: impl FnOnce(&RefCell<Vec<Vec<Self>>>) -> R) -> R;
+}
+
+macro_rules! recycled {
+    ($($type:ty),*) => {$(
+        impl Recycled for $type {
+            fn stash<R>(body: impl FnOnce(&RefCell<Vec<Vec<Self>>>) -> R) -> R {
+                thread_local!(static STASH: RefCell<Vec<Vec<$type>>> = const { RefCell::new(Vec::new()) });
+                STASH.with(body)
+            }
+        }
+    )*};
+}
+
+recycled!(u8, i8, f32, [f32; 16], [u32; 16]);
+
+/// A buffer of the thread's, put back when dropped.
+pub struct Scratch<T: Recycled>(Vec<T>);
+
+impl<T: Recycled> Scratch<T> {
+    /// `len` elements that hold anything.
+    pub fn new(len: usize) -> Self {
+        let mut buffer = T::stash(|stash| stash.borrow_mut().pop()).unwrap_or_default();
+        buffer.resize(len, T::default());
+        Scratch(buffer)
+    }
+}
+
+impl<T: Recycled> Drop for Scratch<T> {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.0);
+        if buffer.capacity() <= KEEP {
+            T::stash(|stash| stash.borrow_mut().push(buffer));
+        }
+    }
+}
+
+impl<T: Recycled> Deref for Scratch<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: Recycled> DerefMut for Scratch<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.0
+    }
+}
