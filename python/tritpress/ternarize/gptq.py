@@ -42,6 +42,9 @@ CORRECTION = 1.0
 STREAM_CORRECTION = 0.5
 """How much of the residual stream's own drift the layers that write to it are asked to take back."""
 
+SHRINKAGE = 2.0
+"""Inputs times this, in tokens, is the text at which half of a correction is trusted."""
+
 
 @dataclass
 class _Moments:
@@ -53,6 +56,7 @@ class _Moments:
     hessian: Tensor
     cross: Tensor | None = None
     drift: Tensor | None = None
+    tokens: int = 0
 
 
 @dataclass
@@ -198,6 +202,7 @@ def _moments(
             sums[path] = _add(sums[path], fresh) if path in sums else fresh
             tokens[path] = tokens.get(path, 0) + len(z)
     for path, total in sums.items():
+        total.tokens = tokens[path]
         for part in (total.hessian, total.cross, total.drift):
             if part is not None:
                 part /= tokens[path]
@@ -266,7 +271,9 @@ def _corrected(weight: Tensor, moments: _Moments) -> Tensor:
     if moments.drift is not None:
         wanted += STREAM_CORRECTION * moments.drift.double()
     step = torch.cholesky_solve(wanted.T, torch.linalg.cholesky(damped(moments.hessian))).T
-    return (weight.double() + step).float()
+    # few tokens for many inputs: the least squares would learn those tokens by heart
+    trust = moments.tokens / (moments.tokens + SHRINKAGE * weight.shape[1])
+    return (weight.double() + trust * step).float()
 
 
 def _stored_weight(target: Target, planned: TensorPlan, store: Any) -> Tensor:
