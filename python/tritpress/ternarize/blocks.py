@@ -111,7 +111,10 @@ class BlockRunner:
         with _hooks(self.blocks, hook), contextlib.suppress(_Reached):
             model(input_ids=batch, use_cache=False)
         if not entered or (record and len(calls) != len(self.blocks)):
-            raise InputError(f"{type(model).__name__} does not run its blocks one after the other")
+            raise InputError(
+                f"{type(model).__name__} does not run its blocks one after the other, so it cannot be
+                calibrated: " "--method fast needs no activations"
+            )
         if record:
             self._calls[len(batch)] = calls
         return entered[0]
