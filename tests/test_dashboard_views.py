@@ -98,7 +98,7 @@ def test_status_in_words(tmp_path: Path) -> None:
     failed = status.status_of(state_until(tmp_path, failing_gate="perplexity"))
     assert failed.tone == "warning" and "perplexity change" in failed.sentence
     broken = {**running, "status": "failed", "error": "no space left"}
-    assert status.status_of(broken).sentence == "no space left"
+    assert status.status_of(broken).sentence == "no space left."
     assert status.elapsed(running, running["started"] + 7) == 7
 
 
@@ -131,6 +131,9 @@ def test_seven_steps_with_time_and_progress(tmp_path: Path) -> None:
     assert lines[0].time == "1.5 s"
     assert lines[2].detail == "no calibration needed for --method fast"
     assert lines[3].share == pytest.approx(10 / 42) and "left" in lines[3].detail
+    lost = overview.step_lines(state, now=state["updated"] + 1000, lost=True)[3]
+    assert (lost.state, lost.word, lost.time) == ("failed", "interrupted", "")
+    assert status.elapsed(state, state["updated"] + 1000, lost=True) == state["updated"] - state["started"]
 
 
 def test_grid_pages_and_folds(tmp_path: Path) -> None:

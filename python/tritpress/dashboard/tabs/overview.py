@@ -76,23 +76,21 @@ class Overview(Tab):
             return
         state = shown.state
         status = status_of(state, shown.lost)
-        time_words = fig.duration(elapsed(state, shown.now)) if elapsed(state, shown.now) is not None else ""
-        sentence = status.sentence + (f" {_since(state)} {time_words}." if time_words else "")
+        spent = elapsed(state, shown.now, shown.lost)
+        working = state["status"] in ("created", "running", "paused") and not shown.lost
+        spent_words = f" {'At work for' if working else 'Took'} {fig.duration(spent)}." if spent else ""
+        sentence = status.sentence + spent_words
         self.status.set(note(status.tone, sentence))
         self.figures.set(
             Markup('<div class="tiles">{}</div>').format(join(_tile(tile) for tile in tiles(state)))
         )
-        lines = step_lines(state, shown.now, shown.progress_bases)
+        lines = step_lines(state, shown.now, shown.progress_bases, shown.lost)
         self.steps.set(panel("Steps", Markup('<ol class="steps">{}</ol>').format(join(map(_step, lines)))))
         rows = join(
             Markup("<dt>{}</dt><dd>{}</dd>").format(fact.name, fact.value) for fact in facts(state, shown.now)
         )
         self.facts.set(panel("Run", Markup("<dl>{}</dl>").format(rows)))
         self.log.set(_log(state))
-
-
-def _since(state: dict[str, Any]) -> str:
-    return "At work for" if state["status"] in ("created", "running", "paused") else "Took"
 
 
 def _tile(tile: Tile) -> Markup:

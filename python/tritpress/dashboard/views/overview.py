@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
@@ -117,10 +117,18 @@ STEP_WORDS = {
 
 
 def step_lines(
-    state: State, now: float, bases: dict[int, tuple[float, float]] | None = None
+    state: State, now: float, bases: dict[int, tuple[float, float]] | None = None, lost: bool = False
 ) -> list[StepLine]:
-    """The seven steps with their times; a running one with how far it is."""
-    return [_step_line(step, state, now, (bases or {}).get(step["n"])) for step in state["steps"]]
+    """The seven steps with their times; a running one with how far it is, unless its worker is gone."""
+    lines = [_step_line(step, state, now, (bases or {}).get(step["n"])) for step in state["steps"]]
+    if not lost:
+        return lines
+    return [
+        replace(line, state="failed", word="interrupted", time="", detail=line.about)
+        if line.state == "running"
+        else line
+        for line in lines
+    ]
 
 
 def _step_line(step: dict[str, Any], state: State, now: float, base: tuple[float, float] | None) -> StepLine:

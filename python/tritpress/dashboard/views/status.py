@@ -63,8 +63,15 @@ def status_of(state: State, lost: bool = False) -> Status:
     if kind == "stopped":
         return Status("Stopped", "warning", "■", "Stopped on request. Resume goes on from what is finished.")
     if kind == "failed":
-        return Status("Failed", "bad", "✕", state.get("error") or "The run failed without saying why.")
+        return Status(
+            "Failed", "bad", "✕", sentence(state.get("error") or "The run failed without saying why")
+        )
     return _finished(state)
+
+
+def sentence(text: str) -> str:
+    """`text` with a full stop."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _finished(state: State) -> Status:
@@ -194,11 +201,13 @@ def eta_words(
     return f"about {rough_duration(left)} left in this step" if left is not None else "no estimate yet"
 
 
-def elapsed(state: State, now: float) -> float | None:
-    """Seconds from the first start to the end, or to now."""
+def elapsed(state: State, now: float, lost: bool = False) -> float | None:
+    """Seconds from the first start to the end, or to now; of a run whose worker is gone to its last word."""
     if not known(state.get("started")):
         return None
     end = state.get("finished") if state["status"] in ("finished", "failed", "stopped") else now
+    if lost:
+        end = state.get("updated")
     return max((end or now) - state["started"], 0.0)
 
 
