@@ -112,8 +112,8 @@ class BlockRunner:
             model(input_ids=batch, use_cache=False)
         if not entered or (record and len(calls) != len(self.blocks)):
             raise InputError(
-                f"{type(model).__name__} does not run its blocks one after the other, so it cannot be
-                calibrated: " "--method fast needs no activations"
+                f"{type(model).__name__} does not run its blocks one after the other, "
+                "so it cannot be calibrated: --method fast needs no activations"
             )
         if record:
             self._calls[len(batch)] = calls
