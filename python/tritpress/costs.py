@@ -93,8 +93,8 @@ def _costs(
     norm = float(np.square(weight, dtype=np.float64).sum())
     found = []
     for count in asked:  # planes are residual: the first ones are those of a smaller number
-        error = weight - _core.dequantize(codes[:count], scales[:count], target.cols, config.group_size)
-        squares = np.square(error, out=error)
+        wrong = weight - _core.dequantize(codes[:count], scales[:count], target.cols, config.group_size)
+        squares = np.square(wrong, out=wrong)
         relative = float(squares.sum(dtype=np.float64)) / norm if norm else 0.0
         if moments is None:
             loss = relative * _weights(target) / total

@@ -102,7 +102,8 @@ def ternarize_(
                 planes=config.planes or 1,
                 threshold=config.threshold,
                 sparsity=config.target_sparsity,
-                **({} if config.max_sparsity is None else {"max_sparsity": config.max_sparsity}),
+                max_sparsity=config.max_sparsity,
+                threads=config.threads,
             )
         except ValueError as error:
             raise InputError(f"{path or type(layer).__name__}.weight: {error}") from None

@@ -108,7 +108,6 @@ def _press_stream(target: Target, options: dict[str, Any], store: Any) -> None:
         scales_offset,
         **options,
     )
-    sums.pop("seconds", None)
     store.commit(target.name, summary(sums))
 
 

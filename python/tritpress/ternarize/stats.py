@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def layer_statistics(
     )
 
 
-def summary(sums: dict[str, Any]) -> dict[str, Any]:
+def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
     """The Rust core's sums as figures.
 
     `sparsity` is the share of zero codes over all planes, `zeros_all_planes` the share of weights that are 0
