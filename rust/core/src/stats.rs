@@ -138,31 +138,21 @@ impl Statistics {
         const L: usize = 8;
         let (mut ww, mut dd, mut wd, mut ee) = ([0f64; L], [0f64; L], [0f64; L], [0f64; L]);
         let whole = w.len() / L * L;
-        let mut add = |w: &[f32], d: &[f32]| {
-            let (mut x, mut y) = ([0f64; L], [0f64; L]);
+        for (w, d) in w[..whole].chunks_exact(L).zip(d[..whole].chunks_exact(L)) {
             for l in 0..L {
-                x[l] = w[l] as f64;
-                y[l] = d[l] as f64;
+                let (w, d) = (w[l] as f64, d[l] as f64);
+                ww[l] += w * w;
+                dd[l] += d * d;
+                wd[l] += w * d;
+                ee[l] += (w - d) * (w - d);
             }
-            for l in 0..L {
-                ww[l] += x[l] * x[l];
-            }
-            for l in 0..L {
-                dd[l] += y[l] * y[l];
-            }
-            for l in 0..L {
-                wd[l] += x[l] * y[l];
-            }
-            for l in 0..L {
-                ee[l] += (x[l] - y[l]) * (x[l] - y[l]);
-            }
-        };
-        let (mut last_w, mut last_d) = ([0f32; L], [0f32; L]);
-        last_w[..w.len() - whole].copy_from_slice(&w[whole..]);
-        last_d[..w.len() - whole].copy_from_slice(&d[whole..]);
-        let pairs = w[..whole].chunks_exact(L).zip(d[..whole].chunks_exact(L));
-        for (w, d) in pairs.chain(std::iter::once((&last_w[..], &last_d[..]))) {
-            add(w, d);
+        }
+        for (l, (&w, &d)) in w[whole..].iter().zip(&d[whole..]).enumerate() {
+            let (w, d) = (w as f64, d as f64);
+            ww[l] += w * w;
+            dd[l] += d * d;
+            wd[l] += w * d;
+            ee[l] += (w - d) * (w - d);
         }
         let total = |lanes: &[f64; L]| lanes.iter().sum::<f64>();
         self.sum_w2 += total(&ww);
