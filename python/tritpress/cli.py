@@ -331,21 +331,31 @@ def generate(
     debug: o.DebugOption = False,
     json: o.JsonOption = False,
 ) -> int:
-    need("hf", "generating text", "torch", "transformers")
+    from tritpress.formats.packed_reader import is_packed
     from tritpress.generate import generate as run
 
-    if threads is not None:
-        import torch
+    if not is_packed(path):  # a packed model needs neither
+        need("hf", "generating text", "torch", "transformers")
+    begun: list[str] = []
 
-        from tritpress.ops.linear import set_threads
+    def show(text: str) -> None:
+        print((prompt if not begun else "") + text, end="", flush=True)
+        begun.append(text)
 
-        torch.set_num_threads(threads)
-        set_threads(threads)
-    found = run(path, prompt, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    found = run(
+        path,
+        prompt,
+        max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        threads=threads,
+        on_text=None if json else show,
+    )
     if json:
         print_json(found)
     else:
-        print(found["prompt"] + found["text"])
+        print("" if begun else prompt)
         speed = f"{found['tokens']} tokens in {found['seconds']:.1f} s, {found['tokens_per_s']:.1f} tokens/s"
         print(speed, file=sys.stderr)
     return 0
