@@ -253,12 +253,16 @@ def _pack(threads: int, limits: Any) -> list[Row]:
 
 
 def _generate(threads: int, limits: Any) -> list[Row]:
-    """Tokens a second of the built-in model, ternarized with one plane, beside the original in float32."""
+    """Tokens a second of the built-in model, ternarized with one plane, beside the original in float32 (where
+    torch is installed); then the package's own decoder on random packed models.
+    """
+    from tritpress.bench_generate import bench_generate
+
     try:
         import torch
         import transformers  # noqa: F401
     except ImportError:
-        raise UsageError("bench generate needs torch and transformers: pip install 'tritpress[hf]'") from None
+        return bench_generate(threads)
     import tritpress as tp
     from tritpress.formats.huggingface import load_tokenizer
     from tritpress.generate import generate_with
@@ -287,4 +291,4 @@ def _generate(threads: int, limits: Any) -> list[Row]:
     for name, values in rates.items():
         row[f"{name}_tokens_s"] = round(float(np.median(values)), 2)
     row["ratio_torch"] = round(row["tritpress_tokens_s"] / row["torch_fp32_tokens_s"], 2)
-    return [row]
+    return [row, *bench_generate(threads)]
