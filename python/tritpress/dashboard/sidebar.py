@@ -92,8 +92,8 @@ class Sidebar:
         )
         self.planes = pmui.Select(
             label="Planes",
-            options={"By the ratio": None, "1 (1.58-bit)": 1, "2": 2, "3": 3},
-            value=None,
+            options={"By the ratio": 0, "1 (1.58-bit)": 1, "2": 2, "3": 3},
+            value=0,
             **wide,
         )
         self.seed = pmui.IntInput(label="Seed", value=0, start=0, **wide)
@@ -197,7 +197,7 @@ class Sidebar:
             amount=self.amount.value or 0,
             grokfast_lambda=self.grokfast.value if self.grokfast.value is not None else 0.0,
             method=self.method.value,
-            planes=self.planes.value,
+            planes=self.planes.value or None,
             seed=self.seed.value or 0,
             calibration_tokens=self.calibration.value or 0,
             evaluation_tokens=self.evaluation.value or 0,
@@ -220,7 +220,7 @@ class Sidebar:
             self.amount.param.update(label=AMOUNT_LABELS[form.budget], value=float(form.amount))
             self.grokfast.value = form.grokfast_lambda
             self.method.value = form.method if form.method in self.method.options.values() else "auto"
-            self.planes.value = form.planes
+            self.planes.value = form.planes or 0
             self.seed.value = form.seed
             self.calibration.value = form.calibration_tokens
             self.evaluation.value = form.evaluation_tokens
@@ -279,8 +279,8 @@ class Sidebar:
             return
         editable = self._controls.form
         enabled = {
-            self.ratio: self.own_ratio.value and self.planes.value is None,
-            self.own_ratio: self.planes.value is None,
+            self.ratio: self.own_ratio.value and not self.planes.value,
+            self.own_ratio: not self.planes.value,
             self.sparsity: self.own_sparsity.value,
             self.budget: self.finetune.value,
             self.amount: self.finetune.value,
