@@ -55,6 +55,10 @@ def test_products_equal_the_integer_oracle(out, cols, planes, group_size, thread
         exact, size = oracle(trits, scales, group_size, x[i])
         assert (np.abs(y[i] - exact) <= size * 2**-22 + 1e-30).all()
         np.testing.assert_array_equal(matrix.matvec(x[i], threads=threads), y[i])
+    five = PackedMatrix(_core.pack(trits), scales, group_size, (out, cols), format="1.6bit")
+    np.testing.assert_array_equal(five.matmul(x, threads=threads), y)
+    np.testing.assert_array_equal(five.matvec(x[0], threads=threads), y[0])
+    np.testing.assert_array_equal(five.codes(), _core.pack(trits))
     np.testing.assert_array_equal(matrix.codes(), _core.pack(trits))
     np.testing.assert_array_equal(matrix.scales(), scales)
 
@@ -145,10 +149,10 @@ CHILD = """
 import sys, numpy as np
 from tritpress import _core
 rng = np.random.default_rng(7)
-for group_size in (0, 64):
+for group_size, form in ((0, "2bit"), (64, "2bit"), (0, "1.6bit"), (64, "1.6bit")):
     trits = rng.integers(-1, 2, (2, 50, 400)).astype(np.int8)
     scales = rng.random((2, 50, -(-400 // group_size) if group_size else 1)).astype(np.float16)
-    matrix = _core.PackedMatrix(_core.pack(trits), scales, group_size, (50, 400))
+    matrix = _core.PackedMatrix(_core.pack(trits), scales, group_size, (50, 400), form)
     assert matrix.isa == _core.isa()
     sys.stdout.buffer.write(matrix.matmul(rng.standard_normal((9, 400)).astype(np.float32)).tobytes())
 sys.stderr.write(_core.isa())
@@ -165,7 +169,7 @@ def test_every_path_gives_the_same_bytes_and_says_which_it_is():
         child = run_child({"TRITPRESS_ISA": isa})
         assert (child.returncode, child.stderr.decode()) == (0, isa)
         results[isa] = child.stdout
-    assert len(set(results.values())) == 1 and len(results["generic"]) == 2 * 9 * 50 * 4
+    assert len(set(results.values())) == 1 and len(results["generic"]) == 4 * 9 * 50 * 4
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Limits(TypedDict):
     multiply_gop_s: float
 
 def machine_limits(threads: int | None = None) -> Limits:
-    """What this machine reaches at most with that many threads, measured for about a second: reads from memory
+    """What this machine reaches at most with that many threads, measured for a second: reads from memory
     and from the last-level cache (10^9 bytes a second), unpacking and multiplying as a matvec does, and
     multiplying alone (10^9 operations a second, with the instructions of the path `isa()`).
     """
@@ -136,7 +136,8 @@ def safetensors_header(
 class PackedMatrix:
     """A ternary matrix [out, in] in memory, laid out for this machine's kernels.
 
-    codes: uint8 [planes, out, ceil(in / 4)]; scales: float16 [planes, out, groups]; format: "2bit".
+    codes: uint8 [planes, out, ceil(in / 4)]; scales: float16 [planes, out, groups]; format: "2bit", or
+    "1.6bit" (five codes a byte, less to read from memory and more to compute; files stay 2-bit).
     Products quantize activations to int8 per token: x_scale = max|x| / 127 in float32,
     q = round_half_even(x / x_scale) within +-127; sums inside a group are exact.
     Raises CoreError for shapes that disagree, code 3, bad padding, and scales negative, NaN or infinite.
@@ -148,7 +149,7 @@ class PackedMatrix:
         scales: NDArray[np.float16],
         group_size: int,
         shape: tuple[int, int],
-        format: Literal["2bit"] = "2bit",
+        format: Literal["2bit", "1.6bit"] = "2bit",
         *,
         threads: int | None = None,
     ) -> None: ...

@@ -165,7 +165,7 @@ def _matvec(threads: int, limits: Any) -> list[Row]:
     rng = np.random.default_rng(1)
     for rows, cols in SHAPES:
         x = rng.standard_normal(cols).astype(np.float32)
-        for group_size, format in ((64, "2bit"), (0, "2bit")):
+        for group_size, format in ((64, "2bit"), (0, "2bit"), (64, "1.6bit")):
             codes, scales = _arrays(rows, cols, group_size)
             first = _core.PackedMatrix(codes, scales, group_size, (rows, cols), format)
             copies = -(-MEMORY_BYTES // first.nbytes)

@@ -1,6 +1,7 @@
 //! A packed matrix in memory and its products.
 
 use crate::error::{Error, Result};
+use crate::kernel::trits::{self, TritTiles};
 use crate::kernel::{self, Activations, Batch, Isa};
 use crate::packing::{row_bytes, Canonical};
 use crate::pool;
@@ -11,41 +12,60 @@ use crate::tiles::{Geometry, Tiles, TILE};
 pub enum Format {
     /// Four codes a byte.
     TwoBit,
+    /// Five codes a byte, for matrices larger than the cache where memory is the limit.
+    OnePointSixBit,
 }
 
 impl Format {
     pub fn parse(name: &str) -> Result<Self> {
         match name {
             "2bit" => Ok(Format::TwoBit),
-            _ => Err(Error::option(format!("format must be '2bit', not '{name}'"))),
+            "1.6bit" => Ok(Format::OnePointSixBit),
+            _ => Err(Error::option(format!("format must be '2bit' or '1.6bit', not '{name}'"))),
         }
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Format::TwoBit => "2bit",
+            Format::OnePointSixBit => "1.6bit",
         }
     }
 }
 
 /// A ternary matrix [rows, cols] of one or more planes, laid out for the kernels.
 pub struct PackedMatrix {
-    tiles: Tiles,
-    format: Format,
+    codes: Codes,
     isa: Isa,
+}
+
+enum Codes {
+    Two(Tiles),
+    Five(TritTiles),
 }
 
 impl PackedMatrix {
     pub fn new(from: &Canonical<'_>, format: Format, threads: usize) -> Result<Self> {
-        Ok(PackedMatrix { tiles: Tiles::pack(from, threads), format, isa: kernel::isa()? })
+        let tiles = Tiles::pack(from, threads);
+        let codes = match format {
+            Format::TwoBit => Codes::Two(tiles),
+            Format::OnePointSixBit => Codes::Five(TritTiles::pack(&tiles, threads)),
+        };
+        Ok(PackedMatrix { codes, isa: kernel::isa()? })
     }
 
     pub fn geometry(&self) -> &Geometry {
-        &self.tiles.geometry
+        match &self.codes {
+            Codes::Two(tiles) => &tiles.geometry,
+            Codes::Five(trits) => &trits.layout.geometry,
+        }
     }
 
     pub fn format(&self) -> Format {
-        self.format
+        match &self.codes {
+            Codes::Two(_) => Format::TwoBit,
+            Codes::Five(_) => Format::OnePointSixBit,
+        }
     }
 
     pub fn isa(&self) -> Isa {
@@ -54,17 +74,26 @@ impl PackedMatrix {
 
     /// Bytes held for codes and scales.
     pub fn bytes(&self) -> usize {
-        self.tiles.bytes.as_slice().len()
+        match &self.codes {
+            Codes::Two(tiles) => tiles.bytes.as_slice().len(),
+            Codes::Five(trits) => trits.bytes.as_slice().len(),
+        }
     }
 
     /// Codes in the canonical layout [planes, rows, ceil(cols / 4)].
     pub fn codes(&self, threads: usize) -> Vec<u8> {
-        self.tiles.codes(threads)
+        match &self.codes {
+            Codes::Two(tiles) => tiles.codes(threads),
+            Codes::Five(trits) => trits.expand(threads).codes(threads),
+        }
     }
 
     /// Scales in the canonical layout, fp16 bits [planes, rows, groups].
     pub fn scales(&self) -> Vec<u16> {
-        self.tiles.scales()
+        match &self.codes {
+            Codes::Two(tiles) => tiles.scales(),
+            Codes::Five(trits) => trits.expand(1).scales(),
+        }
     }
 
     /// float32 [rows, cols], the sum over planes.
@@ -118,7 +147,7 @@ impl PackedMatrix {
         if g.cols == 0 {
             return Ok(out);
         }
-        let size = g.tile_bytes();
+        let size = self.bytes() / g.tiles;
         if n == 1 {
             let block = tiles_per_item(g.tiles, size, threads);
             pool::chunks_mut(&mut out, TILE * block, threads, |index, out| {
@@ -131,9 +160,18 @@ impl PackedMatrix {
         let mut by_tile = vec![0f32; g.tiles * TILE * n];
         pool::chunks_mut(&mut by_tile, TILE * n, threads, |tile, out| {
             let mut rest = out;
+            let mut expanded = Vec::new();
+            let bytes = match &self.codes {
+                Codes::Two(tiles) => tiles.tile(tile),
+                Codes::Five(trits) => {
+                    expanded.resize(g.tile_bytes(), 0);
+                    trits::expand_tile(&trits.layout, trits.tile(tile), &mut expanded);
+                    &expanded
+                }
+            };
             for batch in &batches {
                 let (out, more) = rest.split_at_mut(batch.n * TILE);
-                kernel::matmul(self.isa, self.tiles.tile(tile), g, batch, out);
+                kernel::matmul(self.isa, bytes, g, batch, out);
                 rest = more;
             }
         });
@@ -148,16 +186,25 @@ impl PackedMatrix {
 
     /// Products of the tiles from `first` on that cover `out`, whose last tile may be cut short.
     fn matvec_tiles(&self, first: usize, x: &Activations, out: &mut [f32]) {
-        let g = self.geometry();
-        let size = g.tile_bytes();
+        let size = self.bytes() / self.geometry().tiles;
         let whole = out.len() / TILE;
-        let bytes = &self.tiles.bytes.as_slice()[first * size..];
         let (even, rest) = out.split_at_mut(whole * TILE);
-        kernel::matvec(self.isa, &bytes[..whole * size], g, x, even);
+        self.matvec_whole(first * size..(first + whole) * size, x, even);
         if !rest.is_empty() {
             let mut last = [0f32; TILE];
-            kernel::matvec(self.isa, &bytes[whole * size..][..size], g, x, &mut last);
+            self.matvec_whole((first + whole) * size..(first + whole + 1) * size, x, &mut last);
             rest.copy_from_slice(&last[..rest.len()]);
+        }
+    }
+
+    fn matvec_whole(&self, bytes: std::ops::Range<usize>, x: &Activations, out: &mut [f32]) {
+        match &self.codes {
+            Codes::Two(tiles) => {
+                kernel::matvec(self.isa, &tiles.bytes.as_slice()[bytes], &tiles.geometry, x, out);
+            }
+            Codes::Five(trits) => {
+                trits::matvec(self.isa, &trits.bytes.as_slice()[bytes], &trits.layout, x, out);
+            }
         }
     }
 }
@@ -189,6 +236,11 @@ mod tests {
             let t = ternarize(Weights::F32(&w), (rows, cols), None, &options, 1).unwrap();
             let canonical = Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size).unwrap();
             let matrix = PackedMatrix::new(&canonical, Format::TwoBit, 2).unwrap();
+            let five = PackedMatrix::new(&canonical, Format::OnePointSixBit, 2).unwrap();
+            assert_eq!(five.codes(2), t.codes);
+            assert_eq!(five.scales(), t.scales);
+            assert_eq!(five.matmul(&x, n, 2).unwrap(), matrix.matmul(&x, n, 2).unwrap());
+            assert_eq!(five.matvec(&x[..cols], 2).unwrap(), matrix.matvec(&x[..cols], 1).unwrap());
             assert_eq!(matrix.codes(1), t.codes);
             assert_eq!(matrix.scales(), t.scales);
             let d = matrix.dequantize(2);
@@ -215,9 +267,11 @@ mod tests {
             let scales = vec![0u16; rows * crate::packing::groups_of(cols, 0)];
             let codes = vec![0x55u8; rows * row_bytes(cols)];
             let canonical = Canonical::new(&codes, &scales, 1, (rows, cols), 0).unwrap();
-            let matrix = PackedMatrix::new(&canonical, Format::TwoBit, 1).unwrap();
-            assert_eq!(matrix.matvec(&vec![1.0; cols], 1).unwrap(), vec![0.0; rows]);
-            assert!(matrix.matvec(&vec![1.0; cols + 1], 1).is_err());
+            for format in [Format::TwoBit, Format::OnePointSixBit] {
+                let matrix = PackedMatrix::new(&canonical, format, 1).unwrap();
+                assert_eq!(matrix.matvec(&vec![1.0; cols], 1).unwrap(), vec![0.0; rows]);
+                assert!(matrix.matvec(&vec![1.0; cols + 1], 1).is_err());
+            }
         }
     }
 }

@@ -11,6 +11,9 @@ pub mod avx512_vnni;
 pub mod generic;
 pub mod limits;
 pub mod naive;
+pub mod trits;
+#[cfg(target_arch = "x86_64")]
+mod trits_avx512;
 mod vectorize;
 
 use std::sync::OnceLock;

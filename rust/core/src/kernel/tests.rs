@@ -56,6 +56,11 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
                 assert_eq!(&out[..rows], &expected[..], "{streams} streams");
             }
         }
+        let five = trits::TritTiles::pack(&tiles, 1);
+        let mut out = vec![0f32; tiles.geometry.tiles * TILE];
+        trits::matvec(isa, five.bytes.as_slice(), &five.layout, &x, &mut out);
+        assert_eq!(&out[..rows], &expected[..], "{}: five codes a byte, {rows}x{cols}", isa.name());
+        assert_eq!(five.expand(1).bytes.as_slice(), tiles.bytes.as_slice());
         let others = naive::matvec(&matrix, &second);
         for n in [1, 2, 3, 4, 5, 9] {
             let tokens: Vec<Activations> =

@@ -1,0 +1,58 @@
+//! Five codes a byte with AVX-512 and VNNI. A code is the carry of 3 q out of 8 bits, here the top two bits of
+//! 3 q / 4, which two averages give (they round up, so 1 is taken off first); masked in place it carries the factor 64 for all five.
+
+use std::arch::x86_64::*;
+
+use super::trits::{Part, DIGITS};
+use crate::tiles::{CHUNK_BYTES, TILE};
+
+pub fn sums(codes: &[u8], part: &Part<'_>, sums: &mut [[i32; TILE]; DIGITS]) {
+    let chunks = codes.len() / CHUNK_BYTES;
+    if chunks == 0 {
+        return;
+    }
+    assert!(part.present >= 1 && part.present <= DIGITS);
+    let last = (chunks - 1) * part.by_chunk + (part.present - 1) * part.by_code;
+    assert!(part.q.len() >= last + 4 && super::avx512_vnni::available());
+    // SAFETY: the CPU was checked; the furthest activation read is at `last + 3`.
+    unsafe {
+        match part.present {
+            5 => add::<5>(codes, part, sums),
+            4 => add::<4>(codes, part, sums),
+            3 => add::<3>(codes, part, sums),
+            2 => add::<2>(codes, part, sums),
+            _ => add::<1>(codes, part, sums),
+        }
+    }
+}
+
+/// # Safety
+/// See [`sums`]; `N` is `part.present`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn add<const N: usize>(codes: &[u8], part: &Part<'_>, sums: &mut [[i32; TILE]; DIGITS]) {
+    let zero = _mm512_setzero_si512();
+    let one = _mm512_set1_epi8(1);
+    let top = _mm512_set1_epi8(0xc0u8 as i8);
+    let mut acc = [zero; N];
+    for (c, chunk) in codes.chunks_exact(CHUNK_BYTES).enumerate() {
+        // SAFETY: a chunk is 64 bytes.
+        let mut q = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
+        for (s, acc) in acc.iter_mut().enumerate() {
+            let less = _mm512_subs_epu8(q, one);
+            let high = _mm512_avg_epu8(less, _mm512_avg_epu8(less, zero));
+            // SAFETY: c is below the number of chunks, s below `present`.
+            let x = unsafe { part.q.as_ptr().add(c * part.by_chunk + s * part.by_code).cast::<i32>() };
+            let x = _mm512_set1_epi32(unsafe { x.read_unaligned() });
+            *acc = _mm512_dpbusd_epi32(*acc, _mm512_and_si512(high, top), x);
+            if s + 1 < N {
+                q = _mm512_add_epi8(q, _mm512_add_epi8(q, q));
+            }
+        }
+    }
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        let mut lanes = [0i32; TILE];
+        // SAFETY: 16 lanes of 32 bits. The factor 64 is taken out exactly.
+        unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), _mm512_srai_epi32::<6>(acc)) };
+        sums.iter_mut().zip(lanes).for_each(|(a, b)| *a += b);
+    }
+}
