@@ -21,6 +21,7 @@ from tritpress.dashboard.views.form import (
     form_of,
     toml_of,
 )
+from tritpress.dashboard.views.layer import find_layer, layer_view
 from tritpress.dashboard.views.runs import run_lines, run_options
 from tritpress.errors import UsageError
 from tritpress.events import fold, initial_state, load_snapshot
@@ -164,6 +165,24 @@ def test_grid_pages_and_folds(tmp_path: Path) -> None:
     assert made.cells[1].value == pytest.approx((6.0 + 2 * 9.0) / 3)
     assert made.bars[0].value == pytest.approx(0.5) and made.bars[0].inside is False
     assert "!" in made.bars[0].text, "outside the band is said in text, too"
+
+
+def test_one_tensor_from_the_log(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "r")
+    name = "model.layers.3.self_attn.v_proj.weight"
+    event = find_layer(run.events_path, name)
+    assert event is not None and event["name"] == name
+    state = load_snapshot(run.snapshot_path)
+    assert state is not None
+    view = layer_view(event, state)
+    facts = {fact.name: fact.value for fact in view.facts}
+    assert facts["Shape"] == "128 × 256" and facts["Method"] == "gptq"
+    assert facts["Planes"] == str(event["planes"])
+    assert facts["Ratio"].startswith(fig.ratio(32 / event["bits"]))
+    assert view.histogram is not None and len(view.histogram.edges) == 129
+    assert sum(view.histogram.before) == pytest.approx(1) == sum(view.histogram.after)
+    assert find_layer(run.events_path, "model.layers.3") is None
+    assert find_layer(tmp_path / "nothing", name) is None
 
 
 def test_sparsity_target() -> None:

@@ -134,13 +134,17 @@ class Session:
         clock = (
             now - self.clock >= 1.0 and feed is not None and feed.state["status"] in ("created", "running")
         )
-        if version == self.seen and not list_changed and not clock and not (self.pending or self.job):
+        tab = self.tabs[self.shown_tabs.active]
+        waiting = self.pending or self.job or tab.pending
+        if version == self.seen and not list_changed and not clock and not waiting:
             return
         with pn.io.hold(pn.state.curdoc):
             if list_changed:
                 self._refresh_list()
             self._refresh(clock, list_changed)
             self._look_for_job()
+            if tab.pending:
+                tab.take_up()
             if self.pending is not None:
                 self._look_for_ack(now)
         if clock:
@@ -169,7 +173,7 @@ class Session:
         feed = self.feed
         if feed is None:
             return None
-        return Shown(feed.state, feed.lost, time.time(), dict(feed.progress_base))
+        return Shown(feed.state, feed.lost, time.time(), dict(feed.progress_base), feed.path)
 
     def _show_bar(self) -> None:
         feed = self.feed

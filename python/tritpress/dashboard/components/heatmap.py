@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bokeh.core.properties import value
 from bokeh.models import (
     BoxAnnotation,
@@ -13,6 +15,7 @@ from bokeh.models import (
     PrintfTickFormatter,
     Range1d,
     Span,
+    TapTool,
 )
 from bokeh.palettes import Cividis256
 
@@ -95,6 +98,8 @@ class Heatmap:
             line_color="edge",
             line_width="width",
             fill_color={"field": "value", "transform": self.mapper},
+            nonselection_fill_alpha=1.0,
+            nonselection_line_alpha=1.0,
         )
         plot.text(
             "column",
@@ -105,6 +110,7 @@ class Heatmap:
             text_baseline="middle",
             text_font_size="11.5px",
             text_color="ink",
+            nonselection_text_alpha=1.0,
             text_font=value(FONT),
         )
         plot.add_tools(
@@ -122,6 +128,7 @@ class Heatmap:
                 ],
             )
         )
+        plot.add_tools(TapTool(renderers=[under]))
         self.ticks = FixedTicker(ticks=[])
         self.format = PrintfTickFormatter(format="%.0f")
         self.bar = ColorBar(
@@ -137,6 +144,15 @@ class Heatmap:
         )
         plot.add_layout(self.bar, "right")
         self.pane = pane(plot, "heatmap")
+
+    def on_click(self, callback: Callable[[str], None]) -> None:
+        """Call `callback` with the tensor of a clicked cell, "" when nothing is chosen any more."""
+
+        def chosen(_attr: str, _old: list[int], new: list[int]) -> None:
+            names = self.source.data["name"]
+            callback(str(names[new[0]]) if new and new[0] < len(names) else "")
+
+        self.source.selected.on_change("indices", chosen)
 
     def show(self, grid: Grid) -> None:
         """Bring the chart to this page and these figures."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import panel as pn
@@ -23,6 +24,7 @@ class Shown:
     lost: bool
     now: float
     progress_bases: dict[int, tuple[float, float]]
+    path: Path
 
 
 class Tab(ABC):
@@ -47,6 +49,15 @@ class Tab(ABC):
             self.built, changed = True, None
         if changed is None or changed & self.interests:
             self.update(shown, changed)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something that the tab asked for beside the server's loop has come."""
+        return False
+
+    def take_up(self) -> None:
+        """Show what has come."""
+        return None
 
     @abstractmethod
     def build(self) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import panel as pn
@@ -9,8 +10,10 @@ import panel_material_ui as pmui
 
 from tritpress.dashboard.components.heatmap import Heatmap, SparsityBars
 from tritpress.dashboard.components.html import Fragment, Markup, empty
+from tritpress.dashboard.components.layer import LayerPanel
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.layer import find_layer, layer_view
 from tritpress.dashboard.views.progress import (
     METRICS,
     Grid,
@@ -22,6 +25,8 @@ from tritpress.dashboard.views.progress import (
     sparsity_target,
 )
 from tritpress.dashboard.views.status import STEP_TITLES, eta_words, running_step, status_of
+
+LOOKUPS = ThreadPoolExecutor(2, thread_name_prefix="tritpress-lookup")
 
 
 class Progress(Tab):
@@ -49,6 +54,8 @@ class Progress(Tab):
         self.map, self.mapped = Map(), None
         self.wanted_page, self.follow = 0, True
         self.last: Shown | None = None
+        self.lookup: Future[dict[str, Any] | None] | None = None
+        self.looked_for = ""
 
     def build(self) -> list[Any]:
         self.now, self.placeholder, self.twin = Fragment(), Fragment(), Fragment()
@@ -92,7 +99,16 @@ class Progress(Tab):
         )
         self.metric.param.watch(lambda _: self._again(), "value")
         self.pages.param.watch(self._turned, "value")
-        return [self.now.pane, self.placeholder.pane, self.tools, self.charts, self.twin.pane]
+        self.layer = LayerPanel()
+        self.heatmap.on_click(self._clicked)
+        return [
+            self.now.pane,
+            self.placeholder.pane,
+            self.tools,
+            self.charts,
+            self.layer.row,
+            self.twin.pane,
+        ]
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
         self.last = shown
@@ -131,6 +147,31 @@ class Progress(Tab):
         self._again()
         self.on_navigate()
 
+    def _clicked(self, name: str) -> None:
+        """Look up the tensor in the log, beside the server's loop, and show it."""
+        shown = self.last
+        if not name or shown is None:
+            self.layer.hide()
+            return
+
+        self.lookup = LOOKUPS.submit(find_layer, shown.path / "events.jsonl", name)
+        self.looked_for = name
+
+    @property
+    def pending(self) -> bool:
+        return self.lookup is not None and self.lookup.done()
+
+    def take_up(self) -> None:
+        """Show the tensor that was looked up."""
+        if self.lookup is None or self.last is None:
+            return
+        event = self.lookup.result()
+        self.lookup = None
+        if event is None:
+            self.layer.missing(self.looked_for)
+        else:
+            self.layer.show(layer_view(event, self.last.state))
+
     def _again(self) -> None:
         self.update(self.last, None)
 
@@ -138,6 +179,7 @@ class Progress(Tab):
         self.tools.visible = self.charts.visible = False
         self.placeholder.pane.visible = True
         self.twin.set(Markup(""))
+        self.layer.hide()
         self.now.set(Markup(""))
         if shown is None:
             self.placeholder.set(
@@ -172,9 +214,11 @@ class Progress(Tab):
 
 def _where(made: Grid) -> Markup:
     if made.pages < 2:
-        return Markup('<span class="soft small">{}</span>').format(fig.plural(made.layers, "layer"))
+        return Markup('<span class="soft small">{} · click a cell for its tensor</span>').format(
+            fig.plural(made.layers, "layer")
+        )
     return Markup('<span class="soft small">{}</span>').format(
-        f"Layers {made.rows[0]}–{made.rows[-1]} of {made.layers}"
+        f"Layers {made.rows[0]}–{made.rows[-1]} of {made.layers} · click a cell for its tensor"
     )
 
 
