@@ -34,8 +34,8 @@ from tritpress.load import load
 from tritpress.plan import Plan, make_plan
 from tritpress.reference import reference_model_path
 from tritpress.ternarize.calibration import calibrate
-from tritpress.ternarize.fast import fast_tensors
-from tritpress.ternarize.gptq import gptq_tensors
+from tritpress.press.fast import fast_tensors
+from tritpress.press.gptq import gptq_tensors
 from tritpress.text import builtin_splits, token_windows
 
 CASES: dict[str, dict[str, Any]] = {

@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
 import tritpress
 
 PACKAGE = Path(tritpress.__file__).parent
 
 # Rooms from the top of the house to its foundations: a room may import from rooms on a lower floor only.
 FLOORS: dict[str, int] = {
-    "cli": 9,
-    "phase4": 8,
-    "dashboard": 8,
-    "api": 8,
-    "runs": 7,
-    "pipeline": 6,
-    "evaluate": 5,
-    "finetune": 5,
-    "plan": 5,
+    "__main__": 17,
+    "cli": 16,
+    "console": 15,
+    "dashboard": 15,
+    "phase4": 15,
+    "api": 14,
+    "invocation": 13,
+    "runs": 12,
+    "pipeline": 11,
+    "steps": 10,
+    "report": 9,
+    "press": 8,
+    "finetune": 8,
+    "plan": 7,
+    "evaluate": 7,
+    "generate": 7,
+    "bench": 8,
+    "costs": 6,
+    "bench_generate": 6,
     "decoder": 5,
-    "load": 4,
+    "inspect": 5,
+    "load": 5,
+    "text": 5,
     "formats": 4,
     "ternarize": 3,
-    "nn": 3,
-    "ops": 2,
-    "_core": 1,
+    "nn": 2,
+    "ops": 1,
+    "_core": 0,
     # beside all: anyone may import these, they import only each other
-    "events": 0,
-    "config": 0,
-    "errors": 0,
+    "events": -1,
+    "config": -1,
+    "errors": -1,
+    "devices": -1,
+    "reference": -1,
 }
 
 
@@ -60,7 +72,9 @@ def _files(room: str) -> list[Path]:
 
 
 def _python_rooms() -> list[str]:
-    rooms = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    rooms = {path.stem for path in PACKAGE.glob("*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
     return sorted(rooms - {"__init__"})
 
 
@@ -72,16 +86,18 @@ def test_imports_go_down_only(room: str) -> None:
             if parts[0] != "tritpress" or len(parts) == 1 or parts[1] == room:
                 continue
             other = parts[1]
-            if other in FLOORS:
-                assert FLOORS[other] < FLOORS[room] or (FLOORS[room], FLOORS[other]) == (0, 0), (
-                    f"{path.relative_to(PACKAGE)} imports {module}: {room} may not reach up to {other}"
-                )
+            if other not in FLOORS:  # a public name of the package itself, or the version
+                continue
+            lower = FLOORS[other] < FLOORS[room] or FLOORS[other] == -1
+            assert lower, f"{path.relative_to(PACKAGE)} imports {module}: {room} may not reach up to {other}"
 
 
 @pytest.mark.parametrize("room", ["events", "config", "errors"])
 def test_events_and_config_import_neither_torch_nor_panel(room: str) -> None:
     for path in _files(room):
-        heavy = {"torch", "transformers", "panel", "bokeh", "holoviews"} & {m.split(".")[0] for m in _imports(path)}
+        heavy = {"torch", "transformers", "panel", "bokeh", "holoviews"} & {
+            m.split(".")[0] for m in _imports(path)
+        }
         assert not heavy, f"{path}: imports {heavy}"
 
 
@@ -104,14 +120,13 @@ import sys, time
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "tokenizers", "panel", "bokeh", "holoviews", "gguf"}:
+        if name.split(".")[0] in {"torch", "transformers", "tokenizers", "panel", "bokeh", "holoviews"}:
             raise ImportError(f"the base install has no {name}")
 
 sys.meta_path.insert(0, Refuse())
-import numpy, pydantic
-started = time.perf_counter()
+started = time.process_time()
 import tritpress
-print(time.perf_counter() - started)
+print(time.process_time() - started)
 for name in tritpress.__all__:
     if name not in {"load", "ternarize_", "TernaryLinear", "BitLinear"}:
         getattr(tritpress, name)
@@ -119,15 +134,14 @@ for name in tritpress.__all__:
 
 
 def test_import_with_the_base_install_alone() -> None:
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
-    done = subprocess.run([sys.executable, "-c", BASE_ONLY], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    # the import alone, apart from the libraries it stands on, is a small part of the promised 0.3 s
-    assert float(done.stdout) < 1.0
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", BASE_ONLY], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        seconds.append(float(done.stdout))
+    assert min(seconds) < 0.3, "`import tritpress`, numpy included, takes too much processor time"
 
 
 def test_every_room_has_a_floor() -> None:
-    free = {"bench", "bench_generate", "generate", "inspect", "reference", "report", "text"}
-    free |= {"console", "steps"}
-    unknown = [room for room in _python_rooms() if room not in FLOORS and room not in free]
+    unknown = [room for room in _python_rooms() if room not in FLOORS]
     assert not unknown, f"give these rooms a floor in this test: {unknown}"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tritpress.errors import InputError, StopRequested, TritpressError, UsageError
     from tritpress.load import load
     from tritpress.nn.bit_linear import BitLinear
-    from tritpress.nn.surgery import ternarize_
     from tritpress.nn.ternary_linear import TernaryLinear
+    from tritpress.ternarize.modules import ternarize_
 
 _LAZY = {
     "compress": "tritpress.api",
@@ -30,7 +30,7 @@ _LAZY = {
     "UsageError": "tritpress.errors",
     "StopRequested": "tritpress.errors",
     "load": "tritpress.load",
-    "ternarize_": "tritpress.nn.surgery",
+    "ternarize_": "tritpress.ternarize.modules",
     "TernaryLinear": "tritpress.nn.ternary_linear",
     "BitLinear": "tritpress.nn.bit_linear",
 }

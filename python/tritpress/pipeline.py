@@ -35,7 +35,7 @@ def run(config: CompressionConfig, directory: steps.RunFolder, context: RunConte
     """Carry out (or go on with) the run in `directory` and return the report (design of `report.json`).
 
     Steps 1 to 6 leave a record in the work folder when they end and are not done again by a resumed run;
-    within steps 4 and 5 finished tensors and training steps are kept as well. Raises `TritpressError` with one
+    within steps 4 and 5 finished tensors and training steps are kept too. Raises `TritpressError` with one
     sentence when something cannot be done and `StopRequested` when the run was asked to stop.
     """
     work = steps.Work(config=config, directory=directory, context=context)

@@ -7,10 +7,10 @@ import math
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tritpress.steps import Work
+Work = Any
+"""`tritpress.steps.Work`, which stands above this room; only its attributes are read."""
 
 PACKAGES = ("tritpress", "numpy", "safetensors", "torch", "transformers", "tokenizers")
 

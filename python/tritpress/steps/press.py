@@ -190,11 +190,11 @@ def _press_all(work: Work) -> Iterator[tuple[Target, float, bool]]:
     by_name = {target.name: target for target in work.targets}
     finished = {target.name for target in work.targets if work.store.has(target.name)}
     if work.method == "fast":
-        from tritpress.ternarize.fast import fast_tensors
+        from tritpress.press.fast import fast_tensors
 
         made = fast_tensors(work.targets, work.plan, work.config, work.store, work.context)
     else:
-        from tritpress.ternarize.gptq import gptq_tensors
+        from tritpress.press.gptq import gptq_tensors
 
         made = gptq_tensors(
             copy.deepcopy(work.original),

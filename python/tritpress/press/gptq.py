@@ -30,8 +30,8 @@ from tritpress.formats.targets import Target
 from tritpress.nn.surgery import find_blocks, is_linear, set_weight, weight_out_in
 from tritpress.ops import reference
 from tritpress.plan import Plan, TensorPlan
+from tritpress.press.fast import press_tensor
 from tritpress.ternarize.blocks import BlockRunner, Stage
-from tritpress.ternarize.fast import press_tensor
 from tritpress.ternarize.points import FitSpec
 from tritpress.ternarize.stats import layer_statistics
 from tritpress.ternarize.sweep import Curvature, curvature, damped, sweep
