@@ -60,8 +60,10 @@ def bench_generate(
 
     Keys: op, model, parameters, threads, isa, context, tokens, tokens_s, us (one token), matvec_us (all
     products), head_us (the output head's share of these), rest_us, rest_share (rest_us / us),
-    rest_share_blocks (without the head: rest_us / (us - head_us)), attention_mb (cache read for a token),
-    prompt_tokens_s, weights_mb, open_s, peak_mb (resident set of the process so far).
+    rest_share_blocks (without the head: rest_us / (us - head_us)), us_best and rest_share_best (of the
+    fastest token: what a busy machine disturbed least), attention_mb (cache read for a token),
+    prompt_tokens_s (the faster of two prompts of `PROMPT` tokens), weights_mb, open_s, peak_mb (resident set
+    of the process so far).
     """
     rows = []
     for name in models:
@@ -211,6 +213,7 @@ def _measure(decoder: Decoder, context: int) -> Row:
                 totals.append(1e6 * total)
                 products.append(1e6 * (clock.blocks + clock.head))
                 heads.append(1e6 * clock.head)
+    best = int(np.argmin(totals))
     us, head = float(np.median(totals)), float(np.median(heads))
     rest = float(np.median(np.subtract(totals, products)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -224,6 +227,8 @@ def _measure(decoder: Decoder, context: int) -> Row:
         "rest_us": round(rest, 1),
         "rest_share": round(rest / us, 4),
         "rest_share_blocks": round(rest / (us - head), 4),
+        "us_best": round(totals[best], 1),
+        "rest_share_best": round(1 - products[best] / totals[best], 4),
         "attention_mb": round(8 * told.layers * told.kv_heads * told.head_size * context / 1e6, 2),
         "peak_mb": round(peak / 1e6, 1),
     }

@@ -110,7 +110,7 @@ class Attention:
 
     def __call__(self, x: Array, cache: KVCache, position: int, rotation: Array | None) -> Array:
         """x [hidden] or [n, hidden] after the norm. `rotation` complex64 [(heads + 2 kv_heads) head_size / 2]
-        (with a first dimension n for several tokens) holds the scale of the queries too, and 1 for the values.
+        (with a first dimension n for several tokens) holds the queries' scale too, and 1 for the values.
         """
         told = self.told
         qkv = self.qkv(x)
