@@ -242,6 +242,14 @@ def test_a_run_from_the_page(page: Any, server: str, runs_dir: Path) -> None:
 def compare_with_report(page: Any, report: dict[str, Any]) -> None:
     show(page, "Overview")
     tile = {key: page.locator(f'[data-figure="{key}"]') for key in (*GATES[:4], "size")}
+    wait_until(
+        page,
+        lambda: (
+            tile["accuracy"].get_by_text("✓ passed").or_(tile["accuracy"].get_by_text("✕ failed")).count()
+            == 1
+        ),
+        "the figures of the finished run",
+    )
     ratio = number(tile["ratio"].locator(".value").inner_text())
     assert ratio == pytest.approx(report["ratio_file"], abs=0.0051)
     beside = tile["ratio"].locator(".beside").inner_text()

@@ -10,6 +10,7 @@ from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
+from panel.util import edit_readonly
 
 from tritpress.dashboard.components.html import Fragment, Markup
 from tritpress.dashboard.components.viewport import Viewport
@@ -107,6 +108,9 @@ class Session:
             site_url="?",
         )
 
+        with edit_readonly(self.page):
+            self.page.busy = False  # not panel's counter: the page would be searched through at every event
+
     def attach(self) -> Any:
         """Open what the URL names and start the loop. Returns what is to be served."""
         self.store.join()
@@ -118,7 +122,9 @@ class Session:
         if location is not None:
             location.param.watch(self._url_changed, "search")
         # What is sent while a page still loads is lost: the loop begins when the page stands.
-        pn.state.onload(lambda: pn.state.add_periodic_callback(self.tick, period=TICK))
+        # The document's own timer: panel's would mark the page busy and idle again at every tick.
+        doc = pn.state.curdoc
+        pn.state.onload(lambda: doc.add_periodic_callback(self.tick, TICK))
         return self.page
 
     # The loop
