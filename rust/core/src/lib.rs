@@ -6,6 +6,9 @@
 //! * [`stream`]: tensors in a safetensors file -> packed tensors in another, in constant memory;
 //! * [`safetensors`]: a header reader that trusts nothing.
 
+// Loops over lanes index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 pub mod error;
 pub mod half;
 pub mod kernel;

@@ -18,7 +18,7 @@ pub fn available() -> bool {
 
 pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32], streams: usize) {
     let count = out.len() / TILE;
-    assert!(tiles.len() >= count * geometry.tile_bytes() && tiles.as_ptr() as usize % 32 == 0);
+    assert!(tiles.len() >= count * geometry.tile_bytes() && (tiles.as_ptr() as usize).is_multiple_of(32));
     assert!(x.q.len() >= geometry.padded_cols() && x.offsets.len() >= geometry.groups);
     // SAFETY: dispatch checked the CPU (`available`); the lengths above cover the tiles, the activations and the
     // output; every tile is below `count`. Blocks are multiples of 32 bytes, so loads are aligned.

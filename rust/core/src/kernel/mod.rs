@@ -11,6 +11,8 @@ pub mod avx512_vnni;
 pub mod generic;
 pub mod limits;
 pub mod naive;
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
 pub mod trits;
 #[cfg(target_arch = "x86_64")]
 mod trits_avx512;
@@ -32,18 +34,21 @@ pub enum Isa {
     Avx512Vnni,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// NEON with dot products (untested).
+    Neon,
     /// Portable.
     Generic,
 }
 
 impl Isa {
     /// Best first.
-    pub const ALL: [Isa; 3] = [Isa::Avx512Vnni, Isa::Avx2, Isa::Generic];
+    pub const ALL: [Isa; 4] = [Isa::Avx512Vnni, Isa::Avx2, Isa::Neon, Isa::Generic];
 
     pub fn name(self) -> &'static str {
         match self {
             Isa::Avx512Vnni => "avx512vnni",
             Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
             Isa::Generic => "generic",
         }
     }
@@ -57,6 +62,10 @@ impl Isa {
             Isa::Avx2 => avx2::available(),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx512Vnni | Isa::Avx2 => false,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::available(),
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::Neon => false,
             Isa::Generic => true,
         }
     }
@@ -182,6 +191,10 @@ pub fn matvec(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Activations, out:
         Isa::Avx2 => avx2::matvec(tiles, geometry, x, out, streams()),
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Avx512Vnni | Isa::Avx2 => unreachable!("not available here"),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon::matvec(tiles, geometry, x, out),
+        #[cfg(not(target_arch = "aarch64"))]
+        Isa::Neon => unreachable!("not available here"),
         Isa::Generic => generic::matvec(tiles, geometry, x, out),
     }
 }
@@ -227,6 +240,10 @@ pub fn matmul(isa: Isa, tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [
         Isa::Avx2 => avx2::matmul(tile, geometry, x, out),
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Avx512Vnni | Isa::Avx2 => unreachable!("not available here"),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon::matmul(tile, geometry, x, out),
+        #[cfg(not(target_arch = "aarch64"))]
+        Isa::Neon => unreachable!("not available here"),
         Isa::Generic => generic::matmul(tile, geometry, x, out),
     }
 }

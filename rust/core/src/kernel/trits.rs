@@ -348,7 +348,7 @@ mod tests {
                 let less = q.saturating_sub(1);
                 assert_eq!(average(less, average(less, 0)) >> 6, (3 * q) >> 8, "{v}");
                 back = back * 3 + ((3 * q) >> 8);
-                q = 3 * q & 0xff;
+                q = (3 * q) & 0xff;
             }
             assert_eq!(back, v);
         }
