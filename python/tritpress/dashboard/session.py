@@ -306,7 +306,9 @@ class Session:
         navigating, self._navigating = self._navigating, True
         try:
             if options != self.selector.options or self.selector.value != open_run:
-                self.selector.param.update(options=options, value=open_run)
+                # The browser knows the value by its label alone: a run whose label changed is chosen anew.
+                self.selector.param.update(options=options, value="")
+                self.selector.value = open_run
         finally:
             self._navigating = navigating
 
