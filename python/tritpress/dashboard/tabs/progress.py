@@ -198,6 +198,8 @@ class Progress(Tab):
         doing = status_of(state, shown.lost).label
         if step and state["status"] == "running" and not shown.lost:
             doing = f"{STEP_TITLES[step['n']][0]} (step {step['n']} of 7)"
+        if current in state["layers"]:
+            current = f"last: {current}"
         what = current or (step.get("detail") if step else "") or ""
         left = eta_words(state, shown.now, shown.lost, shown.progress_bases)
         total, done = len(state["targets"]), len(state["layers"])

@@ -73,6 +73,7 @@ class Grid:
     first: int = 0
     last: int = 0
     layers: int = 0
+    current: str | None = None  # the tensor that was named last while tensors are pressed
 
 
 @dataclass
@@ -146,6 +147,7 @@ def grid(state: State, where: Map, page: int, metric: str = "ratio") -> Grid:
         first,
         first + len(rows) - 1,
         len(where.rows),
+        current,
     )
 
 
