@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -60,21 +58,16 @@ def bench_generate(
 
     Keys: op, model, parameters, threads, isa, context, tokens, tokens_s, us (one token), matvec_us (all
     products), head_us (the output head's share of these), rest_us, rest_share (rest_us / us),
-    rest_share_blocks (without the head: rest_us / (us - head_us)), us_best and rest_share_best (of the
-    fastest token: what a busy machine disturbed least), attention_mb (cache read for a token),
-    prompt_tokens_s (the faster of two prompts of `PROMPT` tokens), weights_mb, open_s, peak_mb (resident set
-    of the process so far).
+    us_best and rest_share_best (of the fastest token: what a busy machine disturbed least), prompt_tokens_s
+    (the faster of two prompts of `PROMPT` tokens).
     """
     rows = []
     for name in models:
         with tempfile.TemporaryDirectory(prefix="tritpress-bench-") as folder:
             parameters = write_random_model(Path(folder), MODELS[name])
-            started = time.perf_counter()
             decoder = Decoder.open(folder, threads)
-            opened = time.perf_counter() - started
             common: Row = {"op": "decode", "model": name, "parameters": parameters, "threads": threads}
-            common |= {"isa": _core.isa(), "weights_mb": round(decoder.weight_bytes / 1e6, 1)}
-            common |= {"open_s": round(opened, 2), "prompt_tokens_s": _prompt_rate(decoder)}
+            common |= {"isa": _core.isa(), "prompt_tokens_s": _prompt_rate(decoder)}
             rows += [common | _measure(decoder, context) for context in contexts]
     return rows
 
@@ -216,7 +209,6 @@ def _measure(decoder: Decoder, context: int) -> Row:
     best = int(np.argmin(totals))
     us, head = float(np.median(totals)), float(np.median(heads))
     rest = float(np.median(np.subtract(totals, products)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "context": context,
         "tokens": TOKENS * REPEATS,
@@ -226,9 +218,6 @@ def _measure(decoder: Decoder, context: int) -> Row:
         "head_us": round(head, 1),
         "rest_us": round(rest, 1),
         "rest_share": round(rest / us, 4),
-        "rest_share_blocks": round(rest / (us - head), 4),
         "us_best": round(totals[best], 1),
         "rest_share_best": round(1 - products[best] / totals[best], 4),
-        "attention_mb": round(8 * told.layers * told.kv_heads * told.head_size * context / 1e6, 2),
-        "peak_mb": round(peak / 1e6, 1),
     }

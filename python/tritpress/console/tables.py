@@ -179,9 +179,14 @@ def print_bench(console: Console, name: str, found: dict[str, Any]) -> None:
     console.print(f"bench {name}", style="bold")
     for key, value in found["machine"].items():
         console.print(f"  {key.replace('_', ' ')}: {_cell(value)}", markup=False)
-    rows = found["rows"]
-    if not rows:
-        return
+    tables: dict[Any, list[dict[str, Any]]] = {}
+    for row in found["rows"]:  # the two kinds of rows of `generate` have different columns
+        tables.setdefault(row.get("op") if name == "generate" else None, []).append(row)
+    for rows in tables.values():
+        _print_rows(console, rows)
+
+
+def _print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     # What is the same in every row is said once, so that the rest fits the terminal.
     same = [key for key in keys if len(rows) > 1 and all(row.get(key) == rows[0].get(key) for row in rows)]

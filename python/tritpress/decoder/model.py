@@ -16,7 +16,7 @@ from tritpress.decoder.weights import Weights
 from tritpress.errors import InputError
 from tritpress.formats.packed_reader import PackedModel, open_packed
 
-PROMPT_CHUNK = 256
+PROMPT_CHUNK = 128
 """Tokens of a prompt that go through the blocks at once: bounds the memory of a long one."""
 
 _GROWTH = 256
