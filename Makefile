@@ -13,7 +13,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/maturin
 RUNS ?= runs
 
-.PHONY: help setup demo test bench lint wheel dashboard chromium clean
+.PHONY: help setup demo test bench lint wheel dashboard chromium sanitize clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,6 +37,10 @@ lint: setup  ## ruff, mypy, rustfmt, clippy
 	$(BIN)/mypy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+
+sanitize:  ## the Rust tests under AddressSanitizer
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --quiet --locked -p tritpress-core --lib \
+	  --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/sanitize
 
 wheel: setup  ## the wheel, in dist/
 	$(MATURIN) build --release --locked --out dist

@@ -23,7 +23,7 @@ fn products(c: &mut Criterion) {
     let (rows, cols) = (2560, 2560);
     let trits: Vec<i8> = noise(rows * cols)
         .iter()
-        .map(|x| (x * 1.5).round() as i8)
+        .map(|x| (x * 1.4).round() as i8)
         .collect();
     let codes = packing::pack(&trits, cols, 1).unwrap();
     for group_size in [64, 0] {
