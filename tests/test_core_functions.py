@@ -89,11 +89,13 @@ def test_exact_fit_reaches_the_least_squares_optimum(w, group_size, weighted):
 def test_zeros_stay_below_a_ceiling_and_meet_a_target(w, group_size, share, target):
     options = {"sparsity": share} if target else {"max_sparsity": share}
     t = ternarize(w, group_size=group_size, planes=2, **options)
-    for plane in t.trits():
-        zeros = int((plane == 0).sum())
+    for plane, scales in zip(t.trits(), t.scales):
+        # What is left of a group may be too small for fp16; then its scale and all its codes are 0.
+        alive = np.repeat(scales > 0, group_size or w.shape[1], axis=1)[:, : w.shape[1]]
+        zeros, dead = int(((plane == 0) & alive).sum()), int((~alive).sum())
         if target and w.size >= 200:
-            assert abs(zeros / w.size - share) <= 0.005
-        elif not target and w.shape[1] > 8:
+            assert abs((zeros + dead) / w.size - share) <= 0.005 + dead / w.size
+        elif not target:
             assert zeros <= share * w.size
 
 

@@ -270,6 +270,7 @@ def _generate(threads: int, limits: Any) -> list[Row]:
     except ImportError:
         return bench_generate(threads)
     import tritpress as tp
+    from tritpress.config import make_config
     from tritpress.formats.huggingface import load_tokenizer
     from tritpress.generate import generate_with
     from tritpress.load import load
@@ -279,7 +280,7 @@ def _generate(threads: int, limits: Any) -> list[Row]:
     path = reference_model_path()
     tokenizer = load_tokenizer(path)
     original, ternary = load(path), load(path)
-    tp.ternarize_(ternary, tp.CompressionConfig(planes=1))
+    tp.ternarize_(ternary, make_config({"planes": 1}))
     tokens = 32
     models = {"tritpress": ternary, "torch_fp32": original}
     rates: dict[str, list[float]] = {name: [] for name in models}
