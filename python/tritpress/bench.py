@@ -45,7 +45,7 @@ def run(name: str, threads: int | None = None) -> dict[str, Any]:
         raise UsageError(f"threads must be from 1 to 1024, not {threads}")
     every = _core.default_threads()
     counts = sorted({1, every}) if threads is None else [threads]
-    limits = {count: _core.machine_limits(count) for count in counts}
+    limits: dict[int, Any] = {count: _core.machine_limits(count) for count in counts}
     machine = {"cpu": _cpu_name(), "isa": _core.isa(), "isas": _core.available_isas(), "threads": every}
     for count, found in limits.items():
         machine |= {f"{key}_{count}t": round(float(value), 1) for key, value in found.items()}
@@ -171,7 +171,8 @@ def _matvec(threads: int, limits: Any) -> list[Row]:
     rng = np.random.default_rng(1)
     for rows, cols in SHAPES:
         x = rng.standard_normal(cols).astype(np.float32)
-        for group_size, format in ((64, "2bit"), (0, "2bit"), (64, "1.6bit")):
+        formats: Any = ((64, "2bit"), (0, "2bit"), (64, "1.6bit"))
+        for group_size, format in formats:
             codes, scales = _arrays(rows, cols, group_size)
             first = _core.PackedMatrix(codes, scales, group_size, (rows, cols), format)
             copies = -(-MEMORY_BYTES // first.nbytes)
@@ -184,7 +185,7 @@ def _matvec(threads: int, limits: Any) -> list[Row]:
                 def ours(i: int, used: list = used, x: np.ndarray = x) -> object:
                     return used[i % len(used)].matvec(x, threads)
 
-                runners = {"tritpress": ours}
+                runners: Runners = {"tritpress": ours}
                 if (group_size, format) == (64, "2bit"):
                     torch_copies = -(-MEMORY_BYTES // (4 * rows * cols)) if where == "memory" else 1
                     runners |= _torch_runners(rows, cols, 1, torch_copies, threads)
@@ -209,11 +210,15 @@ def _matmul(threads: int, limits: Any) -> list[Row]:
                 def ours(i: int, matrix: Any = matrix, x: np.ndarray = x) -> object:
                     return matrix.matmul(x, threads)
 
-                runners = {"tritpress": ours}
+                runners: Runners = {"tritpress": ours}
                 if group_size == 64:
                     runners |= _torch_runners(rows, cols, n, 1, threads)
                 times = _race(runners, warm=True)
-                one = _race({"tritpress": lambda i, m=matrix, x=x: m.matvec(x[0], threads)}, 0.05, True)
+
+                def single(i: int, matrix: Any = matrix, x: np.ndarray = x) -> object:
+                    return matrix.matvec(x[0], threads)
+
+                one = _race({"tritpress": single}, 0.05, True)
                 floor = 2.0 * n * rows * cols / limits["multiply_gop_s"] / 1e3
                 row = _row("matmul", matrix, n, threads, "cache", times, floor)
                 row["ratio_matvecs"] = round(_summary(one["tritpress"])[0] * n / row["us"], 2)
@@ -245,7 +250,7 @@ def _pack(threads: int, limits: Any) -> list[Row]:
         for fit, ceiling in (("absmean", None), ("exact", None), ("exact", 0.44)):
 
             def stream(i: int, fit: Any = fit, ceiling: float | None = ceiling) -> object:
-                where = (source, 0, "BF16", rows, cols, False, target, 0, codes.nbytes)
+                where: Any = (source, 0, "BF16", rows, cols, False, target, 0, codes.nbytes)
                 return _core.ternarize_stream(*where, fit=fit, max_sparsity=ceiling, threads=threads)
 
             add("stream", bits.nbytes, stream, fit=fit, max_sparsity=ceiling, dtype="BF16")
