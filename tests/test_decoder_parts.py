@@ -118,6 +118,25 @@ def test_activations() -> None:
         np.testing.assert_allclose(found, ACT2FN[name](torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_numpys_products_run_on_one_thread_inside_alone() -> None:
+    from tritpress.decoder import blas
+
+    found = blas._threads()
+    if found is None:
+        pytest.skip("numpy is not built on OpenBLAS here")
+    get, put = found
+    before = get()
+    try:
+        put(2)
+        most = get()
+        with pytest.raises(KeyError), blas.one_thread():
+            assert get() == 1
+            raise KeyError
+        assert get() == most
+    finally:
+        put(before)
+
+
 def test_sampler() -> None:
     rng = np.random.default_rng(0)
     logits = rng.standard_normal(3000).astype(np.float32)

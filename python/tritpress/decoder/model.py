@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tritpress.decoder.architecture import Architecture, read_architecture
+from tritpress.decoder.blas import one_thread
 from tritpress.decoder.blocks import Gpt2Block, LlamaBlock, RmsNorm, layer_norm
 from tritpress.decoder.cache import KVCache
 from tritpress.decoder.linear import Product
@@ -121,7 +122,8 @@ class Decoder:
             room = max(need, self.cache.capacity + max(_GROWTH, self.cache.capacity // 2))
             self.cache.reserve(min(room, told.longest))
         found = []
-        with np.errstate(over="ignore"):  # exp(-x) of a very negative gate is infinite, and 1 / infinity is 0
+        # exp(-x) of a very negative gate is infinite, and 1 / infinity is 0
+        with one_thread(), np.errstate(over="ignore"):
             for start in range(0, len(ids), PROMPT_CHUNK):
                 x = self._hidden(ids[start : start + PROMPT_CHUNK])
                 if all_positions:
