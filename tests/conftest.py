@@ -12,6 +12,7 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def save_tiny_model(config, folder: Path, *, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:

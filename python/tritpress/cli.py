@@ -12,6 +12,7 @@ import typer
 from tritpress.console import options as o
 from tritpress.console.options import help_text
 from tritpress.console.shell import INTERRUPTED, complain, console, guarded, need, print_json
+from tritpress.devices import wait_without_spinning
 from tritpress.errors import TritpressError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ app.add_typer(runs_app, name="runs")
 
 def main() -> None:
     """Entry of the `tritpress` program."""
+    wait_without_spinning()
     app()
 
 

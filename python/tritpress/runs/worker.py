@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tritpress.devices import wait_without_spinning
 from tritpress.errors import StopRequested, TritpressError
 from tritpress.events.context import RunContext
 from tritpress.events.writer import EventWriter
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     if len(arguments) != 1:
         print("usage: python -m tritpress.runs.worker RUN_PATH", file=sys.stderr)
         return 2
+    wait_without_spinning()
     return work(RunDirectory(arguments[0]))
 
 
