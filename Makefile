@@ -67,7 +67,7 @@ $(VENV)/.made:
 
 $(VENV)/.dependencies: $(VENV)/.made pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt maturin
-	$(MATURIN) develop --release --locked --quiet --extras dev
+	$(MATURIN) develop --release --locked --quiet --extras all,dev
 	@touch $@
 
 $(VENV)/.core: $(VENV)/.dependencies $(RUST_SOURCES)
