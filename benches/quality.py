@@ -30,7 +30,7 @@ from tritpress.formats.packed import packed_size, write_packed
 from tritpress.formats.source import open_source
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import find_targets
-from tritpress.load import load
+from tritpress.loading import load
 from tritpress.plan import Plan, make_plan
 from tritpress.reference import reference_model_path
 from tritpress.ternarize.calibration import calibrate

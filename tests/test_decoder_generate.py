@@ -19,7 +19,7 @@ from tritpress.decoder.writing import write_tokens
 from tritpress.errors import InputError, UsageError
 from tritpress.formats.huggingface import load_tokenizer
 from tritpress.generate import generate, generate_with
-from tritpress.load import load
+from tritpress.loading import load
 from tritpress.reference import reference_model_path
 
 PROMPT = "def main(arguments):\n    "

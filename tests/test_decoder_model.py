@@ -23,7 +23,7 @@ SIZES = {
 def expected_logits(packed: Path, tokens: np.ndarray = TOKENS) -> np.ndarray:
     """float32 [n, vocabulary] of `tritpress.load`."""
     import torch
-    from tritpress.load import load
+    from tritpress.loading import load
 
     with torch.no_grad():
         return load(packed)(torch.from_numpy(tokens)[None]).logits[0].numpy()

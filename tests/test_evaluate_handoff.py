@@ -18,7 +18,7 @@ from tritpress.formats.packed import write_packed  # noqa: E402
 from tritpress.formats.source import open_source, read_tensor  # noqa: E402
 from tritpress.formats.store import TensorStore  # noqa: E402
 from tritpress.formats.targets import find_targets  # noqa: E402
-from tritpress.load import load  # noqa: E402
+from tritpress.loading import load  # noqa: E402
 from tritpress.plan import Plan, TensorPlan  # noqa: E402
 from tritpress.ternarize import ternarize  # noqa: E402
 

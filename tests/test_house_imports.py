@@ -35,7 +35,7 @@ FLOORS: dict[str, int] = {
     "bench_generate": 6,
     "decoder": 5,
     "inspect": 5,
-    "load": 5,
+    "loading": 5,
     "text": 5,
     "formats": 4,
     "ternarize": 3,
@@ -145,3 +145,9 @@ def test_import_with_the_base_install_alone() -> None:
 def test_every_room_has_a_floor() -> None:
     unknown = [room for room in _python_rooms() if room not in FLOORS]
     assert not unknown, f"give these rooms a floor in this test: {unknown}"
+
+
+def test_no_public_name_is_hidden_by_a_module_of_that_name() -> None:
+    for name in tritpress.__all__:
+        module = PACKAGE / f"{name}.py"
+        assert not module.exists(), f"{module.name} would take the place of tritpress.{name} once it is imported"

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from tritpress.nn import surgery  # noqa: E402
 from tritpress.nn.ternary_linear import TernaryLinear  # noqa: E402
+from tritpress.ternarize.modules import ternarize_  # noqa: E402
 
 
 class Little(nn.Module):
@@ -33,7 +34,7 @@ def test_ternarize_in_place_keeps_tied_heads_and_the_rest_works():
     model = Little()
     plain = model(torch.arange(10))
     weight = model.layers[0][0].weight.detach().clone()
-    assert surgery.ternarize_(model, CompressionConfig(planes=3)) is model
+    assert ternarize_(model, CompressionConfig(planes=3)) is model
     assert isinstance(model.layers[1][1], TernaryLinear) and isinstance(model.extra[0], TernaryLinear)
     assert isinstance(model.head, nn.Linear)
     assert (model.layers[0][0].dequantize() - weight).norm() < 0.2 * weight.norm()
@@ -46,7 +47,7 @@ def test_the_filter_decides_and_more_planes_come_closer():
         torch.manual_seed(0)
         model = Little()
         weight = model.layers[0][0].weight.detach().clone()
-        surgery.ternarize_(
+        ternarize_(
             model, CompressionConfig(planes=planes), filter=lambda path, layer: "layers" in path
         )
         assert isinstance(model.extra[0], nn.Linear)
@@ -55,7 +56,7 @@ def test_the_filter_decides_and_more_planes_come_closer():
 
 
 def test_a_bare_layer_comes_back_as_a_ternary_one():
-    new = surgery.ternarize_(nn.Linear(16, 8), activation_bits=None)
+    new = ternarize_(nn.Linear(16, 8), activation_bits=None)
     assert isinstance(new, TernaryLinear) and new.planes == 1 and new.activation_bits is None
 
 
@@ -72,7 +73,7 @@ def test_conv1d_is_a_linear_layer_turned_round():
     layer.weight.data.normal_()
     holder = nn.ModuleDict({"c": layer})
     wanted = layer(x)
-    surgery.ternarize_(holder, CompressionConfig(planes=3), activation_bits=None)
+    ternarize_(holder, CompressionConfig(planes=3), activation_bits=None)
     assert (holder["c"](x) - wanted).norm() < 0.2 * wanted.norm()
 
 
@@ -85,10 +86,10 @@ def test_blocks_are_the_outermost_list_with_the_most_linear_weights():
 
 def test_what_cannot_be_done_is_said():
     with pytest.raises(InputError, match="no linear layer"):
-        surgery.ternarize_(nn.LayerNorm(4))
+        ternarize_(nn.LayerNorm(4))
     with pytest.raises(InputError, match=r"no submodule 'layers\.9'"):
         surgery.replace_module(Little(), "layers.9", nn.Identity())
     model = Little()
     model.layers[1][0].weight.data[3, 3] = float("nan")
     with pytest.raises(InputError, match=r"layers\.1\.0\.weight"):
-        surgery.ternarize_(model)
+        ternarize_(model)

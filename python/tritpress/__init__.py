@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tritpress.api import compress
     from tritpress.config import CompressionConfig
     from tritpress.errors import InputError, StopRequested, TritpressError, UsageError
-    from tritpress.load import load
+    from tritpress.loading import load
     from tritpress.nn.bit_linear import BitLinear
     from tritpress.nn.ternary_linear import TernaryLinear
     from tritpress.ternarize.modules import ternarize_
@@ -29,7 +29,7 @@ _LAZY = {
     "InputError": "tritpress.errors",
     "UsageError": "tritpress.errors",
     "StopRequested": "tritpress.errors",
-    "load": "tritpress.load",
+    "load": "tritpress.loading",
     "ternarize_": "tritpress.ternarize.modules",
     "TernaryLinear": "tritpress.nn.ternary_linear",
     "BitLinear": "tritpress.nn.bit_linear",

@@ -278,7 +278,7 @@ def _generate(threads: int, limits: Any) -> list[Row]:
     from tritpress.config import make_config
     from tritpress.formats.huggingface import load_tokenizer
     from tritpress.generate import generate_with
-    from tritpress.load import load
+    from tritpress.loading import load
     from tritpress.reference import reference_model_path
 
     torch.set_num_threads(threads)

@@ -391,7 +391,7 @@ def dashboard(
     if path:
         print_json({"path": str(app_path())}) if json else print(app_path())
         return 0
-    need("dashboard", "the dashboard", "panel", "panel_material_ui", "holoviews", "bokeh")
+    need("dashboard", "the dashboard", "panel", "panel_material_ui", "bokeh")
     folder = (runs or default_runs_dir()).absolute()
     url = f"http://127.0.0.1:{port}/dashboard"
     if run is not None:

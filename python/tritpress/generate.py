@@ -63,7 +63,7 @@ def generate(
     from tritpress.formats.huggingface import load_tokenizer, need_transformers
 
     need_transformers("generating text with this model")
-    from tritpress.load import load
+    from tritpress.loading import load
 
     if threads is not None:
         import torch

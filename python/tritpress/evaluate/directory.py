@@ -14,7 +14,7 @@ from tritpress.evaluate.latency import decode_latency
 from tritpress.evaluate.perplexity import evaluate_model
 from tritpress.formats.huggingface import load_tokenizer
 from tritpress.formats.packed_reader import is_packed
-from tritpress.load import load
+from tritpress.loading import load
 from tritpress.text import builtin_splits, load_splits, token_windows
 
 

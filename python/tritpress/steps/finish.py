@@ -128,7 +128,7 @@ def _evaluate_outputs(work: Work) -> dict[str, Any]:
     """Evaluate both models as read back from disk, side by side with the original."""
     from tritpress.evaluate.bootstrap import perplexity_interval
     from tritpress.formats.huggingface import load_original
-    from tritpress.load import load
+    from tritpress.loading import load
 
     models = {
         "packed": load(packed_folder(work), device=work.device),

@@ -13,7 +13,7 @@ from tritpress.formats.huggingface import load_original, load_tokenizer, module_
 from tritpress.formats.source import open_source
 from tritpress.formats.targets import find_targets
 from tritpress.generate import generate
-from tritpress.load import load
+from tritpress.loading import load
 from tritpress.reference import is_reference_model, reference_model_path
 
 KINDS = ["tiny_llama_dir", "tiny_qwen3_dir", "tiny_gpt2_dir", "tiny_sharded_dir", "tiny_moe_dir"]
