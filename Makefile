@@ -25,7 +25,7 @@ demo: setup  ## the seven steps on the built-in reference model, offline
 
 test: setup chromium  ## Rust tests, Python tests, browser tests
 	cargo test --workspace --locked --quiet
-	$(BIN)/python -m pytest -q -m "not slow and not cuda"
+	$(BIN)/python -m pytest -q -m "not slow and not cuda" -n 2 --dist loadfile
 
 bench: setup  ## this machine's limits and the kernels beside torch, as JSON under benches/results
 	@mkdir -p benches/results

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_decoder import decode, read_folder
-
 import tritpress as tp
+from packed_decoder import decode, read_folder
 
 REPORT_KEYS = {
     "run", "model", "before", "after", "ratio_file", "ratio_layers", "ratio_disk", "bits_per_weight", "planes_mean",

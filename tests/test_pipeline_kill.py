@@ -42,10 +42,15 @@ def _events(run: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_llama_dir: Path, text_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def undisturbed(
+    tiny_llama_dir: Path, text_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     base = tmp_path_factory.mktemp("undisturbed")
     done = subprocess.run(
-        _command(tiny_llama_dir, text_dir, base / "out", base / "runs"), capture_output=True, text=True, timeout=280
+        _command(tiny_llama_dir, text_dir, base / "out", base / "runs"),
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode in (0, 3), done.stderr
     return _bytes_of(base / "out" / "packed")
@@ -57,11 +62,15 @@ def test_kill_and_resume(
 ) -> None:
     runs = tmp_path / "runs"
     client = subprocess.Popen(
-        _command(tiny_llama_dir, text_dir, tmp_path / "out", runs), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        _command(tiny_llama_dir, text_dir, tmp_path / "out", runs),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     run = _wait_for_run(runs)
     wanted = {4: "layer.finished", 5: "finetune.step"}.get(step, "step.started")
-    _wait_for(run, lambda event: event["type"] == wanted and (wanted != "step.started" or event["step"] == step))
+    _wait_for(
+        run, lambda event: event["type"] == wanted and (wanted != "step.started" or event["step"] == step)
+    )
     os.kill(json.loads((run / "run.json").read_text())["pid"], signal.SIGKILL)
     _, error = client.communicate(timeout=60)
     assert client.returncode == 1

@@ -7,20 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_decoder import decode, read_folder
-
 import tritpress as tp
+from packed_decoder import decode, read_folder
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_qwen3_dir", "tiny_gpt2_dir", "tiny_sharded_dir", "tiny_moe_dir"])
+@pytest.mark.parametrize(
+    "family", ["tiny_llama_dir", "tiny_qwen3_dir", "tiny_gpt2_dir", "tiny_sharded_dir", "tiny_moe_dir"]
+)
 def test_data_free(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     source = request.getfixturevalue(family)
-    report = tp.compress(source, tmp_path / "out", tp.CompressionConfig(method="fast", finetune=False), runs_dir=tmp_path)
+    report = tp.compress(
+        source, tmp_path / "out", tp.CompressionConfig(method="fast", finetune=False), runs_dir=tmp_path
+    )
     by_gate = {gate["name"]: gate for gate in report["gates"]}
     assert all(by_gate[name]["passed"] is None for name in ("accuracy", "perplexity", "gradient_flow"))
     assert all(by_gate[name]["advice"] for name in ("accuracy", "perplexity", "gradient_flow"))
@@ -39,7 +42,9 @@ def test_data_free(family: str, request: pytest.FixtureRequest, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("family", ["tiny_gpt2_dir", "tiny_qwen3_dir", "tiny_sharded_dir"])
-def test_calibrated_and_generating(family: str, request: pytest.FixtureRequest, text_dir: Path, tmp_path: Path) -> None:
+def test_calibrated_and_generating(
+    family: str, request: pytest.FixtureRequest, text_dir: Path, tmp_path: Path
+) -> None:
     from tritpress.generate import generate
 
     source = request.getfixturevalue(family)

@@ -45,14 +45,19 @@ def gigabyte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tie_word_embeddings": True, "dtype": "bfloat16", "max_position_embeddings": 512,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
     for i in range(layers):
         block = f"model.layers.{i}"
         shapes |= {f"{block}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
         shapes |= {f"{block}.mlp.{p}_proj.weight": (inner, hidden) for p in ("gate", "up")}
         shapes |= {f"{block}.mlp.down_proj.weight": (hidden, inner)}
         shapes |= {f"{block}.{p}_layernorm.weight": (hidden,) for p in ("input", "post_attention")}
-    noise = (np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32).view(np.uint32) >> 16).astype("<u2")
+    noise = (
+        np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32).view(np.uint32) >> 16
+    ).astype("<u2")
     names, weight_map = sorted(shapes), {}
     for shard, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), start=1):
         file = f"model-{shard:05d}-of-00002.safetensors"
@@ -70,7 +75,9 @@ def gigabyte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 while left:
                     out.write(noise[: min(left, noise.size)].tobytes())
                     left -= min(left, noise.size)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     assert sum(p.stat().st_size for p in folder.glob("*.safetensors")) > 1_000_000_000
     return folder
 
@@ -103,7 +110,11 @@ def test_a_gigabyte_in_less_memory(bare: Path, gigabyte_model: Path, tmp_path: P
     report = json.loads(done.stdout)
     unmeasured = {gate["name"] for gate in report["gates"] if gate["passed"] is None}
     assert unmeasured == {"accuracy", "perplexity", "gradient_flow"}
-    assert all("torch" in gate["advice"] or "text" in gate["advice"] for gate in report["gates"] if gate["passed"] is None)
+    assert all(
+        "torch" in gate["advice"] or "text" in gate["advice"]
+        for gate in report["gates"]
+        if gate["passed"] is None
+    )
     peak_kb = int(done.stderr.split()[-1])
     assert peak_kb < 1_000_000, f"{peak_kb} kB"
 
