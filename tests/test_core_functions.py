@@ -210,7 +210,8 @@ def test_statistics_equal_plain_sums(w, group_size, planes):
     w64 = w.astype(np.float64)
     sums = {"sum_w2": w64**2, "sum_d2": d**2, "sum_wd": w64 * d, "sum_err2": (w64 - d) ** 2}
     for key, value in sums.items():
-        assert s[key] == pytest.approx(value.sum(), rel=1e-9, abs=1e-30)
+        # float32 inside a block of weights, float64 beyond it
+        assert s[key] == pytest.approx(value.sum(), rel=2e-6, abs=1e-7 * (w64**2).sum() + 1e-30)
     width = group_size or w.shape[1]
     mean = np.concatenate(
         [

@@ -14,7 +14,7 @@ use crate::packing::{groups_of, row_bytes, Canonical};
 use crate::pool;
 use crate::scratch::Scratch;
 use crate::stats::Statistics;
-use crate::ternary::{band_rows, check_importance, ternarize_band, Options};
+use crate::ternary::{band_rows, check_importance, part_rows, ternarize_band, Options};
 
 /// Where a tensor lies and what it is: [rows, cols] as ternarized, stored as [cols, rows] if `transposed`.
 pub struct Source<'a> {
@@ -73,9 +73,7 @@ pub fn ternarize_stream(
     let (bytes, groups) = (row_bytes(cols), groups_of(cols, options.group_size));
     let parts: Vec<Mutex<Option<Result<Statistics>>>> = (0..bands).map(|_| Mutex::new(None)).collect();
     let failed = AtomicBool::new(false);
-    let one = |index: usize| -> Result<Statistics> {
-        let first = index * band;
-        let height = band.min(rows - first);
+    let part = |first: usize, height: usize| -> Result<Statistics> {
         let mut w = Scratch::<f32>::new(height * cols);
         read_band(&input, source, element as usize, first, height, &mut w).map_err(read_error)?;
         let t = if options.planes > 1 {
@@ -106,6 +104,19 @@ pub fn ternarize_stream(
             group_size: options.group_size,
         };
         Ok(Statistics::of_band(&w, &matrix))
+    };
+    // A stored row of a transposed tensor is a column: it is read for a whole band at once.
+    let step = if source.transposed || options.bounded() { band } else { part_rows(cols) };
+    let one = |index: usize| -> Result<Statistics> {
+        let stop = ((index + 1) * band).min(rows);
+        let mut out = Statistics::new(options.planes);
+        let mut first = index * band;
+        while first < stop {
+            let height = step.min(stop - first);
+            out.merge(&part(first, height)?);
+            first += height;
+        }
+        Ok(out)
     };
     pool::run(threads, bands, |index| {
         if failed.load(Ordering::Relaxed) {

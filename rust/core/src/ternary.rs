@@ -30,6 +30,15 @@ pub fn band_rows(cols: usize) -> usize {
     (BAND_WEIGHTS / cols.max(1)).max(1)
 }
 
+/// Weights of the rows of a band that are worked on at a time where the band as a whole does not matter: they
+/// stay in the second-level cache from the first pass to the last.
+const PART_WEIGHTS: usize = 1 << 15;
+
+/// Rows of a part of a band.
+pub fn part_rows(cols: usize) -> usize {
+    (PART_WEIGHTS / cols.max(1)).max(1)
+}
+
 /// How one group's scale and codes are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
@@ -80,6 +89,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether the zeros of a band are counted together, so that it must be fitted as a whole.
+    pub fn bounded(&self) -> bool {
+        self.sparsity.is_some() || self.max_sparsity.is_some()
+    }
+
     /// Errors: values out of range, or a threshold together with a target sparsity.
     pub fn check(&self) -> Result<()> {
         check_group_size(self.group_size)?;

@@ -20,9 +20,9 @@ mod vectorize;
 
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use vectorize::has_avx2;
 pub(crate) use vectorize::vectorized;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use vectorize::{level, Level};
 
 use crate::error::{Error, Result};
 use crate::tiles::{Geometry, TILE};

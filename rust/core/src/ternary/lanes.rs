@@ -138,7 +138,7 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
     let width = band.width;
     let groups = band.len();
     let blocks = groups.div_ceil(L);
-    let bounded = options.sparsity.is_some() || options.max_sparsity.is_some();
+    let bounded = options.bounded();
     let kept_blocks = if bounded { blocks } else { 1 };
     let mut sorted = Sorted {
         width,
