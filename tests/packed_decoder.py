@@ -1,4 +1,4 @@
-"""A reader of the packed format written from its description alone: json, struct and numpy, nothing of ours."""
+"""A reader of the packed format written from its description alone, with json, struct and numpy."""
 
 from __future__ import annotations
 

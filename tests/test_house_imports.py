@@ -150,4 +150,4 @@ def test_every_room_has_a_floor() -> None:
 def test_no_public_name_is_hidden_by_a_module_of_that_name() -> None:
     for name in tritpress.__all__:
         module = PACKAGE / f"{name}.py"
-        assert not module.exists(), f"{module.name} would take the place of tritpress.{name} once it is imported"
+        assert not module.exists(), f"{module.name} would hide tritpress.{name} once it is imported"

@@ -11,9 +11,10 @@ import tritpress as tp
 from packed_decoder import decode, read_folder
 
 REPORT_KEYS = {
-    "run", "model", "before", "after", "ratio_file", "ratio_layers", "ratio_disk", "bits_per_weight", "planes_mean",
-    "sparsity", "zeros_all_planes", "perplexity_change", "perplexity_interval", "accuracy_kept", "gates", "layers",
-    "gradient_norms", "handoff", "outputs", "steps", "fine_tuning", "text", "config", "seed", "versions", "machine",
+    "run", "model", "before", "after", "ratio_file", "ratio_layers", "ratio_disk", "bits_per_weight",
+    "planes_mean", "sparsity", "zeros_all_planes", "perplexity_change", "perplexity_interval",
+    "accuracy_kept", "gates", "layers", "gradient_norms", "handoff", "outputs", "steps", "fine_tuning",
+    "text", "config", "seed", "versions", "machine",
 }  # fmt: skip
 
 
@@ -22,8 +23,8 @@ def pressed(tiny_llama_dir: Path, text_dir: Path, tmp_path_factory: pytest.TempP
     out = tmp_path_factory.mktemp("pressed")
     events: list[dict] = []
     config = tp.CompressionConfig(
-        planes=2, text=[str(text_dir)], tokens=2048, finetune=True, calibration_tokens=2048, evaluation_tokens=4096,
-        window=128,
+        planes=2, text=[str(text_dir)], tokens=2048, finetune=True, calibration_tokens=2048,
+        evaluation_tokens=4096, window=128,
     )  # fmt: skip
     report = tp.compress(tiny_llama_dir, out / "out", config, on_event=events.append, runs_dir=out / "runs")
     return tiny_llama_dir, out / "out", report, events
@@ -111,8 +112,8 @@ def test_the_events_tell_the_whole_run(pressed) -> None:
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     kinds = {event["type"] for event in events}
     assert kinds >= {
-        "run.started", "step.started", "step.finished", "layer.finished", "evaluation", "finetune.step", "gradient",
-        "gate", "output", "run.finished", "model", "plan", "figures", "handoff",
+        "run.started", "step.started", "step.finished", "layer.finished", "evaluation", "finetune.step",
+        "gradient", "gate", "output", "run.finished", "model", "plan", "figures", "handoff",
     }  # fmt: skip
     gates = {e["name"]: e["actual"] for e in events if e["type"] == "gate"}
     assert gates == {gate["name"]: gate["actual"] for gate in report["gates"]}

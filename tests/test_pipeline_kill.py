@@ -21,7 +21,8 @@ STEPS = ("load", "baseline", "calibration", "ternarization", "fine-tuning", "out
 def _command(model: Path, text: Path, out: Path, runs: Path) -> list[str]:
     return [
         sys.executable, "-m", "tritpress", "compress", str(model), "-o", str(out), "--runs", str(runs),
-        "--text", str(text), "--threads", "1", "--planes", "2", "--finetune", "--tokens", "8192", "--seed", "3", "--json",
+        "--text", str(text), "--threads", "1", "--planes", "2", "--finetune",
+        "--tokens", "8192", "--seed", "3", "--json",
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Models of other families, made by config: pressed without text, opened by stock transformers, generating."""
+"""Models of other families, made by config: pressed, opened by stock transformers, generating."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_calibrated_and_generating(
 
     source = request.getfixturevalue(family)
     config = tp.CompressionConfig(
-        planes=2, text=[str(text_dir)], tokens=1024, finetune=True, calibration_tokens=1024, evaluation_tokens=2048,
-        window=64,
+        planes=2, text=[str(text_dir)], tokens=1024, finetune=True, calibration_tokens=1024,
+        evaluation_tokens=2048, window=64,
     )  # fmt: skip
     report = tp.compress(source, tmp_path / "out", config, runs_dir=tmp_path / "runs")
     assert all(gate["passed"] is not None for gate in report["gates"])
