@@ -160,9 +160,21 @@ fn fit_plane_inlined(
     Ok(())
 }
 
-/// How many codes must not be 0, given how many would be; None when the fit may stand as it is.
+/// How many codes of the band must not be 0; None when the fit may stand as it is.
 #[inline(always)]
-pub(super) fn required(options: &Options, zeros: usize, weights: usize) -> Option<usize> {
+pub(super) fn required(options: &Options, trits: &[i8]) -> Option<usize> {
+    if !options.bounded() {
+        return None;
+    }
+    let weights = trits.len();
+    let mut zeros = 0;
+    for part in trits.chunks(255) {
+        let mut count = 0u8;
+        for &t in part {
+            count += (t == 0) as u8;
+        }
+        zeros += count as usize;
+    }
     let ceiling = options.max_sparsity.map(|s| (s * weights as f64).floor() as usize);
     if let Some(share) = options.sparsity {
         let wanted = (share * weights as f64).round() as usize;
@@ -177,7 +189,6 @@ pub(super) fn required(options: &Options, zeros: usize, weights: usize) -> Optio
 fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
     let mut order = Order { index: Vec::with_capacity(band.width) };
     let mut sizes = vec![0f64; band.len()];
-    let mut zeros = 0;
     for (index, size) in sizes.iter_mut().enumerate() {
         let (w, h) = band.group(index);
         order.sort(w);
@@ -187,9 +198,9 @@ fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
                 (best, *size) = (gain(a, b), a / b);
             }
         });
-        zeros += nearest(w, *size, &mut trits[band.place(index)]);
+        nearest(w, *size, &mut trits[band.place(index)]);
     }
-    let Some(kept) = required(options, zeros, band.w.len()) else { return sizes };
+    let Some(kept) = required(options, trits) else { return sizes };
 
     let mut gains = Gains {
         width: band.width,
@@ -238,15 +249,22 @@ pub(super) fn sign(w: f32) -> i8 {
 #[inline(always)]
 fn by_threshold(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
     let mut means = vec![0f64; band.len()];
-    let mut zeros = 0;
+    // A loop, not a closure over an iterator: that would not be compiled for the CPU's best.
     for (index, mean) in means.iter_mut().enumerate() {
         let (w, _) = band.group(index);
-        *mean = sum_lanes(w, |x| x.abs() as f64) / w.len().max(1) as f64;
+        *mean = match <&[f32; 64]>::try_from(w) {
+            // The usual group again with a length known when compiled.
+            Ok(w) => sum_lanes(w, |x| x.abs() as f64) / 64.0,
+            _ => sum_lanes(w, |x| x.abs() as f64) / w.len().max(1) as f64,
+        };
+    }
+    for (index, mean) in means.iter().enumerate() {
+        let (w, _) = band.group(index);
         let out = &mut trits[band.place(index)];
         let cut = match (options.fit, options.threshold) {
             (_, Some(threshold)) => threshold * *mean,
             (Fit::Absmean, None) => {
-                zeros += nearest(w, *mean, out);
+                nearest(w, *mean, out);
                 continue;
             }
             _ => 0.7 * *mean,
@@ -254,15 +272,11 @@ fn by_threshold(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
         // The largest float32 that is not above the cut: comparing with it is comparing with the cut.
         let near = cut as f32;
         let near = if near as f64 > cut { near.next_down() } else { near };
-        let mut kept = 0u32;
         for (t, &w) in out.iter_mut().zip(w) {
-            let keep = w.abs() > near;
-            *t = if keep { sign(w) } else { 0 };
-            kept += keep as u32;
+            *t = if w.abs() > near { sign(w) } else { 0 };
         }
-        zeros += w.len() - kept as usize;
     }
-    if let Some(kept) = required(options, zeros, band.w.len()) {
+    if let Some(kept) = required(options, trits) {
         keep_largest(band, &means, kept, trits);
     }
     if options.fit == Fit::Absmean {

@@ -148,7 +148,6 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
     };
     let mut h = vec![[0u32; L]; if band.importance.is_some() { width } else { 0 }];
     let mut sizes = vec![0f64; blocks * L];
-    let mut zeros = 0;
     for block in 0..blocks {
         let keys = &mut sorted.keys[if bounded { block * width } else { 0 }..][..width];
         let lanes = (groups - block * L).min(L);
@@ -174,11 +173,11 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
         }
         for lane in 0..lanes {
             let index = block * L + lane;
-            zeros += nearest(band.group(index).0, found[lane], &mut trits[band.place(index)]);
+            nearest(band.group(index).0, found[lane], &mut trits[band.place(index)]);
         }
     }
     sizes.truncate(groups);
-    if let Some(kept) = required(options, zeros, band.w.len()) {
+    if let Some(kept) = required(options, trits) {
         let counts = sorted.share_out(kept);
         for (index, size) in sizes.iter_mut().enumerate() {
             let (w, h) = band.group(index);
@@ -215,18 +214,23 @@ fn load(band: &Band, block: usize, lanes: usize, keys: &mut [Bits], h: &mut [Bit
     }
 }
 
-/// Codes nearest to w / scale for the scale as it will be stored; returns how many are 0.
+/// Codes nearest to w / scale for the scale as it will be stored.
 #[inline(always)]
-pub(super) fn nearest(w: &[f32], size: f64, trits: &mut [i8]) -> usize {
+pub(super) fn nearest(w: &[f32], size: f64, trits: &mut [i8]) {
     let half = f16_to_f32(f64_to_f16(size.min(F16_MAX))) / 2.0;
     let half = if half > 0.0 { half } else { f32::INFINITY };
-    let mut kept = 0u32;
-    for (t, &w) in trits.iter_mut().zip(w) {
-        let (up, down) = (w > half, w < -half);
-        *t = up as i8 - down as i8;
-        kept += (up | down) as u32;
+    match (<&[f32; 64]>::try_from(w), <&mut [i8; 64]>::try_from(&mut *trits)) {
+        // The usual group again with a length known when compiled.
+        (Ok(w), Ok(trits)) => beyond(w, half, trits),
+        _ => beyond(w, half, trits),
     }
-    trits.len() - kept as usize
+}
+
+#[inline(always)]
+fn beyond(w: &[f32], half: f32, trits: &mut [i8]) {
+    for (t, &w) in trits.iter_mut().zip(w) {
+        *t = (w > half) as i8 - (w < -half) as i8;
+    }
 }
 
 /// Keep the `count` weights that are largest (the first in order among equals of size `last`); their scale.
