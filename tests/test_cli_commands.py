@@ -229,7 +229,7 @@ def test_ctrl_c_stops_the_run_and_says_how_to_go_on(place: Path) -> None:
     run = wait_for_events(place, "layer.finished")
     client.send_signal(signal.SIGINT)
     _, error = client.communicate(timeout=30)
-    assert client.returncode == 130
+    assert client.returncode == 1
     assert f"--resume {run.id}" in error and "Traceback" not in error and error.count("\n") == 1
     assert run.read_run()["status"] == "stopped" and not is_alive(run)
 

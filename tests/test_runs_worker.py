@@ -19,7 +19,7 @@ from tritpress.runs.commands import send, wait_ack
 from tritpress.runs.directory import RunDirectory, find_run
 from tritpress.runs.follow import WorkerDied, follow
 from tritpress.runs.history import list_runs, run_state
-from tritpress.runs.launch import launch, resume
+from tritpress.runs.launch import launch, resume, worker_process
 from tritpress.runs.liveness import is_alive, is_alive_record, process_start, this_host
 
 
@@ -164,6 +164,7 @@ def test_signals_stop_the_run_so_that_it_can_be_resumed(start, number) -> None:
     wait_until(lambda: "layer.finished" in types(run))
     os.kill(run.read_run()["pid"], number)
     assert list(follow(run))[-1]["status"] == "stopped"
+    assert worker_process(run).wait(10) == 1
 
 
 def test_a_killed_worker_is_seen_as_dead_and_the_run_is_resumed(start) -> None:

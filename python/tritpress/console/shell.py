@@ -14,7 +14,8 @@ from rich.console import Console
 
 from tritpress.errors import TritpressError
 
-INTERRUPTED = 130
+INTERRUPTED = 1
+"""Exit code after Ctrl-C. There are four codes only: 0, 1, 2 and 3."""
 
 
 def console() -> Console:

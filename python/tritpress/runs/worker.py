@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def work(run: RunDirectory, pipeline: Pipeline | None = None) -> int:
-    """Do the run's work in this process and return its exit code: 0, 3 (a gate failed), 2, 1, 130 (stopped).
+    """Do the run's work in this process and return its exit code: 0, 3 (a gate failed), 2, 1 (also: stopped).
 
     `pipeline` None is `tritpress.pipeline.run`.
     """
@@ -115,7 +115,7 @@ def _run(
         end = {"status": "stopped", "exit_code": None, "report": None}
         run.update_run(status="stopped", exit_code=None, finished=time.time())
         context.emit("run.finished", **end, write_seconds=writer.write_seconds, seconds=writer.seconds)
-        return 130
+        return 1  # as Ctrl-C on the command line: the run is not done
     except BaseException as error:
         traceback.print_exc()
         before_end()
