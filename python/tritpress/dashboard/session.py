@@ -124,7 +124,12 @@ class Session:
         # What is sent while a page still loads is lost: the loop begins when the page stands.
         # The document's own timer: panel's would mark the page busy and idle again at every tick.
         doc = pn.state.curdoc
-        pn.state.onload(lambda: doc.add_periodic_callback(self.tick, TICK))
+
+        def begin() -> None:
+            assert doc is not None
+            doc.add_periodic_callback(self.tick, TICK)
+
+        pn.state.onload(begin)
         return self.page
 
     # The loop
@@ -295,7 +300,9 @@ class Session:
     def _url_changed(self, event: Any) -> None:
         if self._navigating:
             return
-        query = pn.state.location.query_params
+        location = pn.state.location
+        assert location is not None
+        query = location.query_params
         if {key: str(value) for key, value in query.items()} != {k: str(v) for k, v in self._url().items()}:
             self._go(query)
 

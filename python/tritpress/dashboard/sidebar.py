@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import panel as pn
 import panel_material_ui as pmui
@@ -12,6 +13,9 @@ import panel_material_ui as pmui
 from tritpress.dashboard.components.html import Fragment, Markup, join
 from tritpress.dashboard.views.form import Controls, Form, ModelCheck, check_model, command_of, toml_of
 from tritpress.errors import UsageError
+
+if TYPE_CHECKING:
+    from bokeh.server.callbacks import TimeoutCallback
 
 MARGIN = (8, 14, 4, 14)
 BUDGET_LABELS = {"epochs": "Epochs", "tokens": "Tokens", "minutes": "Minutes"}
@@ -31,7 +35,7 @@ class Sidebar:
     def __init__(self, form: Form, actions: dict[str, Callable[[], None]]) -> None:
         self.default = form
         self.check = ModelCheck(False, "", ())
-        self._check_due: object | None = None
+        self._check_due: TimeoutCallback | None = None
         self._filling = False
         self._build()
         self._connect(actions)
@@ -173,13 +177,16 @@ class Sidebar:
         ]
 
     def _connect(self, actions: dict[str, Callable[[], None]]) -> None:
+        def act(name: str, _event: Any) -> None:
+            actions[name]()
+
         for button, name in (
             (self.start, "start"),
             (self.toggle, "toggle"),
             (self.stop, "stop"),
             (self.reset, "reset"),
         ):
-            button.on_click(lambda _, name=name: actions[name]())
+            button.on_click(partial(act, name))
         self.model.param.watch(self._typed, "value_input")
         self.model.param.watch(lambda _: self.look(), "value")
         self.budget.param.watch(self._budget_chosen, "value")

@@ -6,11 +6,12 @@ from typing import Any
 
 import panel as pn
 from bokeh.models import FactorRange, HoverTool
+from bokeh.models.annotations import Title
 from bokeh.plotting import figure
 
 from tritpress.dashboard.theme import NEUTRAL
 
-__all__ = ["chart", "hover", "pane"]
+__all__ = ["chart", "factors", "hover", "pane", "title_of"]
 
 
 def chart(title: str, height: int, **params: Any) -> figure:
@@ -25,8 +26,9 @@ def chart(title: str, height: int, **params: Any) -> figure:
         **params,
     )
     made.toolbar.logo = None
-    made.title.text_font_size = "14px"
-    made.title.text_font_style = "bold"
+    heading = title_of(made)
+    heading.text_font_size = "14px"
+    heading.text_font_style = "bold"
     made.min_border_right = 12
     made.min_border_left = 12
     for axis in (*made.xaxis, *made.yaxis):
@@ -37,6 +39,12 @@ def chart(title: str, height: int, **params: Any) -> figure:
         axis.minor_tick_line_color = None
     made.output_backend = "canvas"
     return made
+
+
+def title_of(made: figure) -> Title:
+    """The chart's title: bokeh makes an object of the string that it was given."""
+    assert isinstance(made.title, Title)
+    return made.title
 
 
 def hover(renderers: list[Any], rows: list[tuple[str, str]], **params: Any) -> HoverTool:

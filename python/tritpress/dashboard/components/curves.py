@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from bokeh.models import (
+    BasicTicker,
     BasicTickFormatter,
     ColumnDataSource,
-    Legend,
-    LegendItem,
     LogTickFormatter,
     NumeralTickFormatter,
     Range1d,
 )
+from bokeh.models.annotations import Legend, LegendItem  # mypy does not find them in bokeh.models
+from bokeh.models.renderers import GlyphRenderer
 
 from tritpress.dashboard.components.charts import chart, hover, pane
 from tritpress.dashboard.components.sources import sync
@@ -38,7 +42,9 @@ class LossCurve:
         plot.add_layout(self.legend, "above")
         items = []
         for (key, title), colour, dash in zip(SERIES.items(), OKABE_ITO, DASHES):
-            line = plot.line("step", key, source=self.source, line_color=colour, line_width=2, line_dash=dash)
+            line: GlyphRenderer[Any] = plot.line(
+                "step", key, source=self.source, line_color=colour, line_width=2, line_dash=dash
+            )
             items.append((title, [line]))
         self.legend.items = [LegendItem(label=title, renderers=lines) for title, lines in items]
         plot.add_tools(
@@ -60,8 +66,8 @@ class GradientChart:
     """Gradient norm of every pressed tensor by layer, log axis; a colour and a shape for each parameter."""
 
     def __init__(self) -> None:
-        self.range = Range1d(1e-3, 1)
-        self.layers = Range1d(-0.6, 5.6)
+        self.range = Range1d(start=1e-3, end=1)
+        self.layers = Range1d(start=-0.6, end=5.6)
         self.sources: dict[str, ColumnDataSource] = {}
         self.figure = chart(
             "Gradient norm by layer", 340, y_axis_type="log", y_range=self.range, x_range=self.layers
@@ -69,8 +75,7 @@ class GradientChart:
         plot = self.figure
         plot.xaxis.axis_label = "Layer"
         plot.yaxis.axis_label = "Gradient norm"
-        plot.xaxis.ticker.mantissas = [1, 2, 5]
-        plot.xaxis.ticker.min_interval = 1
+        plot.xaxis.ticker = BasicTicker(mantissas=[1, 2, 5], min_interval=1)
         plot.xaxis.formatter = NumeralTickFormatter(format="0")
         plot.yaxis.formatter = LogTickFormatter(min_exponent=2)
         self.legend = Legend(
@@ -94,7 +99,7 @@ class GradientChart:
             points = [point for point in gradients.points if point.kind == kind]
             # Parameters of one layer stand side by side instead of on top of one another.
             shift = (index - (count - 1) / 2) * 0.5 / max(count, 1)
-            columns = {
+            columns: dict[str, Sequence[Any]] = {
                 "x": [point.layer + shift for point in points],
                 "layer": [point.layer for point in points],
                 "norm": [point.norm for point in points],
@@ -109,7 +114,7 @@ class GradientChart:
                 sync(self.sources[kind], columns)
                 continue
             source = self.sources[kind] = ColumnDataSource(columns)
-            dots = self.figure.scatter(
+            dots: GlyphRenderer[Any] = self.figure.scatter(
                 "x",
                 "norm",
                 source=source,

@@ -6,20 +6,18 @@ from collections.abc import Callable
 
 from bokeh.core.properties import value
 from bokeh.models import (
-    BoxAnnotation,
-    ColorBar,
     ColumnDataSource,
     CustomJSTickFormatter,
     FixedTicker,
     LinearColorMapper,
     PrintfTickFormatter,
     Range1d,
-    Span,
     TapTool,
 )
+from bokeh.models.annotations import BoxAnnotation, ColorBar, Span  # mypy does not find them in bokeh.models
 from bokeh.palettes import Cividis256
 
-from tritpress.dashboard.components.charts import chart, factors, hover, pane
+from tritpress.dashboard.components.charts import chart, factors, hover, pane, title_of
 from tritpress.dashboard.components.sources import sync
 from tritpress.dashboard.theme import CURRENT, FONT, NEUTRAL, OKABE_ITO, WAITING
 from tritpress.dashboard.views import figures as fig
@@ -171,8 +169,8 @@ class Heatmap:
             self.format.format = "%.0f×" if grid.metric == "ratio" else "%.2f"
         unit = "times smaller than float32" if grid.metric == "ratio" else "per cent of codes that are zero"
         title = f"{METRICS[grid.metric]} by layer and parameter ({unit})"
-        if self.figure.title.text != title:
-            self.figure.title.text = title
+        if title_of(self.figure).text != title:
+            title_of(self.figure).text = title
         # Every page has the same number of cells: the browser may draw in between, when some columns are
         # those of the new page and some those of the old one.
         lines = [self._line(cell, grid) for cell in grid.cells]
@@ -217,7 +215,7 @@ class SparsityBars:
 
     def __init__(self, rows: object) -> None:
         self.source = ColumnDataSource({name: [] for name in BAR_COLUMNS})
-        self.range = Range1d(0, 0.6)
+        self.range = Range1d(start=0, end=0.6)
         self.figure = chart("Zeros by layer", 260, x_range=self.range, y_range=rows, x_axis_location="above")
         plot = self.figure
         plot.ygrid.grid_line_color = None
@@ -268,8 +266,8 @@ class SparsityBars:
             if target.value is not None
             else (f"Zeros by layer (band 25–45 %, {target.name})")
         )
-        if self.figure.title.text != title:
-            self.figure.title.text = title
+        if title_of(self.figure).text != title:
+            title_of(self.figure).text = title
         if self.line.visible != (target.value is not None):
             self.line.visible = target.value is not None
         if target.value is not None and self.line.location != target.value:

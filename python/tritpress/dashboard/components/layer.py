@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bokeh.models import ColumnDataSource, CustomJSTickFormatter
+from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d
 from panel import Column, FlexBox
 
 from tritpress.dashboard.components.charts import chart, hover, pane
@@ -28,6 +28,7 @@ class LayerPanel:
             (self.after, "Weights after", OKABE_ITO[0]),
         ):
             made = chart(title, 190, x_range=(-4, 4))
+            assert isinstance(made.y_range, DataRange1d)
             made.y_range.start = 0
             made.yaxis.formatter = CustomJSTickFormatter(code=PER_CENT)
             made.yaxis.axis_label = "Share"

@@ -51,7 +51,8 @@ class Progress(Tab):
 
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
-        self.map, self.mapped = Map(), None
+        self.map = Map()
+        self.mapped: list[Any] | None = None
         self.wanted_page, self.follow = 0, True
         self.last: Shown | None = None
         self.lookup: Future[dict[str, Any] | None] | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 NOTHING = "–"
 """Stands for what was not measured."""
 
 
-def known(value: object) -> bool:
+def known(value: object) -> TypeGuard[int | float]:
     """Whether `value` is a number that can be shown (not None, NaN, infinite or a truth value)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -17,7 +18,6 @@ def significant(value: float | None, digits: int = 3) -> str:
     """`value` with that many significant digits, never in exponent form between 0.001 and a million."""
     if not known(value):
         return NOTHING
-    assert value is not None
     if value == 0:
         return "0"
     exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
@@ -31,7 +31,6 @@ def size(count: float | None) -> str:
     """Bytes in decimal units: 15.2 MB."""
     if not known(count):
         return NOTHING
-    assert count is not None
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(value) < 999.5 or unit == "TB":
@@ -62,7 +61,6 @@ def duration(seconds: float | None) -> str:
     """A stretch of time: 850 ms, 12.3 s, 3 min 05 s, 1 h 02 min."""
     if not known(seconds):
         return NOTHING
-    assert seconds is not None
     if seconds < 0.9995:
         return f"{max(seconds, 0) * 1000:.0f} ms"
     if seconds < 59.95:
@@ -77,7 +75,6 @@ def rough_duration(seconds: float | None) -> str:
     """A stretch of time that is only estimated: 40 s, 3 min, 1 h 20 min."""
     if not known(seconds):
         return NOTHING
-    assert seconds is not None
     if seconds < 10:
         return "a few seconds"
     if seconds < 90:
@@ -97,7 +94,6 @@ def large_count(number: float | None) -> str:
     """A large number in words' short form: 5.3 M, 8.03 B."""
     if not known(number):
         return NOTHING
-    assert number is not None
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{significant(number / limit)} {unit}"

@@ -55,7 +55,7 @@ def find_layer(events_path: Path, name: str) -> dict[str, Any] | None:
 def layer_view(event: dict[str, Any], state: State) -> LayerView:
     """Figures of the tensor, how they were chosen, and its histogram."""
     plan = (state.get("plan") or {}).get("tensors") or []
-    planned = next((tensor for tensor in plan if tensor.get("name") == event["name"]), {})
+    planned: dict[str, Any] = next((tensor for tensor in plan if tensor.get("name") == event["name"]), {})
     group = event.get("group_size")
     facts = (
         Fact("Shape", f"{fig.count(event.get('rows'))} × {fig.count(event.get('cols'))}"),

@@ -73,7 +73,6 @@ def actual_words(name: str, actual: float | None) -> str:
 def _margin(name: str, target: Any, actual: float | None) -> str:
     if not fig.known(actual):
         return ""
-    assert actual is not None
     if isinstance(target, list | tuple) and len(target) == 2:
         room = min(actual - target[0], target[1] - actual)
         return f"{abs(100 * room):.1f} points {'inside' if room >= 0 else 'outside'} the band"

@@ -153,7 +153,6 @@ def planes_words(planes: float | None) -> str:
     """`1 plane`, `2 planes`, `1.85 planes`."""
     if not known(planes):
         return NOTHING
-    assert planes is not None
     if abs(planes - round(planes)) < 0.005:
         return plural(round(planes), "plane")
     return f"{planes:.2f} planes"
@@ -163,7 +162,6 @@ def one_plane_note(planes: float | None) -> str:
     """The 1.58-bit model is the one with a single plane; more planes are named as such."""
     if not known(planes):
         return ""
-    assert planes is not None
     return "ternary, 1.58-bit" if abs(planes - 1) < 0.005 else "sums of ternary planes"
 
 
