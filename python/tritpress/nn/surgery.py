@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def weight_out_in(module: nn.Module) -> Tensor:
     """The layer's weight as a view [out, in], detached: writing to it writes to the layer."""
-    weight = module.weight.detach()
+    weight = cast(Tensor, module.weight).detach()
     return weight.t() if is_conv1d(module) else weight
 
 
@@ -55,7 +57,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList):
             continue
-        size = sum(m.weight.numel() for m in module.modules() if is_linear(m))
+        size = sum(cast(Tensor, m.weight).numel() for m in module.modules() if is_linear(m))
         if size and (best is None or size > best[0]):  # named_modules is outermost first: ties stay outside
             best = (size, path, module)
     if best is None:

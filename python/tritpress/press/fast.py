@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def _press_stream(target: Target, options: dict[str, Any], store: Any) -> None:
     sums = _core.ternarize_stream(
         str(target.entry.file),
         target.entry.offset,
-        target.entry.dtype,
+        cast(Literal["F32", "F16", "BF16"], target.entry.dtype),  # one of _STREAMED
         rows,
         target.cols,
         target.transposed,
@@ -120,7 +120,7 @@ def _press_transposed_experts(target: Target, options: dict[str, Any], store: An
     experts, planes = int(np.prod(target.experts)), options["planes"]
     per_expert = target.rows * target.cols
     item = target.entry.nbytes // target.entry.size
-    totals: dict[str, Any] | None = None
+    totals: Mapping[str, Any] | None = None
     fd = os.open(path, os.O_WRONLY)
     try:
         for expert in range(experts):
@@ -145,7 +145,7 @@ def _press_transposed_experts(target: Target, options: dict[str, Any], store: An
 
 
 def _write_all(fd: int, array: np.ndarray, offset: int) -> None:
-    view = memoryview(array).cast("B")
+    view = array.data.cast("B")
     while view:
         count = os.pwrite(fd, view, offset)
         view, offset = view[count:], offset + count

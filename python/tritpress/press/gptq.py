@@ -104,9 +104,9 @@ def gptq_tensors(
     alone: dict[int | None, list[Target]] = {}
     for target in targets:
         path, module = modules.get(target.name, ("", None))
-        number, _, inside = path.removeprefix(block_path + ".").partition(".")
+        block, _, inside = path.removeprefix(block_path + ".").partition(".")
         if module is not None and is_linear(module) and path.startswith(block_path + ".") and inside:
-            by_block.setdefault(int(number), []).append(_Layer(target, inside, module))
+            by_block.setdefault(int(block), []).append(_Layer(target, inside, module))
         else:
             alone.setdefault(target.layer, []).append(target)
 

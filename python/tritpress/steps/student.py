@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
+
+from torch import Tensor
 
 from tritpress.formats.packed import dense_as_packed
 from tritpress.nn.bit_linear import BitLinear
@@ -43,7 +45,7 @@ def make_student(work: Work) -> tuple[Any, dict[str, BitLinear]]:
             scales,
             target.cols,
             planned.group_size,
-            bias=module.bias,
+            bias=cast(Tensor | None, module.bias),
             latent=weight_out_in(module),
             activation_bits=work.config.activation_bits,
             zero_band=_zero_band(work),

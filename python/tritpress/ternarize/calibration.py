@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -63,7 +63,8 @@ def calibrate(
     inputs: dict[str, _Mean] = {}
     gradients: dict[str, _Mean] = {}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    handles = [model.get_input_embeddings().register_forward_hook(lambda m, i, out: out.requires_grad_(True))]
+    embeddings: nn.Module = cast(Any, model).get_input_embeddings()
+    handles = [embeddings.register_forward_hook(lambda m, i, out: out.requires_grad_(True))]
     for name, module in modules.items():
         inputs[name], gradients[name] = _Mean(), _Mean()
         handles.append(module.register_forward_hook(_hook(inputs[name], gradients[name])))
@@ -131,7 +132,11 @@ def save_calibration(moments: Mapping[str, Moments], path: str | Path) -> None:
     """Write the moments as a safetensors file, whole or not at all."""
     from safetensors.numpy import save_file
 
-    arrays = {f"{name}.{key}": np.ascontiguousarray(m[key]) for name, m in moments.items() for key in m}
+    arrays = {
+        f"{name}.{key}": np.ascontiguousarray(array)
+        for name, m in moments.items()
+        for key, array in cast(Mapping[str, np.ndarray], m).items()
+    }
     path = Path(path)
     beside = path.with_suffix(".tmp")
     save_file(arrays, beside)

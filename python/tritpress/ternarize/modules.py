@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
@@ -38,7 +39,7 @@ def ternarize_(
     if not chosen:
         raise InputError(f"{type(module).__name__} has no linear layer to ternarize")
     for path, layer in chosen.items():
-        weight = weight_out_in(layer)
+        weight, bias = weight_out_in(layer), cast(Tensor | None, layer.bias)
         try:
             result = ternarize(
                 weight.float().contiguous().cpu().numpy(),
@@ -57,7 +58,7 @@ def ternarize_(
             torch.from_numpy(result.scales).to(weight.device),
             in_features=weight.shape[1],
             group_size=config.group_size,
-            bias=None if layer.bias is None else layer.bias.detach(),
+            bias=None if bias is None else bias.detach(),
             activation_bits=activation_bits,
         )
         if not path:
@@ -69,7 +70,7 @@ def ternarize_(
 def _not_an_output_embedding(module: nn.Module) -> Callable[[str, nn.Module], bool]:
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     if hasattr(module, "get_output_embeddings"):
-        output = module.get_output_embeddings()
+        output = cast(Any, module).get_output_embeddings()
         if output is not None and hasattr(output, "weight"):
             embeddings.add(id(output.weight))
     return lambda _path, layer: id(layer.weight) not in embeddings

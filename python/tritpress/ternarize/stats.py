@@ -61,7 +61,7 @@ def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def add(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def add(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Sums of two pieces of one tensor (experts, row chunks)."""
     total: dict[str, Any] = {}
     for key, value in first.items():
