@@ -40,8 +40,9 @@ def gigabyte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gigabyte")
     hidden, inner, layers, vocabulary = 1536, 4096, 18, 8192
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers,
-        "intermediate_size": inner, "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": vocabulary,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": inner,
+        "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": vocabulary,
         "tie_word_embeddings": True, "dtype": "bfloat16", "max_position_embeddings": 512,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
@@ -84,7 +85,8 @@ def gigabyte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 MEASURED = (
     "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:]);"
-    "print('peak kB', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr); sys.exit(done.returncode)"
+    "print('peak kB', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr);"
+    "sys.exit(done.returncode)"
 )
 
 
@@ -103,8 +105,8 @@ def test_import_without_torch(bare: Path) -> None:
 
 def test_a_gigabyte_in_less_memory(bare: Path, gigabyte_model: Path, tmp_path: Path) -> None:
     done = _run(
-        bare, "compress", str(gigabyte_model), "-o", str(tmp_path / "out"), "--method", "fast", "--no-finetune",
-        "--runs", str(tmp_path / "runs"), "--json",
+        bare, "compress", str(gigabyte_model), "-o", str(tmp_path / "out"), "--method", "fast",
+        "--no-finetune", "--runs", str(tmp_path / "runs"), "--json",
     )  # fmt: skip
     assert done.returncode in (0, 3), done.stderr
     report = json.loads(done.stdout)
