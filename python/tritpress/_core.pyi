@@ -140,6 +140,10 @@ class PackedMatrix:
     "1.6bit" (five codes a byte, less to read from memory and more to compute; files stay 2-bit).
     Products quantize activations to int8 per token: x_scale = max|x| / 127 in float32,
     q = round_half_even(x / x_scale) within +-127; sums inside a group are exact.
+    The arrays given are read without a copy where they are C-contiguous, and not kept: codes and scales lie
+    once in memory, woven into the kernels' tiles. So there is no buffer of the object's own to share, and
+    `codes()` and `scales()` turn the tiles back into new arrays; keeping the canonical arrays as well would
+    double the memory.
     Raises CoreError for shapes that disagree, code 3, bad padding, and scales negative, NaN or infinite.
     """
 
@@ -163,10 +167,10 @@ class PackedMatrix:
         """float32 [out, in], the sum of the planes."""
 
     def codes(self) -> NDArray[np.uint8]:
-        """The codes as given: uint8 [planes, out, ceil(in / 4)]."""
+        """The codes as given: uint8 [planes, out, ceil(in / 4)], a new array made from the tiles."""
 
     def scales(self) -> NDArray[np.float16]:
-        """The scales as given: float16 [planes, out, groups]."""
+        """The scales as given: float16 [planes, out, groups], a new array made from the tiles."""
 
     @property
     def nbytes(self) -> int:

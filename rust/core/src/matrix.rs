@@ -156,9 +156,19 @@ impl PackedMatrix {
             return Ok(out);
         }
         // Tile by tile for some tokens at a time, then turned to [n, rows].
-        let batches: Vec<Batch> = tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g)).collect();
+        let few = self.format() == Format::TwoBit && kernel::one_by_one(self.isa, g, n);
+        let batches: Vec<Batch> = match few {
+            true => Vec::new(),
+            false => tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g)).collect(),
+        };
         let mut by_tile = vec![0f32; g.tiles * TILE * n];
         pool::chunks_mut(&mut by_tile, TILE * n, threads, |tile, out| {
+            if few {
+                for (token, out) in tokens.iter().zip(out.chunks_exact_mut(TILE)) {
+                    self.matvec_tiles(tile, token, out);
+                }
+                return;
+            }
             let mut rest = out;
             let mut expanded = Vec::new();
             let bytes = match &self.codes {

@@ -199,6 +199,16 @@ pub fn matvec(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Activations, out:
     }
 }
 
+/// Whether `n` tokens are multiplied faster one after the other, tile by tile, than by [`matmul`], whose
+/// unpacked codes must be used by enough tokens (measured on Zen 4).
+pub fn one_by_one(isa: Isa, geometry: &Geometry, n: usize) -> bool {
+    match isa {
+        Isa::Avx2 => n <= if geometry.width == 64 { 5 } else { 6 },
+        Isa::Avx512Vnni => geometry.width > 256 && (n == 3 || n == 5),
+        Isa::Neon | Isa::Generic => false,
+    }
+}
+
 /// Several tokens' activations, laid out for [`matmul`].
 pub struct Batch {
     pub n: usize,
