@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,7 +132,7 @@ def load_config(path: str | Path, **overrides: Any) -> CompressionConfig:
     return make_config({**values, **given})
 
 
-def _sentence(problem: dict[str, Any]) -> str:
+def _sentence(problem: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in problem["loc"] if isinstance(part, str) and part.islower())
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {message} (given: {problem['input']!r})" if where else message

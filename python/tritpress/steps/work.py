@@ -68,7 +68,7 @@ class Work:
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     gates: list[dict[str, Any]] = field(default_factory=list)
-    gradient_norms: dict[str, float] = field(default_factory=dict)
+    gradient_norms: dict[str, float | None] = field(default_factory=dict)
     handoff: list[dict[str, Any]] = field(default_factory=list)
     output_files: list[dict[str, Any]] = field(default_factory=list)
     output_bytes: dict[str, int] = field(default_factory=dict)
