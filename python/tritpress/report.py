@@ -44,6 +44,7 @@ def build_report(work: Work) -> dict[str, Any]:
                 "planes_mean",
                 "sparsity",
                 "zeros_all_planes",
+                "zeros_ceiling",
                 "perplexity_change",
                 "perplexity_interval",
                 "accuracy_kept",

@@ -13,7 +13,7 @@ from tritpress.errors import InputError
 from tritpress.formats.dequantized import write_dequantized
 from tritpress.formats.packed import write_packed
 from tritpress.report import plain, versions
-from tritpress.steps.prepare import emit_evaluation, measure, target_modules
+from tritpress.steps.prepare import emit_evaluation, measure, target_modules, time_in_turns
 from tritpress.steps.work import Work, write_atomically
 
 GRADIENT_WINDOWS = 16
@@ -26,7 +26,6 @@ def outputs(work: Work) -> None:
     The one that was not asked for is written to the work folder: the gates are measured on both.
     """
     assert work.plan is not None
-    overwrite = work.config.overwrite or _ours(work)
     write_packed(
         work.source,
         work.plan,
@@ -34,13 +33,19 @@ def outputs(work: Work) -> None:
         packed_folder(work),
         seed=work.config.seed,
         versions=_versions_in_file(),
-        overwrite=overwrite,
+        overwrite=_may_replace(work, packed_folder(work)),
         ctx=work.context,
     )
+    _note_written(work, packed_folder(work))
     work.context.check()
     write_dequantized(
-        packed_folder(work), work.source, dequantized_folder(work), overwrite=overwrite, ctx=work.context
+        packed_folder(work),
+        work.source,
+        dequantized_folder(work),
+        overwrite=_may_replace(work, dequantized_folder(work)),
+        ctx=work.context,
     )
+    _note_written(work, dequantized_folder(work))
 
 
 def validation(work: Work) -> str | None:
@@ -88,12 +93,45 @@ def publish_report(work: Work, report: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(plain(report), indent=1) + "\n")
 
 
-def _ours(work: Work) -> bool:
-    """Whether this run wrote an output before it was interrupted, which it may then replace."""
-    marker = work.folder / "outputs-begun"
-    begun = marker.is_file()
-    write_atomically(marker, str(work.out))
-    return begun
+def _may_replace(work: Work, folder: Path) -> bool:
+    """Whether `folder` may be replaced: on request, or when it is what this very run wrote before a stop."""
+    if work.config.overwrite:
+        return True
+    written = (work.read_json("written.json") or {}).get(str(folder))
+    if not _listing(folder):
+        work.write_json("written.json", {**(work.read_json("written.json") or {}), str(folder): "begun"})
+        return False
+    if written == "begun":  # killed between the renaming and the note of it
+        return _holds_only_our_files(work, folder)
+    return written is not None and written == _listing(folder)
+
+
+def _holds_only_our_files(work: Work, folder: Path) -> bool:
+    """Whether a folder that was empty when this run began to write holds nothing but such a model."""
+    assert work.plan is not None
+    known = {path.name for path in work.source.path.iterdir()} | {"tritpress.json", "config.json"}
+    names = {path.name for path in folder.rglob("*")}
+    if not all(name in known or (name[:5] == "model" and ".safetensors" in name) for name in names):
+        return False
+    told = packed_folder(work) / "tritpress.json"
+    try:
+        found = json.loads(told.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return found.get("seed") == work.config.seed and set(found.get("plan", {}).get("tensors", {})) == set(
+        work.plan.tensors
+    )
+
+
+def _note_written(work: Work, folder: Path) -> None:
+    """Remember what this run put there, file by file, so that a resumed run knows it again."""
+    written = work.read_json("written.json") or {}
+    work.write_json("written.json", {**written, str(folder): _listing(folder)})
+
+
+def _listing(folder: Path) -> list[list[Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    return [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_ino] for path in files]
 
 
 def _versions_in_file() -> dict[str, str]:
@@ -125,7 +163,7 @@ def _size_figures(work: Work) -> None:
 
 
 def _evaluate_outputs(work: Work) -> dict[str, Any]:
-    """Evaluate both models as read back from disk, side by side with the original."""
+    """Evaluate both models as read back from disk against the original, then time all three in turns."""
     from tritpress.evaluate.bootstrap import perplexity_interval
     from tritpress.formats.huggingface import load_original
     from tritpress.loading import load
@@ -134,8 +172,11 @@ def _evaluate_outputs(work: Work) -> dict[str, Any]:
         "packed": load(packed_folder(work), device=work.device),
         "dequantized": load_original(dequantized_folder(work), device=work.device),
     }
-    for when, model in models.items():
-        emit_evaluation(work, when, measure(work, model, step=7, reference=work.original))
+    measured = {when: measure(work, model, step=7, reference=work.original) for when, model in models.items()}
+    measured = {"before": work.evaluations["before"], **measured}
+    speeds = time_in_turns(work, {"before": work.original, **models})
+    for when, figures in measured.items():
+        emit_evaluation(work, when, figures | speeds[when])
     before, after = work.evaluations["before"], work.evaluations["packed"]
     work.figures.update(
         perplexity_change=after["perplexity"] / before["perplexity"] - 1,

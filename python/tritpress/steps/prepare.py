@@ -22,7 +22,8 @@ def load(work: Work) -> None:
     """
     work.source = open_source(work.request["model"])
     work.targets = find_targets(work.source)
-    _ = work.device  # refuses --device cuda where there is none
+    if work.config.device == "cuda":
+        _ = work.device  # refused where there is none
     _find_text(work)
     _choose_method(work)
     work.chosen = work.directory.choose(**_measure_machine(work))
@@ -76,6 +77,44 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
     evaluation = evaluate_model(model, windows, reference=reference, ctx=work.context, progress=progress)
     latency = decode_latency(model, windows[0][: max(2, work.window // 4)], ctx=work.context)
     return {**evaluation.to_json(), "latency_ms": latency.latency_ms}
+
+
+def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[str, dict[str, float]]:
+    """{name: {latency_ms, tokens_per_s}} of several models, timed one after the other again and again.
+
+    The medians can be compared with each other, whatever else the machine did meanwhile. `latency_ms`: one
+    generated token (batch 1, key-value cache); `tokens_per_s`: whole windows at once, four in a batch.
+    """
+    import statistics
+    import time
+
+    import torch
+
+    from tritpress.evaluate.latency import decode_latency
+    from tritpress.evaluate.perplexity import logits_of
+
+    windows = work.windows("held_out")
+    batch = torch.from_numpy(windows[:4].copy()).to(work.device)
+    found: dict[str, dict[str, list[float]]] = {name: {"latency": [], "speed": []} for name in models}
+    with torch.inference_mode():
+        for turn in range(turns + 1):
+            for name, model in models.items():
+                work.context.check()
+                latency = decode_latency(model, windows[0][: max(2, work.window // 4)], tokens=16, warm_up=4)
+                started = time.perf_counter()
+                logits_of(model, batch)
+                if work.device == "cuda":
+                    torch.cuda.synchronize()
+                if turn:  # the first turn warms up
+                    found[name]["latency"].append(latency.latency_ms)
+                    found[name]["speed"].append(batch.numel() / (time.perf_counter() - started))
+    return {
+        name: {
+            "latency_ms": statistics.median(times["latency"]),
+            "tokens_per_s": statistics.median(times["speed"]),
+        }
+        for name, times in found.items()
+    }
 
 
 def emit_evaluation(work: Work, when: str, measured: dict[str, Any]) -> None:
@@ -133,13 +172,13 @@ def _choose_method(work: Work) -> None:
                 raise UsageError(f"{option}: {missing}")
     can_calibrate = work.splits is not None and not missing
     work.method = config.method if config.method != "auto" else ("gptq" if can_calibrate else "fast")
-    if not missing:
+    if work.needs_torch:
         import torch
 
         torch.manual_seed(config.seed)
         if config.threads:
             torch.set_num_threads(config.threads)
-        if work.splits is not None:
+        if work.cannot_measure is None:
             _keep_held_out_windows(work)
 
 
@@ -159,12 +198,13 @@ def _keep_held_out_windows(work: Work) -> None:
 def _measure_machine(work: Work) -> dict[str, Any]:
     from tritpress import _core
 
-    chosen: dict[str, Any] = {"kernel": _core.isa(), "device": work.device}
-    if not work.torch_missing:
+    chosen: dict[str, Any] = {"kernel": _core.isa()}
+    if work.needs_torch:
         import torch
 
         from tritpress.finetune.number_formats import measure_number_formats
 
+        chosen["device"] = work.device
         chosen["threads"] = work.config.threads or torch.get_num_threads()
         chosen["number_formats"] = measure_number_formats(work.device)
     return chosen

@@ -14,6 +14,7 @@ from tritpress.formats.source import read_tensor
 from tritpress.formats.targets import Target
 from tritpress.plan import Plan, make_plan
 from tritpress.report import layer_figures
+from tritpress.steps.ceiling import ceiling_cost
 from tritpress.steps.prepare import target_modules
 from tritpress.steps.work import Work
 
@@ -30,6 +31,7 @@ def ternarization(work: Work) -> None:
         _emit_layer(work, layer, reused=reused)
         work.context.emit("step.progress", step=4, done=done, total=len(work.targets), detail=target.name)
         work.context.check()
+    work.write_json("zeros-ceiling.json", ceiling_cost(work))
     _emit_layer_figures(work)
 
 
@@ -167,7 +169,7 @@ def _emit_layer(work: Work, layer: dict[str, Any], **more: Any) -> None:
 
 
 def _note_layer_figures(work: Work) -> dict[str, Any]:
-    figures = layer_figures(work)
+    figures = {**layer_figures(work), "zeros_ceiling": work.read_json("zeros-ceiling.json")}
     work.figures.update(figures)
     return figures
 

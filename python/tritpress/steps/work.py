@@ -131,6 +131,13 @@ class Work:
             return "evaluation switched off"
         return self.torch_missing or self.no_text_reason
 
+    @property
+    def needs_torch(self) -> bool:
+        """Whether any step of this run evaluates, calibrates or trains."""
+        if self.torch_missing or self.splits is None:
+            return False
+        return self.config.evaluate or self.method == "gptq" or self.config.finetune is not False
+
     @cached_property
     def tokenizer(self) -> Any:
         from tritpress.formats.huggingface import load_tokenizer

@@ -1,0 +1,81 @@
+"""What lies at the output is replaced only on request, or when this very run wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tritpress import pipeline
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError, StopRequested
+from tritpress.runs.directory import RunDirectory
+
+
+class At:
+    """A context that does something when a step begins."""
+
+    def __init__(self, step: int, action=lambda: None) -> None:
+        self.step, self.action = step, action
+
+    def emit(self, type: str, /, **fields) -> None:
+        if type == "step.started" and fields["step"] == self.step and not fields["reused"]:
+            self.action()
+
+    def check(self) -> None:
+        pass
+
+
+@pytest.fixture
+def run(tiny_llama_dir: Path, tmp_path: Path) -> tuple[CompressionConfig, RunDirectory, Path]:
+    config = CompressionConfig(method="fast", finetune=False, evaluate=False, planes=1)
+    directory = RunDirectory(tmp_path / "runs" / "one")
+    directory.create()
+    out = tmp_path / "out"
+    directory.write_run(
+        {"id": "one", "model": str(tiny_llama_dir), "out": str(out), "config": config.model_dump()}
+    )
+    return config, directory, out
+
+
+def test_a_resumed_run_does_not_touch_what_others_put_there(run) -> None:
+    config, directory, out = run
+
+    def intrude() -> None:
+        (out / "packed").mkdir(parents=True, exist_ok=True)
+        (out / "packed" / "precious.txt").write_text("mine")
+
+    for context in (At(6, intrude), At(0)):
+        with pytest.raises(InputError, match="not empty"):
+            pipeline.run(config, directory, context)
+        assert (out / "packed" / "precious.txt").read_text() == "mine"
+
+
+def test_a_run_that_stops_after_writing_goes_on(run) -> None:
+    config, directory, out = run
+
+    def stop() -> None:
+        raise StopRequested("stopped")
+
+    with pytest.raises(StopRequested):
+        pipeline.run(config, directory, At(7, stop))
+    before = (out / "packed" / "model.safetensors").read_bytes()
+    (directory.work / "step6.json").unlink()  # as if it had been killed between writing and its record
+    pipeline.run(config, directory, At(0))
+    assert (out / "packed" / "model.safetensors").read_bytes() == before
+    assert (out / "report.json").is_file()
+
+
+def test_a_kill_between_the_renaming_and_the_note_of_it(run) -> None:
+    config, directory, out = run
+
+    def stop() -> None:
+        raise StopRequested("stopped")
+
+    with pytest.raises(StopRequested):
+        pipeline.run(config, directory, At(7, stop))
+    (directory.work / "step6.json").unlink()
+    written = directory.work / "written.json"
+    written.write_text('{"%s": "begun"}' % (out / "packed"))
+    (out / "dequantized").rename(out / "aside")
+    pipeline.run(config, directory, At(0))
+    assert (out / "dequantized" / "model.safetensors").is_file()
