@@ -10,13 +10,19 @@ from tritpress.config import CompressionConfig
 
 DEFAULT_TOKENS = 500_000
 """The budget when none was given."""
-MUON_RATE = 5e-3
+MUON_RATE = 3e-2
 ADAMW_RATE = 2e-3
-"""Peak rates of the latents. Small on purpose: calibrated codes are a good local optimum, and a flip that the
-gradients do not agree on for long costs more than it brings. At 5e-3 a latent moves about a thousandth of a
-cell's width a step."""
-SCALE_RATE = 1e-2
-"""Peak rate of the scales: they give most of what a short training can win, and cannot flip a code."""
+"""Peak rates of the latents, which start in the middle of their cells: at 3e-2 a latent moves about 0.6 % of
+a cell's width a step, so that only codes flip on which the gradients agree for long. Calibrated codes are a
+good optimum together; flips that come many at a time overshoot and cost more than they bring."""
+PATH = 1.5
+PATH_PLANES = 2.0
+"""Largest product of Muon's peak rate and the number of steps, where every tensor has one plane and where
+some have more: a longer training gets a smaller rate, or more codes flip than it heals (docs/quality.md)."""
+SCALE_RATE = 3e-3
+SCALE_RATE_PLANES = 1.5e-3
+"""Peak rates of the scales, likewise. Scales give most of what a short training can win; the noise of larger
+steps (6e-3 at ratio 8) costs what they would win."""
 EVALUATIONS = 6
 
 
@@ -25,8 +31,8 @@ class Recipe:
     """Every number that the training loop uses; plain values, written into each checkpoint.
 
     `budget_tokens` or `budget_seconds` is set, never both. `lr` is the peak rate of the latents in cells'
-    widths (`MuGrokfast.units`), `scale_lr` that of the factors on the scales (AdamW, relative: 1e-2 moves a
-    scale by about 1 % a step).
+    widths (`MuGrokfast.units`), `scale_lr` that of the factors on the scales (AdamW, relative: 1e-3 moves a
+    scale by about 0.1 % a step).
     """
 
     optimizer: Literal["mugrokfast", "muon", "adamw"]
@@ -82,12 +88,14 @@ def recipe_for(
     window: int,
     formats: dict[str, Any],
     epoch_tokens: int | None = None,
+    planes: float = 1.0,
     **changes: Any,
 ) -> Recipe:
     """The recipe of `config` for training windows of `window` tokens.
 
     `formats` is what `measure_number_formats` found (or what `run.json` kept of it). `epoch_tokens`, the
-    length of the text, is needed for a budget in epochs. `changes` replace any field: for experiments.
+    length of the text, is needed for a budget in epochs. `planes` is their mean number over the layers to
+    train. `changes` replace any field: for experiments.
     """
     budget_tokens: int | None = None
     if config.epochs is not None:
@@ -99,10 +107,12 @@ def recipe_for(
     muon = config.optimizer != "adamw"
     # short trainings win more by twice the steps than they lose by the optimizer's share of the time
     batch_tokens = 2048 if (budget_tokens or DEFAULT_TOKENS) > 300_000 else 1024
+    steps = max(1, math.ceil((budget_tokens or DEFAULT_TOKENS) / batch_tokens))
+    muon_rate = min(MUON_RATE, (PATH if planes <= 1.0 else PATH_PLANES) / steps)
     values: dict[str, Any] = {
         "optimizer": config.optimizer,
-        "lr": config.learning_rate or (MUON_RATE if muon else ADAMW_RATE),
-        "scale_lr": SCALE_RATE,
+        "lr": config.learning_rate or (muon_rate if muon else ADAMW_RATE),
+        "scale_lr": SCALE_RATE if planes <= 1.0 else SCALE_RATE_PLANES,
         "weight_decay": 0.0,
         "grokfast_lambda": config.grokfast_lambda if config.optimizer == "mugrokfast" else 0.0,
         "grokfast_alpha": 0.98,

@@ -149,7 +149,9 @@ def fine_tune(
     if recipe is None:
         epoch_tokens = text.epoch_windows() * text.window if config.epochs else None
         formats = number_formats or measure_number_formats(device_of(student))
-        recipe = recipe_for(config, text.window, formats, epoch_tokens)
+        layers = [layer for layer in student.modules() if isinstance(layer, BitLinear)]
+        planes = float(np.mean([layer.planes for layer in layers])) if layers else 1.0
+        recipe = recipe_for(config, text.window, formats, epoch_tokens, planes)
     return _Run(student, teacher, text, check_windows(validation_windows), recipe, work_dir, ctx).go()
 
 

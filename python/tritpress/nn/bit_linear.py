@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from tritpress.errors import InputError
 
 FP16_MAX = 65504.0
-MARGIN = 0.1
-"""How far from the border of its cell (as a share of the distance between the two values) a latent starts."""
+MARGIN = 0.5
+"""How far from the border of its cell (as a share of the distance between the two values) a latent starts.
+
+Half is the middle. Calibration moves many codes away from the weight's nearest value to make up for others'
+errors; started near the border they flip back in the noise of the first steps and undo it."""
 BISECTIONS = 14
 
 
@@ -86,10 +89,10 @@ class BitLinear(nn.Module):
     ) -> BitLinear:
         """Start from codes uint8 [planes, out, ceil(in/4)] and scales float16 [planes, out, groups].
 
-        `latent` [out, in] (the original weight) is pulled into the cells of the given codes, so that the
-        first forward pass uses these very codes while every latent stands as near to its original as that
-        allows; without it latents start at the values themselves. `zero_band` is widened to hold the given
-        codes' own share of zeros.
+        `latent` [out, in] (the original weight) is pulled into the cells of the given codes, `margin` of the
+        way from their borders, so that the first forward pass uses these very codes; at the default only
+        latents beyond the outermost value keep their original. Without it latents start at the values.
+        `zero_band` is widened to hold the given codes' own share of zeros.
         """
         codes_t = torch.as_tensor(np.asarray(codes), device=device)
         scales_t = torch.as_tensor(np.asarray(scales), device=device).to(torch.float32)
