@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from pathlib import Path
 import pytest
 import runs_helper as helper
 from tritpress.cli import app
-from tritpress.config import CompressionConfig
+from tritpress.config import CompressionConfig, make_config
+from tritpress.errors import UsageError
 from tritpress.runs.commands import send
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.launch import launch
@@ -46,10 +46,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def call(*words: object):
     return CliRunner().invoke(app, [str(word) for word in words], prog_name="tritpress")
-
-
-def one_line(text: str) -> str:
-    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
 
 
 def the_run(place: Path) -> RunDirectory:
@@ -109,13 +105,16 @@ def test_every_command_has_json_and_examples(command: list[str], monkeypatch: py
     answer = call(*command, "--help")
     assert answer.exit_code == 0
     assert "--json" in answer.stdout and "Examples:" in answer.stdout
-    assert f"tritpress {' '.join(command)}" in answer.stdout
+    assert f"tritpress {' '.join(command)}" in answer.stdout and "<bool>" not in answer.stdout
+    _, _, examples = answer.stdout.partition("Examples:")
+    lines = [line.strip() for line in examples.partition("╭")[0].splitlines() if line.strip()]
+    assert lines and all("tritpress" in line for line in lines)  # none is broken in mid-command
 
 
 @pytest.mark.parametrize("word", ["plan", "export"])
 def test_what_is_not_there_yet_is_absent(word: str) -> None:
     answer = call(word)
-    assert answer.exit_code == 2 and "No such command" in answer.stderr
+    assert answer.exit_code == 2 and "no such command" in answer.stderr
 
 
 def test_compress_ends_with_the_report_as_json(place: Path) -> None:
@@ -156,19 +155,29 @@ def test_debug_shows_where_it_went_wrong_in_the_worker(place: Path) -> None:
 WRONG = [
     (["-o", "{out}"], "give the model"),
     (["{model}"], "give a folder for the results"),
-    (["{model}", "-o", "{out}", "--ratio", "8", "--planes", "2"], "target_ratio or planes"),
+    (["{model}", "-o", "{out}", "--ratio", "8", "--planes", "2"], "give --ratio or --planes, not both"),
     (["{model}", "-o", "{out}", "--sparsity", "lots"], "--sparsity takes a share such as 0.35"),
-    (["{model}", "-o", "{out}", "--sparsity", "1.5"], "sparsity must be 'free' or a share"),
-    (["{model}", "-o", "{out}", "--ratio", "0.5"], "target_ratio"),
-    (["{model}", "-o", "{out}", "--group-size", "48"], "group_size must be one of"),
-    (["{model}", "-o", "{out}", "--method", "magic"], "magic"),
-    (["{model}", "-o", "{out}", "--tokens", "9000", "--epochs", "1"], "one budget"),
+    (
+        ["{model}", "-o", "{out}", "--sparsity", "1.5"],
+        "--sparsity must be a share from 0 to below 1, or 'free' (given: 1.5)",
+    ),
+    (["{model}", "-o", "{out}", "--ratio", "0"], "--ratio must be above 1 (given: 0)"),
+    (
+        ["{model}", "-o", "{out}", "--group-size", "48"],
+        "--group-size must be 32, 64, 128, 256, or 0 for the whole row (given: 48)",
+    ),
+    (["{model}", "-o", "{out}", "--method", "magic"], "'magic' is not one of 'auto', 'fast', 'gptq'"),
+    (
+        ["{model}", "-o", "{out}", "--tokens", "9000", "--epochs", "1"],
+        "one budget for fine-tuning: --epochs, --tokens or --minutes",
+    ),
     (["{model}", "-o", "{out}", "--packed-only", "--dequantized-only"], "not both"),
-    (["{model}", "-o", "{out}", "--unheard-of"], "No such option"),
+    (["{model}", "-o", "{out}", "--unheard-of"], "no such option"),
     (["{model}", "-o", "{out}", "--config", "{out}.toml"], "cannot read the configuration"),
     (["{model}", "-o", "{model}/out"], "model's own directory"),
     (["{model}", "-o", "{full}"], "is not empty"),
     (["{model}", "-o", "{out}", "--text", "{out}/text"], "there is no text"),
+    (["{model}", "-o", "{out}", "--plan", "{out}.json"], "there is no plan at"),
     (["{model}", "--resume", "x"], "leave out MODEL"),
 ]
 
@@ -180,7 +189,8 @@ def test_wrong_usage_is_exit_2_before_any_work(place: Path, words: list[str], se
     names = {"model": place / "model", "out": place / "out", "full": place / "full"}
     answer = call("compress", *(word.format(**names) for word in words))
     assert answer.exit_code == 2 and answer.stdout == ""
-    assert sentence in one_line(answer.stderr) and "Traceback" not in answer.stderr
+    assert sentence in answer.stderr and answer.stderr.startswith("tritpress: ")
+    assert answer.stderr.count("\n") == 1
     assert not (place / "runs").exists() and not (place / "out").exists()
 
 
@@ -201,9 +211,47 @@ def test_options_on_the_command_line_win_over_the_file(place: Path) -> None:
     config = the_run(place).config
     assert (config.target_ratio, config.planes, config.group_size, config.sparsity) == (7.0, None, 32, 0.3)
     assert (config.minutes, config.tokens, config.optimizer, config.finetune) == (3.0, None, "adamw", False)
-    (place / "c.toml").write_text("planets = 2\n")
-    answer = call("compress", place / "model", "-o", place / "out2", "--config", "c.toml")
-    assert answer.exit_code == 2 and "planets" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("planets = 2", "unknown key planets in c.toml; known are target_ratio, planes, "),
+        ("target_ratio = 1", "target_ratio in c.toml must be above 1 (given: 1)"),
+        ("planes = 'two'", "planes in c.toml must be a whole number (given: 'two')"),
+        ("sparsity = 'lots'", "sparsity in c.toml must be a share from 0 to below 1, or 'free'"),
+        ("text = 'notes'", "text in c.toml must be a list (given: 'notes')"),
+        ("fit = 'tight'", "fit in c.toml must be 'exact', 'twn' or 'absmean'"),
+        ("planes = ", "the configuration c.toml is no valid TOML"),
+    ],
+)
+def test_a_bad_file_is_said_by_its_key_and_name(place: Path, line: str, sentence: str) -> None:
+    (place / "c.toml").write_text(f"{line}\n")
+    answer = call("compress", place / "model", "-o", place / "out", "--config", "c.toml")
+    assert answer.exit_code == 2 and sentence in answer.stderr and answer.stderr.count("\n") == 1
+    assert answer.stderr.count("c.toml") == 1
+
+
+def test_from_python_fields_go_by_their_own_names() -> None:
+    with pytest.raises(UsageError, match=r"^target_ratio must be above 1 \(given: 0\)$"):
+        make_config({"target_ratio": 0})
+    with pytest.raises(UsageError, match=r"^give target_ratio or planes, not both"):
+        make_config({"target_ratio": 8, "planes": 2})
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    answer = call("runs")
+    assert answer.exit_code == 2 and "tritpress runs pause 20261124" in answer.output
+    assert call("--version").exit_code == 0
+
+
+def test_help_of_compress_names_the_defaults_and_fits() -> None:
+    answer = CliRunner().invoke(app, ["compress", "--help"], prog_name="tritpress", env={"COLUMNS": "80"})
+    words = " ".join(answer.stdout.replace("│", " ").split())
+    for part in ("by the model's size", "auto (default)", "exact (default)", "mugrokfast (default)",
+                 "(default: 64)", "(default: 0.1)", "(default: 0)", "held at 44 %"):  # fmt: skip
+        assert part in words, part
+    assert "<bool>" not in words and "stdout then stays empty" in words
 
 
 def test_every_option_reaches_the_configuration(place: Path) -> None:
@@ -212,7 +260,8 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
         "--planes 3 --threshold 0.7 --method gptq --fit twn --group-size 0 --text text --finetune --epochs 2 "
         "--optimizer muon --grokfast-lambda 0.5 --activation-bits 8 --packed-only --no-eval --device cpu"
     )
-    words = [*line.split(), "--threads", "1"]
+    (place / "p.json").write_text("{}")
+    words = [*line.split(), "--threads", "1", "--plan", "p.json"]
     answer = call("compress", "model", "-o", "out", *words, "--seed", helper.FAST, "--json")
     assert answer.exit_code == 0, answer.stderr
     config = the_run(place).config
@@ -220,7 +269,7 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
         "planes": 3, "threshold": 0.7, "method": "gptq", "fit": "twn", "group_size": 0, "finetune": True,
         "epochs": 2, "text": [str(place / "text")], "optimizer": "muon", "grokfast_lambda": 0.5,
         "activation_bits": 8, "outputs": "packed", "evaluate": False, "device": "cpu", "threads": 1,
-        "seed": helper.FAST,
+        "seed": helper.FAST, "plan": str(place / "p.json"),
     }  # fmt: skip
 
 

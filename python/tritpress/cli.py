@@ -5,35 +5,29 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tritpress.console import attend
 from tritpress.console import options as o
 from tritpress.console.options import help_text
-from tritpress.console.shell import INTERRUPTED, complain, console, guarded, need, print_json
+from tritpress.console.parser import Program
+from tritpress.console.runs_commands import runs_app
+from tritpress.console.shell import console, guarded, need, print_json
 from tritpress.devices import wait_without_spinning
-from tritpress.errors import TritpressError, UsageError
+from tritpress.errors import UsageError
 
-if TYPE_CHECKING:
-    from tritpress.config import CompressionConfig
-    from tritpress.events.snapshot import State
-    from tritpress.runs.directory import RunDirectory
-
-app = typer.Typer(
+app = Program(
     name="tritpress",
-    rich_markup_mode="rich",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Press language models into ternary weights, measure what it cost, run them on a plain CPU.",
-    epilog="Exit codes: 0 done and every gate passes, 3 done but a gate failed, 2 wrong usage, 1 error.",
+    epilog="Exit codes: 0 done and every gate passes, 3 done but a gate failed, 2 wrong usage, 1 error or "
+    "interrupted. Errors are one line on stderr; with --json, stdout then stays empty.",
 )
 DEMO_TOKENS = 65_536
 """Fine-tuning budget of the demo: about a minute on two cores."""
 
-runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="List, show and steer runs.")
 app.add_typer(runs_app, name="runs")
 
 
@@ -84,18 +78,19 @@ def demo(
     config = o.build_config(
         None, {"tokens": DEMO_TOKENS, "seed": seed, "threads": threads, "overwrite": overwrite or None}
     )
-    return _compress(reference_model_path(), out, config, runs, json, name="reference model")
+    return attend.compress(reference_model_path(), out, config, runs, json, name="reference model")
 
 
 @app.command(
     help=help_text(
         "Compress a Hugging Face directory into OUT/packed and OUT/dequantized; measure what it cost.",
         "tritpress compress ./model -o ./out --text ./texts",
-        "tritpress compress ./model -o ./out --ratio 8 --text notes.txt --tokens 1000000",
+        "tritpress compress ./model -o ./out --ratio 8 --text ./texts --minutes 10",
         "tritpress compress ./model -o ./out --method fast --no-finetune --planes 2",
         "tritpress compress --resume 20261124-153012-9f3a",
     ),
-    epilog="The gate on the ratio asks for 6x whatever --ratio says: --ratio 4 ends with exit code 3.",
+    epilog="The gate on the ratio asks for 6x whatever --ratio says: --ratio 4 ends with exit code 3. An "
+    "error is one line on stderr; with --json, stdout then stays empty.",
 )
 @guarded
 def compress(
@@ -109,72 +104,126 @@ def compress(
     ] = None,
     ratio: Annotated[
         float | None,
-        typer.Option("--ratio", help="Times smaller than float32, whole file.", rich_help_panel=o.TARGET),
+        typer.Option(
+            "--ratio",
+            metavar="X",
+            help="Times smaller than float32, whole file (default: 6 to 12, by the model's size).",
+            rich_help_panel=o.TARGET,
+        ),
     ] = None,
     planes: Annotated[
         int | None,
-        typer.Option("--planes", help="Planes of every tensor; 1 is 1.58-bit.", rich_help_panel=o.TARGET),
+        typer.Option(
+            "--planes",
+            metavar="N",
+            help="Planes of every tensor, 1 to 3 (default: planned, to reach the ratio); 1 is 1.58-bit.",
+            rich_help_panel=o.TARGET,
+        ),
     ] = None,
     sparsity: Annotated[
         str | None,
         typer.Option(
             "--sparsity",
             metavar="SHARE|free",
-            help="Share of zeros; free: no ceiling.",
+            help="Share of zeros (default: fitted, held at 44 % at most); free: no ceiling.",
             rich_help_panel=o.TARGET,
         ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            "--threshold", help="Zero below this times the mean |w| of the group.", rich_help_panel=o.TARGET
+            "--threshold",
+            metavar="X",
+            help="Zero below this times the mean |w| of the group (default: fitted).",
+            rich_help_panel=o.TARGET,
         ),
     ] = None,
     method: Annotated[
         o.Method | None,
         typer.Option(
-            "--method", help="fast: no text, no torch; gptq: calibrated.", rich_help_panel=o.TERNARIZATION
+            "--method",
+            metavar="NAME",
+            help="auto (default): gptq where there are text and torch, else fast; "
+            "fast: no text, no torch; gptq: calibrated.",
+            rich_help_panel=o.TERNARIZATION,
         ),
     ] = None,
     fit: Annotated[
-        o.Fit | None, typer.Option("--fit", help="How a group is fitted.", rich_help_panel=o.TERNARIZATION)
+        o.Fit | None,
+        typer.Option(
+            "--fit",
+            metavar="NAME",
+            help="How a group is fitted: exact (default), twn or absmean.",
+            rich_help_panel=o.TERNARIZATION,
+        ),
     ] = None,
     group_size: Annotated[
         int | None,
         typer.Option(
-            "--group-size", help="Inputs that share a scale; 0: the row.", rich_help_panel=o.TERNARIZATION
+            "--group-size",
+            metavar="N",
+            help="Inputs that share a scale (default: 64): 32, 64, 128, 256, or 0 for the row.",
+            rich_help_panel=o.TERNARIZATION,
         ),
     ] = None,
     text: Annotated[
         list[Path] | None,
         typer.Option("--text", metavar="PATH", help="File or folder of text; may be given again."),
     ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Press by this plan (JSON) in place of making one.",
+            rich_help_panel=o.TARGET,
+        ),
+    ] = None,
     finetune: Annotated[
         bool | None,
         typer.Option(
-            "--finetune/--no-finetune", help="Train after pressing, or never.", rich_help_panel=o.FINE_TUNING
+            "--finetune/--no-finetune",
+            help="Train after pressing, or never (default: where a text is and a gate asks).",
+            rich_help_panel=o.FINE_TUNING,
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Passes over the text.", rich_help_panel=o.FINE_TUNING)
+        int | None,
+        typer.Option("--epochs", metavar="N", help="Passes over the text.", rich_help_panel=o.FINE_TUNING),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", help="Tokens to train on.", rich_help_panel=o.FINE_TUNING)
+        int | None,
+        typer.Option("--tokens", metavar="N", help="Tokens to train on.", rich_help_panel=o.FINE_TUNING),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", help="Minutes to train for.", rich_help_panel=o.FINE_TUNING)
+        float | None,
+        typer.Option("--minutes", metavar="M", help="Minutes to train for.", rich_help_panel=o.FINE_TUNING),
     ] = None,
     optimizer: Annotated[
-        o.Optimizer | None, typer.Option("--optimizer", help="Optimizer.", rich_help_panel=o.FINE_TUNING)
+        o.Optimizer | None,
+        typer.Option(
+            "--optimizer",
+            metavar="NAME",
+            help="mugrokfast (default), muon or adamw.",
+            rich_help_panel=o.FINE_TUNING,
+        ),
     ] = None,
     grokfast_lambda: Annotated[
         float | None,
-        typer.Option("--grokfast-lambda", help="Weight of the EMA filter.", rich_help_panel=o.FINE_TUNING),
+        typer.Option(
+            "--grokfast-lambda",
+            metavar="X",
+            help="Weight of the EMA filter (default: 0.1).",
+            rich_help_panel=o.FINE_TUNING,
+        ),
     ] = None,
     activation_bits: Annotated[
         int | None,
         typer.Option(
-            "--activation-bits", help="8: train with int8 activations.", rich_help_panel=o.FINE_TUNING
+            "--activation-bits",
+            metavar="8",
+            help="8: train with int8 activations (default: float).",
+            rich_help_panel=o.FINE_TUNING,
         ),
     ] = None,
     packed_only: Annotated[
@@ -191,13 +240,25 @@ def compress(
         bool, typer.Option("--no-eval", help="Measure no quality.", rich_help_panel=o.RUNNING)
     ] = False,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Seed of every random choice.", rich_help_panel=o.RUNNING)
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", help="Seed of every random choice (default: 0).", rich_help_panel=o.RUNNING
+        ),
     ] = None,
     device: Annotated[
-        o.Device | None, typer.Option("--device", help="Where torch computes.", rich_help_panel=o.RUNNING)
+        o.Device | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Where torch computes: auto (default), cpu or cuda.",
+            rich_help_panel=o.RUNNING,
+        ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", help="Threads.", rich_help_panel=o.RUNNING)
+        int | None,
+        typer.Option(
+            "--threads", metavar="N", help="Threads (default: as many as cores).", rich_help_panel=o.RUNNING
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -221,6 +282,7 @@ def compress(
         "fit": fit,
         "group_size": group_size,
         "text": [str(path) for path in text] if text else None,
+        "plan": None if plan is None else str(plan),
         "finetune": finetune,
         "epochs": epochs,
         "tokens": tokens,
@@ -241,12 +303,12 @@ def compress(
         ]
         if also:
             raise UsageError(f"--resume takes up a run as it was begun: leave out {', '.join(also)}")
-        return _resume(resume, runs, json)
+        return attend.resume(resume, runs, json)
     if model is None:
         raise UsageError("give the model to compress: tritpress compress MODEL -o OUT")
     if out is None:
         raise UsageError(f"give a folder for the results: tritpress compress {model} -o OUT")
-    return _compress(model, out, o.build_config(config, given), runs, json)
+    return attend.compress(model, out, o.build_config(config, given), runs, json)
 
 
 @app.command(
@@ -429,179 +491,6 @@ def bench(
 
         print_bench(console(), name.value, found)
     return 0
-
-
-@runs_app.command(
-    "list", help=help_text("All runs, newest first.", "tritpress runs list", "tritpress runs list --json")
-)
-@guarded
-def list_command(runs: o.RunsOption = None, debug: o.DebugOption = False, json: o.JsonOption = False) -> int:
-    from tritpress.runs.directory import default_runs_dir
-    from tritpress.runs.history import list_runs
-
-    folder = (runs or default_runs_dir()).absolute()
-    found = list_runs(folder)
-    if json:
-        print_json({"folder": str(folder), "runs": found})
-    elif not found:
-        print(f"No runs in {folder}.")
-    else:
-        from tritpress.console.tables import runs_table
-
-        screen = console()
-        screen.print(runs_table(found, screen.width))
-    return 0
-
-
-@runs_app.command(
-    "show",
-    help=help_text(
-        "One run: where it stands, or the report of a finished one.",
-        "tritpress runs show 20261124-153012-9f3a",
-        "tritpress runs show 20261124 --json",
-    ),
-)
-@guarded
-def show_command(
-    run: o.RunArgument, runs: o.RunsOption = None, debug: o.DebugOption = False, json: o.JsonOption = False
-) -> int:
-    from tritpress.runs.directory import find_run
-    from tritpress.runs.history import run_state, summary
-
-    directory = find_run(run, runs)
-    facts, state = summary(directory), run_state(directory)
-    if json:
-        print_json({**facts, "state": state})
-        return 0
-    from tritpress.console.report import print_report
-    from tritpress.console.tables import print_run
-
-    screen = console()
-    print_run(screen, facts, state, directory.path)
-    report = _read_report(directory)
-    if facts["status"] == "finished" and report is not None:
-        print_report(screen, report, directory.path)
-    return 0
-
-
-@runs_app.command(
-    help=help_text("Pause a run after the tensor or training step at hand.", "tritpress runs pause 20261124")
-)
-@guarded
-def pause(
-    run: o.RunArgument, runs: o.RunsOption = None, debug: o.DebugOption = False, json: o.JsonOption = False
-) -> int:
-    return _command(run, runs, "pause", json)
-
-
-@runs_app.command(help=help_text("Let a paused run go on.", "tritpress runs resume 20261124"))
-@guarded
-def resume(
-    run: o.RunArgument, runs: o.RunsOption = None, debug: o.DebugOption = False, json: o.JsonOption = False
-) -> int:
-    return _command(run, runs, "resume", json)
-
-
-@runs_app.command(
-    help=help_text("Stop a run; `tritpress compress --resume` takes it up.", "tritpress runs stop 20261124")
-)
-@guarded
-def stop(
-    run: o.RunArgument, runs: o.RunsOption = None, debug: o.DebugOption = False, json: o.JsonOption = False
-) -> int:
-    return _command(run, runs, "stop", json)
-
-
-def _command(run_id: str, runs: Path | None, command: str, json: bool) -> int:
-    """Send a command to a run and wait for the answer."""
-    from tritpress.invocation import resume_line
-    from tritpress.runs.commands import send, wait_ack
-    from tritpress.runs.directory import find_run
-
-    run = find_run(run_id, runs)
-    try:
-        answer = wait_ack(run, send(run, command))
-    except TritpressError as error:
-        if command == "resume" and run.read_run().get("status") != "finished":
-            raise TritpressError(f"{error}; `{resume_line(run.path)}` starts it again") from None
-        raise
-    if answer is None:
-        raise TritpressError(f"run {run.id} has not answered within 5 s: it may be in one long operation")
-    if json:
-        print_json({"run": run.id, "command": command, "ok": answer["ok"], "detail": answer["detail"]})
-    else:
-        print(f"{run.id}: {answer['detail']}")
-    return 0 if answer["ok"] else 1
-
-
-def _compress(
-    model: Path,
-    out: Path | None,
-    config: CompressionConfig,
-    runs: Path | None,
-    json: bool,
-    name: str | None = None,
-) -> int:
-    from tritpress.events.snapshot import initial_state
-    from tritpress.runs.launch import launch
-
-    run = launch(model, out, config, runs, name=name)
-    return _attend(run, initial_state(run.id), json)
-
-
-def _resume(run_id: str, runs: Path | None, json: bool) -> int:
-    from tritpress.events.reader import StateReader
-    from tritpress.runs.directory import find_run
-    from tritpress.runs.launch import resume
-
-    run = find_run(run_id, runs)
-    before = StateReader(run.path)
-    before.poll()
-    return _attend(resume(run), before.state, json)
-
-
-def _attend(run: RunDirectory, state: State, json: bool) -> int:
-    """Follow a run with progress bars, print its report, return the exit code. `state` is that before it."""
-    from tritpress.api import wait
-    from tritpress.invocation import resume_line
-    from tritpress.runs.follow import worker_runs
-
-    try:
-        if json:
-            report = wait(run, None, state["offset"])
-            print_json(report)
-        else:
-            report = _wait_with_bars(run, state)
-    except KeyboardInterrupt:
-        done = "is stopping by itself" if worker_runs(run) else "is stopped"
-        complain(f"run {run.id} {done}; go on with: {resume_line(run.path)}")
-        return INTERRUPTED
-    return 3 if any(gate["passed"] is False for gate in report["gates"]) else 0
-
-
-def _wait_with_bars(run: RunDirectory, state: State) -> dict[str, Any]:
-    from tritpress.api import wait
-    from tritpress.console.progress import RunProgress
-    from tritpress.console.report import print_report
-
-    def stopping() -> None:
-        screen.print("Stopping after the tensor or training step at hand (Ctrl-C again: do not wait).")
-
-    screen = console()
-    screen.print(f"[bold]tritpress[/bold]  run {run.id}")
-    with RunProgress(screen, state) as progress:
-        report = wait(run, progress.on_event, state["offset"], on_stop=stopping)
-    print_report(screen, report, run.path)
-    return report
-
-
-def _read_report(run: RunDirectory) -> dict[str, Any] | None:
-    import json
-
-    try:
-        return json.loads(run.report_path.read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from tritpress.errors import UsageError
 
@@ -31,8 +32,35 @@ def size_class(parameters: int) -> str:
     return next(name for name, (limit, _) in SIZE_CLASSES.items() if parameters < limit)
 
 
-EXCLUSIVE = (("target_ratio", "planes"), ("sparsity", "threshold"), ("epochs", "tokens", "minutes"))
-"""Fields of which at most one may be given."""
+EXCLUSIVE = {
+    ("target_ratio", "planes"): "give {0} or {1}, not both: the planes decide the ratio",
+    ("sparsity", "threshold"): "give {0} or {1}, not both: each decides the zeros",
+    ("epochs", "tokens", "minutes"): "give one budget for fine-tuning: {0}, {1} or {2}",
+}
+"""Fields of which at most one may be given -> what to say of two."""
+
+PLAIN_WORDS = {
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be a text in quotes",
+    "list_type": "must be a list",
+}
+"""Kind of pydantic's problem -> how it is said here."""
+
+Naming = Callable[[str], str]
+"""Field -> what the user calls it: the field, an option of the command line, a key of a file."""
 
 
 class CompressionConfig(BaseModel):
@@ -52,6 +80,7 @@ class CompressionConfig(BaseModel):
     sparsity: float | Literal["free"] | None = Field(None, description="share of zero codes in each tensor")
     threshold: float | None = Field(None, ge=0.0, le=4.0, description="relative to the group's mean |w|")
     text: list[str] = Field(default_factory=list, description="files and folders of text")
+    plan: str | None = Field(None, description="path of a plan, JSON as `Plan.save` writes it, to press by")
 
     calibration_tokens: int = Field(16_384, ge=256)
     evaluation_tokens: int = Field(32_768, ge=256, description="held-out tokens at most")
@@ -77,24 +106,34 @@ class CompressionConfig(BaseModel):
     @classmethod
     def _known_group_size(cls, value: int) -> int:
         if value not in GROUP_SIZES:
-            raise ValueError(f"group_size must be one of {GROUP_SIZES} (0 is the whole row), not {value}")
+            raise ValueError("must be 32, 64, 128, 256, or 0 for the whole row")
         return value
 
-    @field_validator("sparsity")
+    @field_validator("sparsity", mode="before")
     @classmethod
-    def _sparsity_is_a_share(cls, value: float | str | None) -> float | str | None:
-        if isinstance(value, float | int) and not 0.0 <= value < 1.0:
-            raise ValueError(f"sparsity must be 'free' or a share from 0 to below 1, not {value}")
-        return value
+    def _sparsity_is_a_share(cls, value: Any) -> float | str | None:
+        if value is None or value == "free":
+            return value
+        try:
+            share = float(value)
+        except (TypeError, ValueError):
+            share = -1.0
+        if not 0.0 <= share < 1.0:
+            raise ValueError("must be a share from 0 to below 1, or 'free'")
+        return share
 
     @model_validator(mode="after")
     def _one_of_each(self) -> CompressionConfig:
-        if sum(budget is not None for budget in (self.epochs, self.tokens, self.minutes)) > 1:
-            raise ValueError("give one budget for fine-tuning: epochs, tokens or minutes")
-        if self.target_ratio is not None and self.planes is not None:
-            raise ValueError("give target_ratio or planes, not both: the planes decide the ratio")
-        if self.sparsity is not None and self.threshold is not None:
-            raise ValueError("give sparsity or threshold, not both: each decides the zeros")
+        for fields, sentence in EXCLUSIVE.items():
+            if sum(getattr(self, field) is not None for field in fields) > 1:
+                raise PydanticCustomError(
+                    "exclusive",
+                    "{words}",
+                    {  # type: ignore[arg-type]
+                        "words": sentence.format(*fields),
+                        "fields": fields,
+                    },
+                )
         return self
 
     @property
@@ -108,31 +147,59 @@ class CompressionConfig(BaseModel):
         return self.sparsity if isinstance(self.sparsity, float | int) else None
 
 
-def make_config(values: dict[str, Any]) -> CompressionConfig:
-    """`CompressionConfig(**values)` with one readable `UsageError` in place of pydantic's report."""
+def make_config(values: dict[str, Any], naming: Naming | None = None, source: str = "") -> CompressionConfig:
+    """`CompressionConfig(**values)` with one readable `UsageError` in place of pydantic's report.
+
+    `naming` says what the user calls a field (by default its own name); `source` is the file, if any, that
+    an unknown key must come from.
+    """
     try:
         return CompressionConfig(**values)
     except ValidationError as error:
-        raise UsageError("; ".join(_sentence(problem) for problem in error.errors())) from None
+        said = [_sentence(problem, naming or str, source) for problem in error.errors()]
+        raise UsageError("; ".join(dict.fromkeys(said))) from None
 
 
-def load_config(path: str | Path, **overrides: Any) -> CompressionConfig:
+def load_config(path: str | Path, naming: Naming | None = None, /, **overrides: Any) -> CompressionConfig:
     """Read a TOML file of `CompressionConfig` fields; `overrides` that are not None win.
 
+    `naming` says what the user calls the overrides; what the file holds goes by its key and the file.
     Raises `UsageError` when the file cannot be read, is not TOML, or holds an unknown or bad value.
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot read the configuration {path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"the configuration {path} is no valid TOML: {error}") from None
     given = {key: value for key, value in overrides.items() if value is not None}
     for one_of in EXCLUSIVE:  # the file's planes make room for a ratio given beside it
         if given.keys() & set(one_of):
             values = {key: value for key, value in values.items() if key not in one_of}
-    return make_config({**values, **given})
+
+    def name(field: str) -> str:
+        return (naming or str)(field) if field in given else f"{field} in {path}"
+
+    return make_config({**values, **given}, name, str(path))
 
 
-def _sentence(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"] if isinstance(part, str) and part.islower())
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (given: {problem['input']!r})" if where else message
+def _sentence(problem: Mapping[str, Any], naming: Naming, source: str) -> str:
+    """What is wrong with one value, by the name the user gave it."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "exclusive":
+        sentence = EXCLUSIVE[context["fields"]]
+        return sentence.format(*map(naming, context["fields"]))
+    field = str(problem["loc"][0])
+    if kind == "extra_forbidden":
+        where = f" in {source}" if source else ""
+        return f"unknown key {field}{where}; known are {', '.join(CompressionConfig.model_fields)}"
+    if kind == "literal_error" and " or " not in context["expected"]:
+        context = {"expected": f"{context['expected']} or not given"}
+    words = PLAIN_WORDS.get(kind)
+    message = words.format(**context) if words else problem["msg"].removeprefix("Value error, ")
+    return f"{naming(field)} {message} (given: {_value(problem['input'])})"
+
+
+def _value(value: Any) -> str:
+    whole = isinstance(value, float) and value.is_integer()
+    return f"{value:.0f}" if whole else repr(value)

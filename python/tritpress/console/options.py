@@ -65,7 +65,8 @@ TextOption = Annotated[
     typer.Option("--text", metavar="PATH", help="File or folder of text; may be given again."),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, max=1024, metavar="N", help="Threads.")
+    int | None,
+    typer.Option("--threads", min=1, max=1024, metavar="N", help="Threads (default: as many as cores)."),
 ]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where torch computes.")]
 
@@ -95,6 +96,12 @@ def outputs_value(packed_only: bool, dequantized_only: bool) -> str | None:
     return "packed" if packed_only else "dequantized" if dequantized_only else None
 
 
+def option_name(field: str) -> str:
+    """The option of the command line that sets that field of `CompressionConfig`."""
+    special = {"target_ratio": "--ratio", "evaluate": "--no-eval", "outputs": "--packed-only"}
+    return special.get(field, f"--{field.replace('_', '-')}")
+
+
 def build_config(file: Path | None, given: dict[str, Any]) -> CompressionConfig:
     """The configuration: the TOML file's values, then those options that were given."""
     from tritpress.config import load_config, make_config
@@ -104,4 +111,6 @@ def build_config(file: Path | None, given: dict[str, Any]) -> CompressionConfig:
         for key, value in given.items()
         if value is not None
     }
-    return load_config(file, **values) if file is not None else make_config(values)
+    if file is not None:
+        return load_config(file, option_name, **values)
+    return make_config(values, option_name)

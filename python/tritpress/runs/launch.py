@@ -42,6 +42,7 @@ def launch(
     run.create()
     # A resume may come from another folder.
     texts = [str(Path(text).expanduser().absolute()) for text in config.text]
+    plan = str(Path(config.plan).expanduser().absolute()) if config.plan is not None else None
     now = time.time()
     run.write_run(
         {
@@ -53,7 +54,7 @@ def launch(
             "model": str(model_path),
             "out": str(out_path),
             "text": texts,
-            "config": config.model_copy(update={"text": texts}).model_dump(),
+            "config": config.model_copy(update={"text": texts, "plan": plan}).model_dump(),
             "chosen": {},
             "status": "created",
             "pid": None,
@@ -128,6 +129,10 @@ def check_request(model: str | Path, out: str | Path, config: CompressionConfig)
     for text in config.text:
         if not Path(text).expanduser().exists():
             raise UsageError(f"there is no text at {text}: --text takes a file or a folder")
+    if config.plan is not None and not Path(config.plan).expanduser().is_file():
+        raise UsageError(
+            f"there is no plan at {config.plan}: --plan takes a JSON file, as `Plan.save` writes it"
+        )
 
 
 def worker_command(run: RunDirectory) -> list[str]:
