@@ -32,10 +32,10 @@ from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import find_targets
 from tritpress.loading import load
 from tritpress.plan import Plan, make_plan
-from tritpress.reference import reference_model_path
-from tritpress.ternarize.calibration import calibrate
 from tritpress.press.fast import fast_tensors
 from tritpress.press.gptq import gptq_tensors
+from tritpress.reference import reference_model_path
+from tritpress.ternarize.calibration import calibrate
 from tritpress.text import builtin_splits, token_windows
 
 CASES: dict[str, dict[str, Any]] = {

@@ -19,8 +19,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tritpress.formats.huggingface import load_original, modules_of  # noqa: E402
-from tritpress.ternarize.calibration import calibrate, load_calibration, save_calibration  # noqa: E402
 from tritpress.press.gptq import gptq_tensors  # noqa: E402
+from tritpress.ternarize.calibration import calibrate, load_calibration, save_calibration  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
