@@ -55,6 +55,8 @@ def test_a_run_from_start_to_end(start) -> None:
     run = start(helper.FAST, name="first")
     events = list(follow(run))
     assert events[0]["type"] == "run.started" and events[-1]["type"] == "run.finished"
+    progress = [event for event in events if event["type"] == "step.progress"]
+    assert progress and {(event["step"], event["name"]) for event in progress} == {(4, "ternarization")}
     record = run.read_run()
     assert record["status"] == "finished" and record["exit_code"] == 0 and record["name"] == "first"
     assert record["chosen"] == {"threads": 2, "number_format": "float32"}
@@ -119,6 +121,8 @@ def test_pause_resume_and_stop_are_acknowledged_and_obeyed(start) -> None:
     resume(run)
     list(follow(run, run.events_path.stat().st_size))
     assert types(run).count("layer.finished") == 10 and before < 10
+    commands = run.commands_path.read_text().splitlines()
+    assert [json.loads(line)["command"] for line in commands] == ["pause", "resume", "stop"]
     assert types(run).count("run.started") == 2 and types(run)[-1] == "run.finished"
     assert run.read_run()["chosen"]["number_format"] == "float32"
     seqs = [event["seq"] for event in EventReader(run.events_path).poll()]
@@ -152,6 +156,8 @@ def test_commands_torn_or_foreign_do_not_disturb(start) -> None:
         file.write(b'nonsense\n{"id": 4}\n[]\n{"id": "x", "command": "dance"}\n{"id": "torn", "comm')
     first = wait_ack(run, send(run, "pause"))
     assert first and first["ok"]
+    lines = run.commands_path.read_text().splitlines()
+    assert "" not in lines and lines[-2].endswith('"comm') and json.loads(lines[-1])["command"] == "pause"
     answer = wait_ack(run, "x")
     assert answer and not answer["ok"] and "dance" in answer["detail"]
     send(run, "stop")

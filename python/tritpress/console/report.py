@@ -36,18 +36,15 @@ def print_report(console: Console, report: dict[str, Any], run_path: Path | None
     fine_tuning = report.get("fine_tuning")
     if fine_tuning:
         console.print()
-        console.print(
-            f"Fine-tuning: {fine_tuning['steps']:,} steps, {fine_tuning['tokens']:,} tokens, loss "
-            f"{figure(fine_tuning['loss_first'])} -> {figure(fine_tuning['loss_best'])} "
-            f"({fine_tuning['optimizer']}, {fine_tuning['stopped']})",
-            highlight=False,
-        )
+        console.print(Text(fine_tuning_words(fine_tuning)))
     console.print()
     handoff = report.get("handoff") or []
     if handoff:
         failed = [item for item in handoff if item.get("passed") is False]
         passed = sum(item.get("passed") is True for item in handoff)
-        console.print(f"Handoff: {passed} of {len(handoff)} checks pass", highlight=False)
+        unknown = len(handoff) - passed - len(failed)
+        rest = f", {unknown} not checked" if unknown else ""
+        console.print(f"Handoff: {passed} of {len(handoff)} checks pass{rest}", highlight=False)
         for item in failed:
             console.print(Text(f"  ✗ {item['name']}: {item.get('detail') or ''}", style="red"))
     seconds = sum(step["seconds"] or 0 for step in report.get("steps", []))
@@ -55,6 +52,18 @@ def print_report(console: Console, report: dict[str, Any], run_path: Path | None
     if run_path is not None:
         console.print()
         print_places(console, report, run_path)
+
+
+def fine_tuning_words(found: dict[str, Any]) -> str:
+    """What training brought, in one sentence."""
+    if found.get("best_step") == 0:
+        result = f"no step beat the calibrated codes, which are kept; loss {figure(found['loss_first'])}"
+    else:
+        result = f"loss {figure(found['loss_first'])} -> {figure(found['loss_best'])}"
+    return (
+        f"Fine-tuning: {found['steps']:,} steps, {found['tokens']:,} tokens, {result} "
+        f"({found['optimizer']}, {found['stopped']})"
+    )
 
 
 def print_places(console: Console, report: dict[str, Any], run_path: Path) -> None:

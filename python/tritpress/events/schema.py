@@ -57,6 +57,7 @@ class StepStarted(Event):
 
 class StepProgress(Event):
     step: int
+    name: str
     done: float
     total: float | None
     detail: NotRequired[str]

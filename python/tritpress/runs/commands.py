@@ -32,11 +32,13 @@ def send(run: RunDirectory, command: str, /, **args: Any) -> str:
         raise TritpressError(f"run {run.id} is not at work ({gone}): there is nothing to {command}")
     command_id = secrets.token_hex(6)
     line = encode({"id": command_id, "t": time.time(), "command": command, "args": args})
-    # One write to a file opened for appending stays whole beside other writers; the newline in front ends a
-    # line that a writer before us may have left torn (blank lines are passed over).
-    file = os.open(run.commands_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # One write to a file opened for appending stays whole beside other writers. A line that a writer before
+    # us left torn is ended first.
+    file = os.open(run.commands_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(file, f"\n{line}\n".encode())
+        size = os.fstat(file).st_size
+        torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        os.write(file, (b"\n" if torn else b"") + line.encode() + b"\n")
     finally:
         os.close(file)
     return command_id

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from tritpress.errors import StopRequested
+from tritpress.events.schema import STEP_NAMES
 from tritpress.events.writer import EventWriter
 from tritpress.runs.directory import RunDirectory
 
@@ -23,6 +24,9 @@ class WorkerContext:
         self._stop: str | None = None
 
     def emit(self, type: str, /, **fields: Any) -> None:
+        step = fields.get("step")
+        if type == "step.progress" and isinstance(step, int) and 1 <= step <= len(STEP_NAMES):
+            fields.setdefault("name", STEP_NAMES[step - 1])
         self.writer.emit(type, **fields)
 
     def check(self) -> None:
