@@ -12,6 +12,8 @@ from formats_helpers import LLAMA, make_model, make_plan, pack, raw_file, safete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritpress.errors import InputError
+from tritpress.formats.checks import check_finite
+from tritpress.formats.output import new_directory
 from tritpress.formats.source import open_source, read_tensor
 from tritpress.formats.targets import find_targets
 
@@ -245,3 +247,112 @@ def test_a_plan_of_another_model(model: Path, tmp_path: Path) -> None:
     other = make_model(tmp_path / "other", small_tensors(np.random.default_rng(0), inner=12))
     with pytest.raises(InputError, match=r"the plan has tensor .*down_proj"):
         packed_size(open_source(model), make_plan(find_targets(open_source(other))))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_values_are_checked_before_anything_is_written(tmp_path: Path, value: float) -> None:
+    tensors = small_tensors(np.random.default_rng(0))
+    source = open_source(make_model(tmp_path / "good", tensors))
+    check_finite(source, source.tensors)
+    tensors["model.norm.weight"][1][3] = value
+    bad = open_source(make_model(tmp_path / "bad", tensors))
+    check_finite(bad, [name for name in bad.tensors if name != "model.norm.weight"])
+    with pytest.raises(InputError, match=r"model\.safetensors: tensor model\.norm\.weight holds") as caught:
+        check_finite(bad, bad.tensors)
+    assert ("1e+06" if value == 1e6 else "NaN or infinity") in str(caught.value)
+
+
+def test_folders_made_for_an_output_that_failed_go_again(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RuntimeError), new_directory(tmp_path / "there" / "a" / "b" / "out") as folder:
+        (folder / "file").write_text("x")
+        raise RuntimeError
+    assert list((tmp_path / "there").iterdir()) == []
+    with pytest.raises(RuntimeError), new_directory(tmp_path / "c" / "d" / "out"):
+        (tmp_path / "c" / "mine").write_text("x")
+        raise RuntimeError
+    assert list((tmp_path / "c").iterdir()) == [tmp_path / "c" / "mine"]
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def impossible(folder: Path, tensors, message: str, **config) -> None:
+    source = open_source(make_model(folder, tensors, LLAMA | config))
+    with pytest.raises(InputError, match=message) as caught:
+        find_targets(source)
+    assert "\n" not in str(caught.value)
+
+
+def blocks(number: int = 3) -> dict[str, tuple[str, np.ndarray]]:
+    rng, tensors = np.random.default_rng(0), {}
+    for layer in range(number):
+        made = small_tensors(rng)
+        tensors |= {name.replace("layers.0.", f"layers.{layer}."): value for name, value in made.items()}
+    return tensors
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": ""}, {"model_type": 7}, {"architectures": ["X"]}])
+def test_a_config_without_a_model_type(model: Path, config: dict) -> None:
+    (model / "config.json").write_text(json.dumps(config))
+    refused(model, r"config\.json names no model_type")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight", "lm_head.weight",
+        "model.norm.weight", "model.layers.0.input_layernorm.weight",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("dtype", "numpy"), [("I16", "<i2"), ("I8", "i1"), ("BOOL", "?")])
+def test_weights_stored_as_integers(tmp_path: Path, name: str, dtype: str, numpy: str) -> None:
+    tensors = small_tensors(np.random.default_rng(0))
+    tensors[name] = (dtype, np.ones(tensors[name][1].shape, numpy))
+    message = rf"model\.safetensors: tensor {name} has dtype {dtype}; a weight must be F32, F16 or BF16"
+    impossible(tmp_path / "m", tensors, message)
+
+
+def test_an_embedding_that_disagrees_with_the_configuration(tmp_path: Path) -> None:
+    tensors = small_tensors(np.random.default_rng(0))
+    impossible(tmp_path / "a", tensors, r"embed_tokens.* 16 rows, but vocab_size in .* is 20", vocab_size=20)
+    impossible(tmp_path / "b", tensors, r"embed_tokens.* 8 columns, but hidden_size in", hidden_size=16)
+    text = {"vocab_size": 17, "hidden_size": 8}
+    impossible(tmp_path / "c", tensors, "vocab_size in .* is 17", text_config=text)
+    opt = {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 8, "vocab_size": 16}
+    assert find_targets(open_source(make_model(tmp_path / "d", tensors, opt)))  # projected by design
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(8, 12), (6, 8)])
+def test_a_weight_of_a_foreign_shape(tmp_path: Path, number: int, shape: tuple[int, int]) -> None:
+    name = f"model.layers.{number - 1}.self_attn.q_proj.weight"
+    tensors = blocks(number) | {name: ("F32", np.ones(shape, np.float32))}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    impossible(tmp_path / "m", tensors, rf"tensor {name} is \[{shape[0]}, {shape[1]}\], but", **heads)
+    if number > 1 or shape[1] != 8:  # seen without the configuration's help, too
+        impossible(tmp_path / "n", tensors, rf"tensor {name}", model_type="olmo")
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("role", ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"])
+def test_a_block_that_lacks_a_weight(tmp_path: Path, number: int, role: str) -> None:
+    tensors = blocks(number)
+    del tensors[f"model.layers.1.{role}.weight"]
+    impossible(tmp_path / "m", tensors, rf"block 1 has no {role}\.weight .* \(such as model\.layers\.0\.{role}")
+
+
+def test_models_whose_blocks_differ_by_design(tmp_path: Path) -> None:
+    def found(folder: str, tensors, **config) -> int:
+        made = make_model(tmp_path / folder, tensors, LLAMA | {"model_type": "other"} | config)
+        return len(find_targets(open_source(made)))
+
+    attention = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkvo"]
+    assert found("no-attention", {k: v for k, v in blocks().items() if k not in attention}) == 17
+    assert found("shared", {k: v for k, v in blocks().items() if k not in attention[1:3]}) == 19
+    narrow = {f"model.layers.1.mlp.{part}_proj.weight": ("F32", np.ones((6, 8))) for part in ("gate", "up")}
+    narrow["model.layers.1.mlp.down_proj.weight"] = ("F32", np.ones((8, 6)))
+    assert found("narrow", blocks() | narrow) == 21
+    types = ["sliding", "full", "sliding"]
+    keys = {k: v for k, v in blocks().items() if k != attention[2]}
+    assert found("values-are-keys", keys, layer_types=types) == 20

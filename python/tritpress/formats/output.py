@@ -51,6 +51,7 @@ def write_file(path: Path, data: bytes) -> None:
 def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling of `final` to write into; renamed to `final` at the end, removed on any error.
 
+    Folders above it that had to be made are removed as well on an error, when nothing else is in them.
     An existing `final` that is not empty is refused without `overwrite`, with it replaced only after
     everything new is on disk.
     """
@@ -59,6 +60,7 @@ def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if not overwrite and final.exists() and any(final.iterdir()):
         raise InputError(f"{final} is not empty; choose another place or allow overwriting")
     temporary = final.parent / f".{final.name}.writing-{os.getpid()}"
+    made = [parent for parent in final.parents if not parent.exists()]
     try:
         with disk_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +78,9 @@ def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             sync_folder(final.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the first that is not empty keeps those above it
+            for parent in made:
+                parent.rmdir()
         raise
 
 

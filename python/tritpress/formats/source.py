@@ -263,8 +263,8 @@ def read_entries(files: list[Path], weight_map: dict[str, str] | None) -> dict[s
 def open_source(path: str | Path) -> SourceModel:
     """Check a model directory and list its tensors; reads headers, no weights (but for tied copies).
 
-    Raises `InputError`, naming the file or tensor, for: a path that does not exist, no `config.json`, no
-    safetensors (a pickle checkpoint is named and refused), hostile, truncated or overlapping headers, an
+    Raises `InputError`, naming the file or tensor, for: a path that does not exist, no `config.json` or
+    one without `model_type`, no safetensors (a pickle checkpoint is named and refused), hostile, truncated or overlapping headers, an
     index that names files outside the directory or missing shards, duplicate tensors, weights that are
     quantized already.
     """
@@ -281,6 +281,11 @@ def open_source(path: str | Path) -> SourceModel:
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
         raise InputError(
             f"{folder} is quantized already (quant_method {method!r} in config.json); give the original model"
+        )
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise InputError(
+            f"{folder / 'config.json'} names no model_type (such as llama), so the architecture is unknown"
         )
     files, weight_map = find_weight_files(folder)
     entries = read_entries(files, weight_map)
@@ -303,7 +308,6 @@ def open_source(path: str | Path) -> SourceModel:
         elements[entry.dtype] = elements.get(entry.dtype, 0) + entry.size
     dtype = max(elements, key=lambda key: elements[key])
     architectures = config.get("architectures")
-    model_type = str(config.get("model_type", ""))
     name = size_class(parameters)
     return SourceModel(
         path=folder,

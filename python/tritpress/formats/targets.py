@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from tritpress.errors import InputError
+from tritpress.formats.checks import check_blocks, check_dtypes, check_embedding
 from tritpress.formats.source import INPUT_EMBEDDINGS, OUTPUT_HEADS, SourceModel, TensorEntry
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down", "qkv", "fc1", "fc2", "expert", "other")
@@ -75,19 +77,33 @@ def find_targets(source: SourceModel) -> list[Target]:
     """The linear layers of the blocks, by block and then by name.
 
     Norms, biases, routers, embeddings, the output head and everything outside the blocks stay as they are.
-    Raises `InputError` when nothing is left to press.
+    Raises `InputError` when nothing is left to press and for all that `linear_layers` refuses.
     """
-    targets = []
-    for entry in source.tensors.values():
-        target = _target(source, entry)
-        if target is not None:
-            targets.append(target)
+    targets = linear_layers(source)
     if not targets:
         raise InputError(
             f"{source.path} has no linear layer to press: no two-dimensional weight inside numbered "
             "blocks was "
             f"recognised in {source.architecture or 'this model'}"
         )
+    return targets
+
+
+def linear_layers(source: SourceModel) -> list[Target]:
+    """What `find_targets` returns, empty for a model without linear layers.
+
+    Raises `InputError`, naming file and tensor, for a model that cannot be: weights stored as integers, an
+    embedding or a block that disagrees with `config.json` or with the other blocks (`formats.checks`).
+    """
+    check_dtypes(source)
+    check_embedding(source)
+    found = (_target(source, entry) for entry in source.tensors.values())
+    targets = _sorted(target for target in found if target is not None)
+    check_blocks(source, targets)
+    return targets
+
+
+def _sorted(targets: Iterable[Target]) -> list[Target]:
     return sorted(targets, key=lambda t: (t.layer if t.layer is not None else -1, _natural(t.name)))
 
 
