@@ -25,6 +25,7 @@ app = Program(
     epilog="Exit codes: 0 done and every gate passes, 3 done but a gate failed, 2 wrong usage, 1 error or "
     "interrupted. Errors are one line on stderr; with --json, stdout then stays empty.",
 )
+DEMO_RATIO = 8.0
 DEMO_TOKENS = 65_536
 """Fine-tuning budget of the demo: about a minute on two cores."""
 
@@ -76,7 +77,14 @@ def demo(
     from tritpress.reference import reference_model_path
 
     config = o.build_config(
-        None, {"tokens": DEMO_TOKENS, "seed": seed, "threads": threads, "overwrite": overwrite or None}
+        None,
+        {
+            "target_ratio": DEMO_RATIO,
+            "tokens": DEMO_TOKENS,
+            "seed": seed,
+            "threads": threads,
+            "overwrite": overwrite or None,
+        },
     )
     return attend.compress(reference_model_path(), out, config, runs, json, name="reference model")
 
