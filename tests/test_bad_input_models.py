@@ -339,7 +339,8 @@ def test_a_weight_of_a_foreign_shape(tmp_path: Path, number: int, shape: tuple[i
 def test_a_block_that_lacks_a_weight(tmp_path: Path, number: int, role: str) -> None:
     tensors = blocks(number)
     del tensors[f"model.layers.1.{role}.weight"]
-    impossible(tmp_path / "m", tensors, rf"block 1 has no {role}\.weight .* \(such as model\.layers\.0\.{role}")
+    message = rf"block 1 has no {role}\.weight .* \(such as model\.layers\.0\.{role}"
+    impossible(tmp_path / "m", tensors, message)
 
 
 def test_models_whose_blocks_differ_by_design(tmp_path: Path) -> None:

@@ -214,8 +214,25 @@ def test_the_description_must_fit(packed: Path) -> None:
     path.write_text(json.dumps(described | {"weights": {}}))
     with pytest.raises(InputError, match="does not list the weight files"):
         inspect_path(packed)
-    path.unlink()
+
+
+def test_without_a_description_there_is_nothing_to_verify(packed: Path) -> None:
+    whole = inspect_path(packed)
+    assert whole["verified"] is True and whole["note"] is None
+    (packed / "tritpress.json").unlink()
+    found = inspect_path(packed)
+    assert found["verified"] is found["checksums"] is None and "no checksums to verify" in found["note"]
+    assert found["tensors"] == whole["tensors"] and found["bytes"] == whole["bytes"]
     with pytest.raises(InputError, match=r"tritpress\.json is missing"):
+        open_packed(packed).verify_checksums()
+
+
+@pytest.mark.parametrize("told", [{"quant_method": "awq"}, {"bits": 4}, "x"])
+def test_a_model_of_another_method_is_named(packed: Path, told) -> None:
+    path = packed / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": told}))
+    method = "quant_method 'awq'" if "quant_method" in told else "without saying by which quant_method"
+    with pytest.raises(InputError, match=rf"config\.json describes a model quantized .*{method}"):
         inspect_path(packed)
 
 

@@ -107,7 +107,7 @@ def failing(items) -> set[str]:
     return {name for name, item in items.items() if item["passed"] is False}
 
 
-@pytest.mark.parametrize("fixture", ["tiny_llama_dir", "tiny_gpt2_dir"])
+@pytest.mark.parametrize("fixture", ["tiny_llama_dir", "tiny_gpt2_dir", "tiny_moe_dir"])
 def test_a_sound_result_passes_every_item(fixture, request, tmp_path):
     model_dir = request.getfixturevalue(fixture)
     press(model_dir, tmp_path)
@@ -191,3 +191,39 @@ def test_a_size_other_than_the_judged_one_fails(tiny_llama_dir, pressed):
     found = {item["name"]: item for item in items}
     assert found[SIZE]["passed"] is False and "the gate read 9.0" in found[SIZE]["detail"]
     assert found[GRADIENTS]["passed"] is None
+
+
+@pytest.mark.parametrize("fixture", ["tiny_llama_dir", "tiny_moe_dir"])
+def test_every_parameter_of_the_loaded_model_is_compared(fixture, request, tmp_path):
+    model_dir = request.getfixturevalue(fixture)
+    press(model_dir, tmp_path)
+    loaded = load_original(tmp_path / "dequantized")
+    source = open_source(model_dir)
+
+    def stock():
+        items = check_handoff(
+            tmp_path / "packed", tmp_path / "dequantized", source, models={"dequantized": loaded}
+        )
+        return next(item for item in items if item["name"] == STOCK)
+
+    assert stock()["passed"] is True
+    parameters = dict(loaded.named_parameters())
+    for name in [n for n in parameters if "layers.0." in n or "layers." not in n]:
+        with torch.no_grad():
+            value = parameters[name].view(-1)[-1].clone()
+            parameters[name].view(-1)[-1] += 1
+            assert stock()["passed"] is False, name
+            parameters[name].view(-1)[-1] = value
+    loaded.register_parameter("foreign", torch.nn.Parameter(torch.ones(2)))
+    assert stock()["passed"] is False and "foreign" in stock()["detail"]
+
+
+def test_configurations_without_an_architecture_fail(tiny_llama_dir, copy_of):
+    source = open_source(tiny_llama_dir)
+    for folder in ("packed", "dequantized"):
+        path = copy_of / folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": []}))
+    source.config["architectures"] = []
+    items = check_handoff(copy_of / "packed", copy_of / "dequantized", source)
+    found = {item["name"]: item for item in items}[CONFIG]
+    assert found["passed"] is False and "no architecture" in found["detail"]

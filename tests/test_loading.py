@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +204,13 @@ def test_what_transformers_cannot_open_is_one_sentence(tmp_path: Path, tiny_llam
         load_tokenizer(model)
     with pytest.raises(InputError, match="activation_bits"):
         load(tiny_llama_dir, activation_bits=4)
+
+
+def test_a_weight_of_another_shape_than_the_configuration_says(tmp_path: Path, tiny_llama_dir: Path) -> None:
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "m")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 151}))
+    with pytest.raises(InputError) as caught:
+        load_original(model)
+    words = "layers.0.mlp.down_proj.weight is [64, 150] in the weight files, but by config.json it is "
+    assert f"{words}[64, 151]" in str(caught.value) and "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tritpress.errors import InputError
 from tritpress.formats.layout import code_bytes, group_count
 from tritpress.formats.packed_reader import PackedModel, TernaryInfo, is_packed, open_packed
 from tritpress.formats.source import open_source, read_json, row_chunks
-from tritpress.formats.targets import find_embeddings, find_targets, layer_of
+from tritpress.formats.targets import find_embeddings, layer_of, linear_layers
 
 _POPCOUNT = np.array([bin(i).count("1") for i in range(256)], dtype=np.uint8)
 
@@ -20,9 +21,27 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
     """Tensors, planes, sparsity and sizes of a packed or plain model directory.
 
     A packed one is verified completely: names, shapes, every code and scale, and the checksums of
-    `tritpress.json`. Raises `InputError` that names the file and tensor when something is wrong.
+    `tritpress.json`; without that file there are none: `verified` and `checksums` are None and `note` says
+    so. Raises `InputError` that names the file and tensor when something is wrong, and the method of a model
+    that another program has quantized.
     """
-    return _inspect_packed(Path(path)) if is_packed(path) else _inspect_plain(Path(path))
+    if is_packed(path):
+        return _inspect_packed(Path(path))
+    _refuse_foreign(Path(path))
+    return _inspect_plain(Path(path))
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        return  # `open_source` says what is missing
+    told = read_json(path / "config.json").get("quantization_config")
+    if told is not None:
+        method = told.get("quant_method") if isinstance(told, dict) else None
+        said = f"with quant_method {method!r}" if method else "without saying by which quant_method"
+        raise InputError(
+            f"{path / 'config.json'} describes a model quantized {said}; inspect reads packed models of "
+            "tritpress and models that are not quantized"
+        )
 
 
 def _inspect_packed(path: Path) -> dict[str, Any]:
@@ -31,14 +50,15 @@ def _inspect_packed(path: Path) -> dict[str, Any]:
     for name in packed.names():
         entry = _ternary(packed, packed.tensors[name]) if name in packed.tensors else _dense(packed, name)
         tensors.append({"name": name, "layer": layer_of(name), **entry})
-    checksums = packed.verify_checksums()
+    described = os.path.lexists(path / "tritpress.json")
+    checksums = packed.verify_checksums() if described else None
     ternary = [tensor for tensor in tensors if tensor["storage"] == "ternary"]
     weights = sum(tensor["weights"] for tensor in ternary)
     codes = sum(tensor["weights"] * tensor["planes"] for tensor in ternary)
     parameters = sum(tensor["weights"] for tensor in tensors if tensor["storage"] != "kept")
     ternary_bytes = sum(tensor["bytes"] for tensor in ternary)
     total = packed.bytes_on_disk
-    description = read_json(path / "tritpress.json")
+    description = read_json(path / "tritpress.json") if described else {}
     return {
         "path": str(path),
         "kind": "packed",
@@ -55,8 +75,13 @@ def _inspect_packed(path: Path) -> dict[str, Any]:
         "zeros_all_planes": sum(t["zeros_all_planes"] * t["weights"] for t in ternary) / weights,
         "ternary_tensors": len(ternary),
         "tied": list(packed.tied),
-        "files": [{"path": file.name, **checksums[file.name]} for file in packed.weight_files],
-        "checksums": "verified",
+        "files": [
+            {"path": file.name, **(checksums[file.name] if checksums else {"bytes": file.stat().st_size})}
+            for file in packed.weight_files
+        ],
+        "checksums": "verified" if checksums else None,
+        "verified": True if checksums else None,
+        "note": None if checksums else "there is no tritpress.json, so there are no checksums to verify",
         "source": description.get("source"),
         "seed": description.get("seed"),
         "versions": description.get("versions"),
@@ -117,10 +142,8 @@ def _dense(packed: PackedModel, name: str) -> dict[str, Any]:
 
 def _inspect_plain(path: Path) -> dict[str, Any]:
     source = open_source(path)
-    try:
-        targets = {target.name: target for target in find_targets(source)}
-    except InputError:  # a model without linear layers can be looked at, only not pressed
-        targets = {}
+    # a model without linear layers can be looked at, only not pressed
+    targets = {target.name: target for target in linear_layers(source)}
     embeddings = set(find_embeddings(source))
     tensors = []
     for name, entry in source.tensors.items():

@@ -60,6 +60,7 @@ def _load_packed(packed: PackedModel, activation_bits: int | None) -> nn.Module:
                 state_dict=_state(packed, places),
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with names and shapes
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise InputError(f"transformers cannot open {packed.path}: {first_line(error)}") from error

@@ -100,7 +100,8 @@ def print_run(console: Console, summary: dict[str, Any], state: dict[str, Any], 
 def print_inspection(console: Console, found: dict[str, Any], all_tensors: bool) -> None:
     """What lies in a model directory."""
     packed = found["kind"] == "packed"
-    label = "packed ternary model, verified" if packed else "plain model"
+    verified = ", verified" if found.get("verified") else ""
+    label = f"packed ternary model{verified}" if packed else "plain model"
     head = Text(f"{found['architecture']}, {count(found['parameters'])} parameters, {label}", "bold")
     lines = [head]
     if packed:
@@ -129,6 +130,8 @@ def print_inspection(console: Console, found: dict[str, Any], all_tensors: bool)
     for file in found["files"]:
         files.add_row(file["path"], size(file["bytes"]), str(file.get("sha256") or DASH))
     console.print(files)
+    if found.get("note"):
+        console.print(Text(found["note"], "yellow"))
 
 
 def _tensor_table(tensors: list[dict[str, Any]], packed: bool, limit: int | None) -> Table:

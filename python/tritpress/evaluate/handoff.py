@@ -148,6 +148,9 @@ class _Checks:
             for key in ("model_type", "architectures"):
                 if config.get(key) != self.source.config.get(key):
                     raise Failed(f"{key} is {config.get(key)}, in the source {self.source.config.get(key)}")
+        named = self.source.config.get("architectures")
+        if not self.source.model_type or not self.source.architecture or named == []:
+            raise Failed("the configurations name no model_type or no architecture")
         return f"{self.source.architecture}, dtype float16"
 
     def tokenizer(self) -> str:
@@ -183,23 +186,31 @@ class _Checks:
         return f"{len(paths)} files"
 
     def stock(self) -> str:
-        """The loaded model has a value from the file for every parameter: none was newly initialised."""
+        """Every parameter of the loaded model has the file's value: none was newly initialised or changed.
+
+        Parameters that transformers makes of several of the file's tensors (stacked experts) are taken apart
+        again by transformers itself; one whose origin cannot be found fails.
+        """
         model = self._model("dequantized")
         if not type(model).__module__.startswith("transformers."):
             raise Failed(f"{type(model).__name__} is not a model of transformers")
-        from tritpress.formats.huggingface import modules_of
+        from tritpress.formats.huggingface import file_tensors, model_name
 
-        names = list(self._open().tensors)
-        places = modules_of(model, names)
-        for name in names:
-            if name not in places:
-                continue  # a fused expert tensor has no module of its own
-            module: Any = places[name][1]
-            weight = module.weight.detach().cpu().float().numpy()
-            written = _raw(self._dequantized().tensors[name]).astype(np.float32)
-            if weight.shape != written.shape or not np.array_equal(weight, written):
-                raise Failed(f"{name} in the loaded model is not what the file holds")
-        return f"{type(model).__name__}, {len(places)} pressed tensors as in the file"
+        entries = self._dequantized().tensors
+        parameters = dict(model.named_parameters())
+        left, checked = dict(parameters), 0
+        for name, entry in entries.items():
+            known = model_name(model, name, parameters)
+            if known is not None:
+                _compare(name, left.pop(known), entry)
+                checked += 1
+        for name, value in file_tensors(model, left).items():
+            known = name if name in entries else model_name(model, name, entries)
+            if known is None:
+                raise Failed(f"parameter {name} of the loaded model is not in the file")
+            _compare(known, value, entries[known])
+            checked += 1
+        return f"{type(model).__name__}, {len(parameters)} parameters, {checked} tensors as in the file"
 
     def logits(self) -> str:
         """Float32 logits of both, the packed one with float32 activations, within the tolerance."""
@@ -309,8 +320,17 @@ def _pairs(packed: PackedModel, name: str, entry: TensorEntry) -> Iterator[tuple
                 yield value, np.ascontiguousarray(swapped[:, start:stop].T)
 
 
-def _raw(entry: TensorEntry) -> np.ndarray:
-    return read_raw(entry).reshape(entry.shape)
+def _compare(name: str, value: Any, entry: TensorEntry) -> None:
+    """Fail unless a tensor of the loaded model has the shape and the values of the file's."""
+    if tuple(value.shape) != entry.shape:
+        raise Failed(f"{name} is {list(value.shape)} in the loaded model, {list(entry.shape)} in the file")
+    flat = value.detach().reshape(-1)
+    for start in range(0, entry.size, CHUNK):
+        stop = min(entry.size, start + CHUNK)
+        if not np.array_equal(
+            flat[start:stop].cpu().float().numpy(), read_raw(entry, start, stop).astype(np.float32)
+        ):
+            raise Failed(f"{name} in the loaded model is not what the file holds")
 
 
 def _json(path: Path) -> dict[str, Any]:

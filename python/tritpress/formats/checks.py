@@ -64,7 +64,9 @@ def check_embedding(source: SourceModel) -> None:
         )
     key = next((key for key in _WIDTHS if type(config.get(key)) is int), None)
     embeddings = [
-        value for key, value in config.items() if "emb" in key and "position" not in key and type(value) is int
+        value
+        for key, value in config.items()
+        if "emb" in key and "position" not in key and type(value) is int
     ]
     if key is not None and cols != config[key] and cols not in embeddings:
         raise InputError(
@@ -95,8 +97,8 @@ def check_blocks(source: SourceModel, targets: list[Target]) -> None:
         if target.layer is None:
             continue
         start, _, role = target.name.partition(f".{target.layer}.")
-        alike = isinstance(kinds, list) and target.layer < len(kinds)
-        blocks[start, str(kinds[target.layer]) if alike else ""][target.layer][role] = target
+        kind = str(kinds[target.layer]) if isinstance(kinds, list) and target.layer < len(kinds) else ""
+        blocks[start, kind][target.layer][role] = target
     for group in blocks.values():
         for roles in group.values():
             _check_attention(roles)

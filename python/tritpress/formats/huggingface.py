@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,8 @@ def need_transformers(purpose: str) -> None:
 
 def load_original(source: SourceModel | str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
     """The model in evaluation mode through `AutoModelForCausalLM`, in float32 unless another dtype is
-    given.
+    given. `InputError` for what transformers cannot open, and for weights that are missing or of another
+    shape than `config.json` says.
     """
     need_transformers("opening a model")
     import torch
@@ -61,6 +62,7 @@ def load_original(source: SourceModel | str | Path, dtype: Any = None, device: s
                 dtype=dtype or torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with names and shapes
                 **SAFE,
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
@@ -71,7 +73,13 @@ def load_original(source: SourceModel | str | Path, dtype: Any = None, device: s
 
 
 def refuse_missing(told: dict[str, Any], path: Path) -> None:
-    """`InputError` when weights were missing, which transformers fills with random ones and a warning."""
+    """`InputError` when weights were missing or of another shape than `config.json` says; transformers fills
+    both with random values and warns.
+    """
+    for name, stored, due in sorted(told.get("mismatched_keys") or ()):
+        raise InputError(
+            f"{path}: tensor {name} is {list(stored)} in the weight files, but by config.json it is {list(due)}"
+        )
     if told["missing_keys"]:
         raise InputError(
             f"{path} lacks weights that the model needs: {', '.join(sorted(told['missing_keys'])[:3])}"
@@ -113,6 +121,18 @@ def model_name(model: nn.Module, name: str, known: Iterable[str]) -> str | None:
     if prefix:
         candidates += [f"{prefix}.{name}", name.removeprefix(prefix + ".")]
     return next((candidate for candidate in candidates if candidate in known), None)
+
+
+def file_tensors(model: nn.Module, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Some of a loaded model's parameters as its files hold them: experts that transformers stacked when
+    loading are separate again, names are the files'.
+    """
+    if not parameters:
+        return {}
+    from transformers.core_model_loading import revert_weight_conversion
+
+    made: Any = model
+    return dict(revert_weight_conversion(made, dict(parameters)))
 
 
 def modules_of(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, nn.Module]]:

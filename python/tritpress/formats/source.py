@@ -264,9 +264,9 @@ def open_source(path: str | Path) -> SourceModel:
     """Check a model directory and list its tensors; reads headers, no weights (but for tied copies).
 
     Raises `InputError`, naming the file or tensor, for: a path that does not exist, no `config.json` or
-    one without `model_type`, no safetensors (a pickle checkpoint is named and refused), hostile, truncated or overlapping headers, an
-    index that names files outside the directory or missing shards, duplicate tensors, weights that are
-    quantized already.
+    one without `model_type`, no safetensors (a pickle checkpoint is named and refused), hostile, truncated or
+    overlapping headers, an index that names files outside the directory or missing shards, duplicate
+    tensors, weights that are quantized already.
     """
     folder = Path(path)
     if not folder.exists():
