@@ -97,6 +97,28 @@ class Plan(BaseModel):
             raise UsageError(f"{path} is not a plan: {where}: {first['msg']}") from None
 
 
+def read_plan(path: str | Path, source: SourceModel, targets: list[Target]) -> Plan:
+    """A plan from a file, held against the model. Raises `UsageError` naming the tensor that does not fit."""
+    plan = Plan.load(path)
+    known = {target.name: target for target in targets}
+    for name, planned in plan.tensors.items():
+        target = known.get(name)
+        if target is None:
+            raise UsageError(f"the plan {path} names {name}, which is no tensor to press in {source.path}")
+        if (planned.rows, planned.cols) != (target.rows, target.cols):
+            raise UsageError(
+                f"the plan {path} has {name} as [{planned.rows}, {planned.cols}], the model as "
+                f"[{target.rows}, {target.cols}]"
+            )
+    missing = sorted(known.keys() - plan.tensors.keys())
+    if missing:
+        raise UsageError(f"the plan {path} lacks {len(missing)} tensors of the model, the first {missing[0]}")
+    written = packed_size(source, plan)
+    return plan.model_copy(
+        update={"predicted_bytes": written, "predicted_ratio": source.bytes_fp32 / written}
+    )
+
+
 def make_plan(
     source: SourceModel,
     targets: list[Target],

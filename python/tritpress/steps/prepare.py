@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tritpress.errors import InputError, UsageError
+from tritpress.formats.checks import check_finite
 from tritpress.formats.source import SourceModel, open_source
 from tritpress.formats.targets import find_targets
+from tritpress.plan import read_plan
 from tritpress.reference import reference_model_path
 from tritpress.report import model_facts
 from tritpress.steps.work import Work
@@ -18,14 +20,19 @@ from tritpress.text import SPLITS, builtin_splits, load_splits
 def load(work: Work) -> None:
     """Step 1: open the model directory, find the tensors to press, check that what was asked for can be done.
 
-    Everything that can be refused is refused here, before any work.
+    What can be refused without reading the weights to be pressed is refused here, before any work.
     """
     work.source = open_source(work.request["model"])
     work.targets = find_targets(work.source)
     if work.config.device == "cuda":
         _ = work.device  # refused where there is none
     _find_text(work)
+    if work.config.plan is not None:
+        read_plan(work.config.plan, work.source, work.targets)  # refused now rather than after the baseline
     _choose_method(work)
+    if work.torch_missing or work.cannot_measure:  # otherwise all of it is looked at when the model is opened
+        pressed = {target.name for target in work.targets}
+        check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
     work.chosen = work.directory.choose(**_measure_machine(work))
     work.context.emit(
         "model",

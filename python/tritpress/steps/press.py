@@ -12,7 +12,7 @@ import numpy as np
 from tritpress.errors import UsageError
 from tritpress.formats.source import read_tensor
 from tritpress.formats.targets import Target
-from tritpress.plan import Plan, make_plan
+from tritpress.plan import Plan, make_plan, read_plan
 from tritpress.report import layer_figures
 from tritpress.steps.ceiling import ceiling_cost
 from tritpress.steps.prepare import target_modules
@@ -130,6 +130,10 @@ def _make_plan(work: Work) -> Plan:
     path = work.folder / "plan.json"
     if path.is_file():  # a resumed run keeps to the plan that its finished tensors were made by
         return Plan.load(path)
+    if work.config.plan is not None:
+        plan = read_plan(work.config.plan, work.source, work.targets)
+        plan.save(path)
+        return plan
     found = None
     if work.method == "gptq":
         from tritpress.ternarize.calibration import load_calibration
