@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 from tritpress.console.numbers import DASH, count, duration, figure, percent, planes, size, times
-from tritpress.console.progress import RunProgress, fitting, render
+from tritpress.console.progress import RunProgress, fitting, render, whole_parts
 from tritpress.console.report import print_report
-from tritpress.console.tables import print_bench
+from tritpress.console.tables import print_bench, print_inspection, runs_table
 from tritpress.events import fold, initial_state
 
 
@@ -129,6 +129,88 @@ def test_numbers_in_words() -> None:
     } == {DASH}
     assert fitting("model.layers.12.self_attn.o_proj.weight", 20) == "model.…o_proj.weight"
     assert fitting("short", 5) == "short"
+
+
+def test_checks_not_made_are_told_from_failed_ones() -> None:
+    items = [{"name": str(i), "passed": passed, "detail": ""} for i, passed in enumerate([True, None, None])]
+    assert "Handoff: 1 of 3 checks pass, 2 not checked\n" in shown(report(handoff=items))
+    assert "Handoff: 1 of 1 checks pass\n" in shown(report(handoff=items[:1]))
+
+
+def test_training_without_gain_is_said_so() -> None:
+    training = {
+        "steps": 44, "tokens": 45056, "loss_first": 0.227, "loss_best": 0.227, "best_step": 0,
+        "optimizer": "muon", "stopped": "epochs are over",
+    }  # fmt: skip
+    text = " ".join(shown(report(fine_tuning=training)).split())
+    assert "no step beat the calibrated codes, which are kept" in text and "->" not in text
+    text = shown(report(fine_tuning={**training, "best_step": 12, "loss_best": 0.2}))
+    assert "loss 0.2270 -> 0.2000" in text and "no step" not in text
+
+
+def table_text(table, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_the_list_of_runs_gives_the_model_the_room_of_empty_columns() -> None:
+    bare = {
+        "id": "20261124-035111-716d", "name": "tok_mid_llama_64", "status": "stopped", "step": None,
+        "gates": {}, "ratio_file": None, "bits_per_weight": None, "planes_mean": None,
+        "perplexity_change": None, "seconds": 3.0,
+    }  # fmt: skip
+    lines = table_text(runs_table([bare], 80), 80)
+    assert "tok_mid_llama_64" in lines[-1] and DASH not in lines[-1] and "ratio" not in lines[0]
+    full = {
+        **bare, "status": "finished", "ratio_file": 6.01, "bits_per_weight": 5.01, "planes_mean": 2.22,
+        "perplexity_change": 0.012, "gates": {"ratio": True},
+    }  # fmt: skip
+    lines = table_text(runs_table([full, {**bare, "name": "reference model"}], 80), 80)
+    text = "\n".join(lines)
+    assert all(len(line) <= 80 for line in lines) and DASH in text
+    assert [lines[i].split()[at] for i, at in ((2, 1), (3, 0))] == ["tok_mid_", "llama_64"]
+    for part in ("20261124-035111-716d", "finished", "6.01x", "5.01", "2.22", "+1.2 %", "1/1", "tok"):
+        assert part in text, part
+    assert "tok_mid_llama_64" in "\n".join(table_text(runs_table([full], 100), 100))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_names_of_tensors_are_not_broken(packed: bool) -> None:
+    ends = ["mlp.up_proj.weight", "post_attention_layernorm.weight"]
+    names = ["model.embed_tokens.weight", *(f"model.layers.{i}.{end}" for i in range(2) for end in ends)]
+    tensors = [
+        {"name": name, "storage": "ternary", "shape": [2048, 256], "bytes": 101_000,
+         **({"planes": 2, "sparsity": 0.44, "bits": 4.5} if packed else {"role": "ternarizable"})}
+        for name in names
+    ]  # fmt: skip
+    found = {
+        "kind": "packed" if packed else "plain", "architecture": "Llama", "parameters": 1, "tensors": tensors,
+        "ratio_file": 6.0, "bits_per_weight": 4.5, "ternary_tensors": 5, "planes_mean": 2.0, "sparsity": 0.44,
+        "ternarizable_tensors": 5, "ternarizable_weights": 5, "size_class": "tiny", "source_dtype": "float16",
+        "bytes": 1, "bytes_fp32": 2, "files": [],
+    }  # fmt: skip
+
+    def lines(width: int) -> list[str]:
+        console = Console(file=io.StringIO(), width=width)
+        print_inspection(console, found, all_tensors=False)
+        return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+    narrow, wide = lines(80), lines(120)
+    assert all(len(line) <= 80 for line in narrow)
+    for i in range(2):
+        at = narrow.index(f"model.layers.{i}")
+        assert narrow[at + 1].split()[:2] == ["mlp.up_proj.weight", "ternary"]
+        assert narrow[at + 2].split()[0].endswith("_layernorm.weight" if packed else ends[1])
+    assert sum("kB" in line for line in narrow) == len(names)
+    assert any(line.startswith("model.layers.1.post_attention_layernorm.weight") for line in wide)
+
+
+def test_no_number_of_a_step_is_cut_in_two() -> None:
+    words = "42 tensors, 5.01 bits a weight, 2.22 planes"
+    assert whole_parts(words, 43) == words
+    assert whole_parts(words, 40) == "42 tensors, 5.01 bits, 2.22 planes"
+    assert whole_parts(words, 30) == "42 tensors, 5.01 bits"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

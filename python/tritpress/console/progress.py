@@ -70,7 +70,7 @@ class RunProgress:
 
 def render(state: State, width: int, now: float, spinner: Spinner | None = None) -> RenderableType:
     """The live picture of a run: a line about the model, then a row for each step."""
-    bar_width = 24 if width >= 100 else 12
+    bar_width = 24 if width >= 100 else 10
     left = (MARK_WIDTH, NAME_WIDTH, bar_width, TIME_WIDTH)
     room = max(10, width - sum(left) - len(left))
     table = Table.grid(padding=(0, 1, 0, 0))
@@ -80,10 +80,11 @@ def render(state: State, width: int, now: float, spinner: Spinner | None = None)
     table.add_column(width=room, no_wrap=True)
     for step in state["steps"]:
         *cells, words = _row(state, step, bar_width, now, spinner)
-        if step["state"] == "running":
+        if step["state"] == "running" and step["n"] != 5:
             words.plain = fitting(words.plain, room)
-        else:
-            words.truncate(room, overflow="ellipsis")
+        elif step["state"] in ("running", "done"):
+            words.plain = whole_parts(words.plain, room)
+        words.truncate(room, overflow="ellipsis")
         table.add_row(*cells, words)
     return Group(headline(state), table)
 
@@ -94,6 +95,15 @@ def fitting(words: str, width: int) -> str:
         return words
     head = width // 3
     return f"{words[:head]}…{words[len(words) - (width - head - 1) :]}"
+
+
+def whole_parts(words: str, width: int) -> str:
+    """As many of the parts between commas as fit in `width` characters: no number is cut in two."""
+    if len(words) > width:
+        words = words.replace(" a weight", "")
+    while len(words) > width and ", " in words:
+        words = words.rpartition(", ")[0]
+    return words
 
 
 def headline(state: State) -> Text:

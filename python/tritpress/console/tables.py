@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tritpress.console.numbers import DASH, count, duration, figure, moment, percent, planes, size, times
-from tritpress.console.progress import render
+from tritpress.console.progress import fitting, render
 from tritpress.invocation import resume_line
 
 STATUS_STYLES = {
@@ -25,6 +26,8 @@ STATUS_STYLES = {
     "died": "red",
 }
 TENSORS_SHOWN = 40
+GAP = 2
+"""Characters between two columns of `simple_table`."""
 
 Column = str | tuple[str, dict[str, Any]]
 """A heading, or a heading with rich's options for the column."""
@@ -45,33 +48,51 @@ def right(heading: str) -> tuple[str, dict[str, Any]]:
 
 
 def runs_table(runs: list[dict[str, Any]], width: int) -> Table:
-    """One line a run, newest first; a ratio never without bits a weight and planes beside it."""
-    wide = width >= 100
-    table = simple_table(
-        ("run", {"no_wrap": True, "min_width": 20}),
-        ("model", {"overflow": "ellipsis", "no_wrap": True, "max_width": 24 if wide else 7}),
-        ("status", {"no_wrap": True}),
-        *(right(heading) for heading in ("ratio", "bits", "planes", "ppl", "gates")),
-    )
-    if wide:
-        table.add_column("time", justify="right", no_wrap=True)
-    for run in runs:
-        status = run["status"]
-        at_work = run["step"] and status in ("running", "paused")
-        gates = list(run["gates"].values())
-        cells = [
-            run["id"],
-            str(run["name"] or ""),
-            Text(f"{status} {run['step']}/7" if at_work else status, STATUS_STYLES.get(status, "")),
-            times(run["ratio_file"]),
-            figure(run["bits_per_weight"], 3),
-            DASH if run["planes_mean"] is None else f"{run['planes_mean']:.3g}",
-            percent(run["perplexity_change"], sign=True),
-            f"{sum(gate is True for gate in gates)}/{len(gates)}" if gates else DASH,
-            duration(run["seconds"]),
-        ]
-        table.add_row(*(cells if wide else cells[:-1]))
+    """One line a run, newest first; a ratio never without bits a weight and planes beside it.
+
+    Columns with nothing in any row are left out, and the model's name gets what room there is.
+    """
+    headings = ["run", "model", "status", "ratio", "bits", "planes", "ppl", "gates"]
+    rows = [_run_cells(run) for run in runs]
+    if width >= 100:
+        headings.append("time")
+    columns = [i for i, heading in enumerate(headings) if i < 3 or any(row[i] != DASH for row in rows)]
+    taken = sum(max(len(headings[i]), *(len(row[i]) for row in rows)) + GAP for i in columns if i != 1)
+    room = max(8, width - taken - 1)
+    table = simple_table()
+    for i in columns:
+        table.add_column(headings[i], justify="left" if i < 3 else "right", no_wrap=i != 1)
+    for run, row in zip(runs, rows, strict=True):
+        row[1] = _in_lines(row[1], room)
+        styles = {2: STATUS_STYLES.get(run["status"], "")}
+        table.add_row(*(Text(row[i], styles.get(i, "")) for i in columns))
     return table
+
+
+def _in_lines(name: str, width: int) -> str:
+    """`name` in lines of at most `width` characters, broken after its blanks, hyphens and the like."""
+    lines = [""]
+    for part in re.split(r"(?<=[\s_./-])", name):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += fitting(part, width) if len(part.rstrip()) > width else part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _run_cells(run: dict[str, Any]) -> list[str]:
+    at_work = run["step"] and run["status"] in ("running", "paused")
+    gates = list(run["gates"].values())
+    return [
+        run["id"],
+        str(run["name"] or ""),
+        f"{run['status']} {run['step']}/7" if at_work else run["status"],
+        times(run["ratio_file"]),
+        figure(run["bits_per_weight"], 3),
+        DASH if run["planes_mean"] is None else f"{run['planes_mean']:.3g}",
+        percent(run["perplexity_change"], sign=True),
+        f"{sum(gate is True for gate in gates)}/{len(gates)}" if gates else DASH,
+        duration(run["seconds"]),
+    ]
 
 
 def print_run(console: Console, summary: dict[str, Any], state: dict[str, Any], path: Path) -> None:
@@ -122,7 +143,9 @@ def print_inspection(console: Console, found: dict[str, Any], all_tensors: bool)
         )
     lines.append(Text(f"{size(found['bytes'])} on disk · {size(found['bytes_fp32'])} as float32"))
     console.print(Group(*lines))
-    console.print(_tensor_table(found["tensors"], packed, None if all_tensors else TENSORS_SHOWN))
+    shown = found["tensors"] if all_tensors else found["tensors"][:TENSORS_SHOWN]
+    if shown:
+        console.print(_tensor_table(shown, packed, console.width))
     hidden = len(found["tensors"]) - TENSORS_SHOWN
     if hidden > 0 and not all_tensors:
         console.print(f"{hidden} more tensors: --all shows them", style="dim")
@@ -134,19 +157,47 @@ def print_inspection(console: Console, found: dict[str, Any], all_tensors: bool)
         console.print(Text(found["note"], "yellow"))
 
 
-def _tensor_table(tensors: list[dict[str, Any]], packed: bool, limit: int | None) -> Table:
-    columns: list[Column] = [("tensor", {"overflow": "fold"}), "kept as", right("shape")]
-    columns += [right("planes"), right("zeros"), right("bits")] if packed else ["role"]
-    table = simple_table(*columns, right("size"))
-    for tensor in tensors[:limit]:
-        shape = " x ".join(str(n) for n in tensor["shape"])
-        if packed:
-            bits = figure(tensor.get("bits"), 3)
-            middle = [str(tensor.get("planes", "")), _share(tensor.get("sparsity")), bits]
-        else:
-            middle = [tensor["role"]]
-        table.add_row(tensor["name"], tensor["storage"], shape, *middle, size(tensor["bytes"]))
+def _tensor_table(tensors: list[dict[str, Any]], packed: bool, width: int) -> Table:
+    """A line a tensor; where names are too long for the width, those of a layer stand below its name."""
+    headings = ["kept as", "shape", *(["planes", "zeros", "bits"] if packed else ["role"]), "size"]
+    rows = [_tensor_cells(tensor, packed) for tensor in tensors]
+    taken = sum(max(len(heading), *(len(row[i]) for row in rows)) + GAP for i, heading in enumerate(headings))
+    room = max(16, width - taken - 1)
+    grouped = any(len(tensor["name"]) > room for tensor in tensors)
+    left = ("kept as", "role")
+    table = simple_table(
+        ("tensor", {"no_wrap": True}),
+        *((heading, {"no_wrap": True}) if heading in left else right(heading) for heading in headings),
+    )
+    group = ""
+    for tensor, row in zip(tensors, rows, strict=True):
+        layer, name = _layer_and_rest(tensor["name"]) if grouped else ("", tensor["name"])
+        if layer and layer != group:
+            table.add_row(Text(_end_of(layer, room), "bold"))
+        group = layer
+        indent = "  " if layer else ""
+        table.add_row(Text(indent + _end_of(name, room - len(indent))), *row)
     return table
+
+
+def _tensor_cells(tensor: dict[str, Any], packed: bool) -> list[str]:
+    if packed:
+        bits = figure(tensor.get("bits"), 3)
+        middle = [str(tensor.get("planes", "")), _share(tensor.get("sparsity")), bits]
+    else:
+        middle = [tensor["role"]]
+    shape = " x ".join(str(n) for n in tensor["shape"])
+    return [tensor["storage"], shape, *middle, size(tensor["bytes"])]
+
+
+def _layer_and_rest(name: str) -> tuple[str, str]:
+    """model.layers.0 and mlp.up_proj.weight; nothing and the name where it has no number."""
+    found = re.match(r"(.*?\.\d+)\.(.+)", name)
+    return (found[1], found[2]) if found else ("", name)
+
+
+def _end_of(name: str, width: int) -> str:
+    return name if len(name) <= width else f"…{name[len(name) - width + 1 :]}"
 
 
 def _share(value: float | None) -> str:
