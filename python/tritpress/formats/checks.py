@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 _WEIGHT = re.compile(r"(^|\.)(weight|bias)$")
 _EXPERT_WEIGHT = re.compile(r"expert.*\.(\w+_proj|w\d|(in|out)put_linear)$")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
-_OTHER_VOCABULARY = ("moshi", "kyutai_speech_to_text", "transfo-xl", "speecht5")
+_OTHER_VOCABULARY = (
+    "mllama",
+    "mllama_text_model",
+    "moshi",
+    "kyutai_speech_to_text",
+    "transfo-xl",
+    "speecht5",
+)
 """Models whose embedding has other rows than the configuration's vocabulary by design."""
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 """Models whose blocks are all alike and follow from the configuration alone."""
@@ -137,8 +144,8 @@ def _check_lacking(source: SourceModel, group: dict[int, dict[str, Target]]) -> 
         if kinds != {"k", "v"} and all(_module(role) in present for role in lacking):
             example = next(other[lacking[0]] for other in group.values() if lacking[0] in other)
             raise InputError(
-                f"{source.path}: block {layer} has no {lacking[0]} that can be pressed, all other blocks have "
-                f"one (such as {example.name}); the model is incomplete"
+                f"{source.path}: block {layer} has no {lacking[0]} that can be pressed, all other blocks "
+                f"have one (such as {example.name}); the model is incomplete"
             )
 
 

@@ -78,7 +78,8 @@ def refuse_missing(told: dict[str, Any], path: Path) -> None:
     """
     for name, stored, due in sorted(told.get("mismatched_keys") or ()):
         raise InputError(
-            f"{path}: tensor {name} is {list(stored)} in the weight files, but by config.json it is {list(due)}"
+            f"{path}: tensor {name} is {list(stored)} in the weight files, but by config.json it is "
+            f"{list(due)}"
         )
     if told["missing_keys"]:
         raise InputError(
