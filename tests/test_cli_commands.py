@@ -172,6 +172,9 @@ WRONG = [
         "one budget for fine-tuning: --epochs, --tokens or --minutes",
     ),
     (["{model}", "-o", "{out}", "--packed-only", "--dequantized-only"], "not both"),
+    (["{model}", "-o", "{out}", "--planes", "2.5"], "'--planes': it must be a whole number (see"),
+    (["{model}", "-o", "{out}", "--ratio", "much"], "'--ratio': it must be a number (see"),
+    (["{model}", "-o", "{out}", "--threads", "0"], "--threads must be at least 1 (given: 0)"),
     (["{model}", "-o", "{out}", "--unheard-of"], "no such option"),
     (["{model}", "-o", "{out}", "--config", "{out}.toml"], "cannot read the configuration"),
     (["{model}", "-o", "{model}/out"], "model's own directory"),
@@ -237,6 +240,13 @@ def test_from_python_fields_go_by_their_own_names() -> None:
         make_config({"target_ratio": 0})
     with pytest.raises(UsageError, match=r"^give target_ratio or planes, not both"):
         make_config({"target_ratio": 8, "planes": 2})
+
+
+def test_limits_of_other_commands_are_said_in_plain_words() -> None:
+    answer = call("demo", "--threads", "0")
+    assert answer.exit_code == 2 and answer.stderr == (
+        "tritpress: invalid value for '--threads': it must be at least 1 (see `tritpress demo --help`)\n"
+    )
 
 
 def test_without_a_command_the_help_is_shown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,17 @@ from typer.core import TyperCommand, TyperGroup
 from tritpress.console.shell import INTERRUPTED, complain
 
 WRONG_USAGE = 2
+
+PLAIN_WORDS = (
+    ("Value error, ", ""),
+    ("Input should be greater than or equal to", "it must be at least"),
+    ("Input should be less than or equal to", "it must be at most"),
+    ("Input should be greater than", "it must be above"),
+    ("Input should be less than", "it must be below"),
+    ("Input should be a valid integer.*", "it must be a whole number"),
+    ("Input should be a valid number.*", "it must be a number"),
+)
+"""Phrases of the parser -> how they are said here."""
 
 
 class _PlainFlags:
@@ -82,7 +94,9 @@ def _say(error: Any) -> int:
         if error.message:
             print(error.message, file=sys.stderr)
         return WRONG_USAGE
-    sentence = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    sentence = " ".join(error.format_message().split()).rstrip(".")
+    for phrase, words in PLAIN_WORDS:
+        sentence = re.sub(phrase, words, sentence)
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
     complain(f"{sentence[:1].lower()}{sentence[1:]}{hint}")
