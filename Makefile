@@ -42,8 +42,9 @@ sanitize:  ## the Rust tests under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --quiet --locked -p tritpress-core --lib \
 	  --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/sanitize
 
-wheel: setup  ## the wheel, in dist/
-	$(MATURIN) build --release --locked --out dist
+wheel: setup  ## the wheel, in dist/, for every Linux since glibc 2.17 (linked by zig)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
+	PATH=$(CURDIR)/$(BIN):$$PATH $(MATURIN) build --release --locked --zig --compatibility manylinux2014 --out dist
 
 dashboard: setup  ## the page, on 127.0.0.1
 	@$(BIN)/tritpress dashboard --runs $(RUNS)
