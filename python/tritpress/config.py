@@ -66,8 +66,9 @@ Naming = Callable[[str], str]
 class CompressionConfig(BaseModel):
     """Every choice of a compression run.
 
-    `None` means that tritpress chooses: the ratio by size class, the method by what is at hand (text and
-    torch), fine-tuning by whether the gates need it and a text is there.
+    `None` means that tritpress chooses: the ratio by size class; the method by what is at hand (text and
+    torch); fine-tuning where there is text and torch and the model is below 50 M parameters, a GPU is used
+    or a budget was given.
     """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
