@@ -119,6 +119,18 @@ def read_plan(path: str | Path, source: SourceModel, targets: list[Target]) -> P
     )
 
 
+def largest_reachable(source: SourceModel, targets: list[Target], config: CompressionConfig) -> float:
+    """`ratio_file` of the smallest plan. Raises `UsageError` where the explicit target is above it."""
+    smallest = _uniform(targets, config, 1, _embedding_choices(source)[-1])
+    largest_ratio = source.bytes_fp32 / packed_size(source, smallest)
+    if config.target_ratio is not None and config.target_ratio > largest_ratio:
+        raise UsageError(
+            f"a ratio of {config.target_ratio:g} is beyond reach for {source.path}: one plane everywhere and "
+            f"int8 embeddings give at most {_round_down(largest_ratio):.2f}"
+        )
+    return largest_ratio
+
+
 def make_plan(
     source: SourceModel,
     targets: list[Target],
@@ -134,18 +146,12 @@ def make_plan(
 
     Raises `UsageError` where an explicit target is beyond reach, naming the largest ratio that works.
     """
-    smallest = _uniform(targets, config, 1, _embedding_choices(source)[-1])
-    largest_ratio = source.bytes_fp32 / packed_size(source, smallest)
+    largest_ratio = largest_reachable(source, targets, config)
     if config.planes is not None:
         return _forced(source, targets, config, calibration)
     target = config.target_ratio
     if target is None:
         target = min(source.class_ratio, _round_down(largest_ratio))
-    elif target > largest_ratio:
-        raise UsageError(
-            f"a ratio of {target:g} is beyond reach for {source.path}: one plane everywhere and int8 "
-            f"embeddings give at most {_round_down(largest_ratio):.2f}"
-        )
     costs = plane_costs(targets, config, calibration, range(1, MAX_PLANES + 1))
     best: Plan | None = None
     for embeddings in _embedding_choices(source):

@@ -10,7 +10,7 @@ from tritpress.errors import InputError, UsageError
 from tritpress.formats.checks import check_finite
 from tritpress.formats.source import SourceModel, open_source
 from tritpress.formats.targets import find_targets
-from tritpress.plan import read_plan
+from tritpress.plan import largest_reachable, read_plan
 from tritpress.reference import reference_model_path
 from tritpress.report import model_facts
 from tritpress.steps.work import Work
@@ -27,6 +27,7 @@ def load(work: Work) -> None:
     if work.config.device == "cuda":
         _ = work.device  # refused where there is none
     _find_text(work)
+    largest_reachable(work.source, work.targets, work.config)  # an explicit target beyond it is refused
     if work.config.plan is not None:
         read_plan(work.config.plan, work.source, work.targets)  # refused now rather than after the baseline
     _choose_method(work)
