@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from tritpress.errors import TritpressError
 from tritpress.formats.source import SourceModel, TensorEntry, open_source, read_raw
+from tritpress.formats.writing import sha256_of
 
 if TYPE_CHECKING:
     from tritpress.formats.packed import PackedModel
@@ -96,7 +96,7 @@ class _Checks:
         for folder, files in ((self.packed_dir, told["weights"]), (self.source.path, told["source"])):
             for name, expected in files.items():
                 path = folder / name
-                if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+                if path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
                     raise Failed(f"{path} is not the file that tritpress.json describes")
         return f"{len(told['weights'])} weight files, {len(told['source'])} of the source: sha256 as told"
 
@@ -340,7 +340,3 @@ def _json(path: Path) -> dict[str, Any]:
 def _is_tokenizer(name: str) -> bool:
     return name.startswith("tokenizer") or name in ("vocab.json", "merges.txt", "special_tokens_map.json")
 
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from tritpress.errors import InputError
 from tritpress.formats.dequantized import write_dequantized
 from tritpress.formats.packed import write_packed
+from tritpress.formats.writing import sha256_of
 from tritpress.report import plain, versions
 from tritpress.steps.prepare import emit_evaluation, measure, target_modules, time_in_turns
 from tritpress.steps.work import Work, write_atomically
@@ -147,7 +147,7 @@ def _list_outputs(work: Work) -> None:
             if path.suffix == ".safetensors":
                 weights += size
             if work.out in path.parents:
-                entry = {"path": str(path.relative_to(work.out)), "bytes": size, "sha256": _sha256(path)}
+                entry = {"path": str(path.relative_to(work.out)), "bytes": size, "sha256": sha256_of(path)}
                 work.output_files.append(entry)
                 work.context.emit("output", **entry)
         work.output_bytes[kind] = weights
@@ -217,8 +217,3 @@ def _handoff(work: Work, models: dict[str, Any]) -> list[dict[str, Any]]:
         windows=work.windows("held_out")[:1] if models else None,
         gates=work.gates,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
-from tritpress.errors import InputError, UsageError
+from tritpress.errors import UsageError
 from tritpress.formats.checks import check_finite
 from tritpress.formats.source import SourceModel, open_source
 from tritpress.formats.targets import find_targets
+from tritpress.formats.writing import sha256_of
 from tritpress.plan import largest_reachable, read_plan
-from tritpress.reference import reference_model_path
+from tritpress.reference import is_reference_model, reference_model_path
 from tritpress.report import model_facts
 from tritpress.steps.work import Work
 from tritpress.text import SPLITS, builtin_splits, load_splits
@@ -50,7 +50,8 @@ def baseline(work: Work) -> str | None:
     """Step 2: perplexity, top-1 and latency of the original in float32 on held-out text."""
     if work.cannot_measure:
         return work.cannot_measure
-    measured = measure(work, work.original, step=2)
+    speed = time_in_turns(work, {"before": work.original})["before"]
+    measured = measure(work, work.original, step=2) | speed
     work.write_json("baseline.json", measured)
     emit_evaluation(work, "before", measured)
     return None
@@ -71,10 +72,8 @@ def calibration(work: Work) -> str | None:
 def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict[str, Any]:
     """Evaluate `model` over the held-out windows: figures, and per-window sums for the bootstrap.
 
-    `latency_ms` is the median time of one generated token (batch 1, key-value cache); `tokens_per_s` is the
-    speed of the evaluation itself, whole windows at once.
+    Its `tokens_per_s` counts whatever else the machine did meanwhile; `time_in_turns` gives one to compare.
     """
-    from tritpress.evaluate.latency import decode_latency
     from tritpress.evaluate.perplexity import evaluate_model
 
     windows = work.windows("held_out")
@@ -83,8 +82,7 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
         work.context.emit("step.progress", step=step, done=done, total=total, detail="held-out windows")
 
     evaluation = evaluate_model(model, windows, reference=reference, ctx=work.context, progress=progress)
-    latency = decode_latency(model, windows[0][: max(2, work.window // 4)], ctx=work.context)
-    return {**evaluation.to_json(), "latency_ms": latency.latency_ms}
+    return evaluation.to_json()
 
 
 def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[str, dict[str, float]]:
@@ -141,22 +139,21 @@ def target_modules(work: Work, model: Any) -> dict[str, Any]:
     return {name: module for name, (_, module) in found.items()}
 
 
-def is_reference_model(source: SourceModel) -> bool:
+def has_reference_weights(source: SourceModel) -> bool:
     """Whether these are the weights of the built-in reference model, wherever they lie."""
-    reference = Path(reference_model_path())
-    if source.path.resolve() == reference.resolve():
+    if is_reference_model(source.path):
         return True
-    own = reference / "model.safetensors"
+    own = reference_model_path() / "model.safetensors"
     if len(source.weight_files) != 1 or source.weight_files[0].stat().st_size != own.stat().st_size:
         return False
-    return _sha256(source.weight_files[0]) == _sha256(own)
+    return sha256_of(source.weight_files[0]) == sha256_of(own)
 
 
 def _find_text(work: Work) -> None:
     config = work.config
     if config.text:
         work.splits = load_splits(config.text)
-    elif is_reference_model(work.source):
+    elif has_reference_weights(work.source):
         work.splits = builtin_splits()
     else:
         work.no_text_reason = "no text was given (--text)"
@@ -216,11 +213,3 @@ def _measure_machine(work: Work) -> dict[str, Any]:
         chosen["threads"] = work.config.threads or torch.get_num_threads()
         chosen["number_formats"] = measure_number_formats(work.device)
     return chosen
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import json
 import os
@@ -156,11 +155,6 @@ class Work:
                     f"{self.source.path}: tensor {name} holds NaN or infinity; repair the model first"
                 )
         return model
-
-    def forget_original(self) -> None:
-        """Let go of the original model's memory; it is loaded again if something needs it."""
-        self.__dict__.pop("original", None)
-        gc.collect()
 
     def windows(self, split: str) -> np.ndarray:
         """Token windows int64 [n, window] of a split, the same every time in one run."""
