@@ -76,8 +76,10 @@ class ModelFound(Event):
 
 
 class PlanMade(Event):
-    tensors: list[dict[str, Any]]  # name, layer, kind, rows, cols, planes, bits, method
+    # name, layer, kind, rows, cols, planes, bits, method, predicted_loss, plane_losses (at 1, 2, 3 planes)
+    tensors: list[dict[str, Any]]
     predicted_ratio: float
+    basis: NotRequired[Literal["calibrated", "weights"]]  # losses in nats a token, or relative weight errors
     embeddings: Literal["fp16", "int8"]
 
 
@@ -88,6 +90,14 @@ class Histogram(TypedDict):
     hi: float
     before: list[int]
     after: list[int]
+
+
+class LayerStarted(Event):
+    """The tensor whose turn has come; `layer.finished` follows."""
+
+    name: str
+    layer: int | None
+    kind: str
 
 
 class LayerFinished(Event):
@@ -191,6 +201,7 @@ EVENT_TYPES: dict[str, type] = {
     "plan": PlanMade,
     "figures": Event,
     "handoff": Event,
+    "layer.started": LayerStarted,
     "layer.finished": LayerFinished,
     "evaluation": EvaluationDone,
     "finetune.step": FinetuneStep,

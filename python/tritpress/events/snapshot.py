@@ -70,6 +70,7 @@ def initial_state(run: str = "") -> State:
         ],
         "layers": {},
         "current": None,
+        "broke_at": None,  # the tensor that was at work when the run failed
         "evaluations": {},
         "figures": {},
         "finetune": [],
@@ -146,7 +147,7 @@ def _run_started(state: State, event: dict[str, Any]) -> None:
     for step in state["steps"]:
         if step["state"] == "failed":
             step["state"] = "waiting"
-    state.update(status="running", error=None, exit_code=None, report=None, finished=None)
+    state.update(status="running", error=None, exit_code=None, report=None, finished=None, broke_at=None)
     if state["started"] is None:
         state["started"] = event["t"]
     for key in ("config", "name", "out"):
@@ -183,6 +184,8 @@ def _run_failed(state: State, event: dict[str, Any]) -> None:
         finished=event["t"],
         write_seconds=event.get("write_seconds"),
     )
+    current = (state["current"] or {}).get("name")
+    state["broke_at"] = current if current not in state["layers"] else None
     _end_running_step(state, "failed")
 
 
@@ -220,6 +223,10 @@ def _model(state: State, event: dict[str, Any]) -> None:
 
 def _plan(state: State, event: dict[str, Any]) -> None:
     state["plan"] = _fields(event)
+
+
+def _layer_started(state: State, event: dict[str, Any]) -> None:
+    state["current"] = _fields(event)
 
 
 def _layer_finished(state: State, event: dict[str, Any]) -> None:
@@ -299,6 +306,7 @@ _HANDLERS = {
     "step.finished": _step_finished,
     "model": _model,
     "plan": _plan,
+    "layer.started": _layer_started,
     "layer.finished": _layer_finished,
     "evaluation": _evaluation,
     "figures": _figures,

@@ -42,6 +42,7 @@ def fast_tensors(
         if store.has(target.name):
             yield target.name, 0.0
             continue
+        context.emit("layer.started", name=target.name, layer=target.layer, kind=target.kind)
         importance = None
         if calibration is not None and target.name in calibration:
             importance = np.asarray(calibration[target.name]["input_moment"], dtype=np.float32)

@@ -112,6 +112,8 @@ def gptq_tensors(
 
     def press_alone(target: Target) -> tuple[str, float]:
         context.check()
+        if not store.has(target.name):
+            _started(target, context)
         seconds = press_tensor(target, plan.tensors[target.name], config, store)
         _write_parameter(model, target, plan.tensors[target.name], store)
         return target.name, seconds
@@ -148,6 +150,8 @@ def _press_stage(
     started = time.perf_counter()
     members = [layers[path] for group in stage.groups for path in group]
     missing = [layer for layer in members if not store.has(layer.target.name)]
+    if missing:  # the inputs' moments that the stage shares are the first tensor's work
+        _started(missing[0].target, context)
     moments = _moments(runner, number, twin, stage, context) if missing else {}
     shared = (time.perf_counter() - started) / max(1, len(missing))
     for group in stage.groups:
@@ -165,6 +169,8 @@ def _press_stage(
             if store.has(layer.target.name):
                 continue
             context.check()
+            if layer is not missing[0]:
+                _started(layer.target, context)
             begun = time.perf_counter()
             planned = plan.tensors[layer.target.name]
             _press_layer(layer, found, ready[planned.group_size], planned, config, store)
@@ -174,6 +180,10 @@ def _press_stage(
         set_weight(layer.module, _stored_weight(layer.target, planned, store))
         if layer not in missing:
             yield layer.target.name, 0.0
+
+
+def _started(target: Target, context: RunContext) -> None:
+    context.emit("layer.started", name=target.name, layer=target.layer, kind=target.kind)
 
 
 def _moments(

@@ -147,6 +147,7 @@ def _make_plan(work: Work) -> Plan:
 def _announce_plan(work: Work) -> None:
     plan = work.plan
     assert plan is not None
+    choices = _plane_losses(work)
     work.context.emit(
         "plan",
         tensors=[
@@ -159,13 +160,30 @@ def _announce_plan(work: Work) -> None:
                 "planes": p.planes,
                 "bits": p.bits,
                 "method": work.method,
+                "predicted_loss": p.predicted_loss,
+                "plane_losses": choices.get(p.name),
             }
             for p in plan.tensors.values()
         ],
         predicted_ratio=plan.predicted_ratio,
         target_ratio=plan.target_ratio,
         embeddings=plan.embeddings,
+        basis=plan.basis,
     )
+
+
+def _plane_losses(work: Work) -> dict[str, list[float]]:
+    """What one, two or three planes were foretold to cost each tensor, where the calibration weighed them."""
+    if work.method != "gptq":
+        return {}
+    from tritpress.ternarize.calibration import load_calibration
+
+    found = load_calibration(work.folder / "calibration.safetensors") or {}
+    return {
+        name: [float(loss) for loss in moments["plane_losses"]]
+        for name, moments in found.items()
+        if "plane_losses" in moments
+    }
 
 
 def _emit_layer(work: Work, layer: dict[str, Any], **more: Any) -> None:
