@@ -1,4 +1,4 @@
-"""What all charts have in common: size, tools, type."""
+"""What all charts have in common: size, type, title, axis labels, legend, and a name to export them by."""
 
 from __future__ import annotations
 
@@ -6,26 +6,48 @@ from typing import Any
 
 import panel as pn
 from bokeh.models import FactorRange, HoverTool
-from bokeh.models.annotations import Title
-from bokeh.plotting import figure
+from bokeh.models.annotations import Legend, LegendItem, Title  # mypy does not find them in bokeh.models
+from bokeh.plotting import figure as bokeh_figure
 
 from tritpress.dashboard.theme import NEUTRAL
 
-__all__ = ["chart", "factors", "hover", "pane", "title_of"]
+__all__ = ["chart", "factors", "figure", "hover", "legend", "pane", "title_of"]
+
+ZOOM = "box_zoom,xpan,wheel_zoom,reset"
+"""Tools of a chart that can be zoomed; wheel and pan wait until they are chosen, so that the page scrolls."""
 
 
-def chart(title: str, height: int, **params: Any) -> figure:
-    """An empty chart that fills the width of its place."""
-    made = figure(
+def figure(
+    title: str,
+    *,
+    x_label: str = "",
+    y_label: str = "",
+    export_name: str = "",
+    height: int = 260,
+    zoom: bool = False,
+    **params: Any,
+) -> bokeh_figure:
+    """An empty chart that fills the width of its place.
+
+    `export_name` is the chart's `name`: what its picture is called when it is saved. With `zoom` the reader
+    can zoom and pan; a range once chosen so stays while data arrives, until Reset.
+    """
+    made = bokeh_figure(
         title=title,
+        name=export_name or None,
         height=height,
         min_width=200,
         sizing_mode="stretch_width",
-        tools="",
-        toolbar_location=None,
+        tools=ZOOM if zoom else "",
+        toolbar_location="right" if zoom else None,
+        x_axis_label=x_label or None,
+        y_axis_label=y_label or None,
         **params,
     )
     made.toolbar.logo = None
+    if zoom:
+        made.toolbar.active_scroll = None
+        made.toolbar.autohide = True
     heading = title_of(made)
     heading.text_font_size = "14px"
     heading.text_font_style = "bold"
@@ -41,10 +63,31 @@ def chart(title: str, height: int, **params: Any) -> figure:
     return made
 
 
-def title_of(made: figure) -> Title:
+def chart(title: str, height: int, **params: Any) -> bokeh_figure:
+    """`figure` for charts that set their labels themselves."""
+    return figure(title, height=height, **params)
+
+
+def title_of(made: bokeh_figure) -> Title:
     """The chart's title: bokeh makes an object of the string that it was given."""
     assert isinstance(made.title, Title)
     return made.title
+
+
+def legend(made: bokeh_figure, items: list[tuple[str, list[Any]]] | None = None) -> Legend:
+    """A legend in one line above the chart: (label, renderers) each."""
+    added = Legend(
+        location="center",
+        orientation="horizontal",
+        items=[LegendItem(label=label, renderers=renderers) for label, renderers in items or []],
+        label_text_font_size="12px",
+        margin=0,
+        padding=4,
+        background_fill_alpha=0.0,
+        border_line_color=None,
+    )
+    made.add_layout(added, "above")
+    return added
 
 
 def hover(renderers: list[Any], rows: list[tuple[str, str]], **params: Any) -> HoverTool:
@@ -52,7 +95,7 @@ def hover(renderers: list[Any], rows: list[tuple[str, str]], **params: Any) -> H
     return HoverTool(renderers=renderers, tooltips=rows, **params)
 
 
-def pane(made: figure, name: str) -> pn.pane.Bokeh:
+def pane(made: bokeh_figure, name: str) -> pn.pane.Bokeh:
     """The chart as a part of the page."""
     return pn.pane.Bokeh(made, sizing_mode="stretch_width", margin=0, name=name)
 
