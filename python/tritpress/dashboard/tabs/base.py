@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import panel as pn
 
 from tritpress.dashboard.components.html import Fragment, Markup
+from tritpress.dashboard.context import PageContext
 
 CLOCK = "clock"
 """Stands among the event types once a second while a run is at work: times and estimates move on."""
@@ -28,18 +29,30 @@ class Shown:
 
 
 class Tab(ABC):
-    """One tab of the page."""
+    """One tab of the page. `page` is what it may ask of the page it stands in."""
 
     key: str
     title: str
     interests: frozenset[str]
     """Event types after which this tab looks different."""
 
-    def __init__(self, on_navigate: Callable[[], None] | None = None) -> None:
+    def __init__(self, page: PageContext) -> None:
+        self.page = page
         self.holder = pn.Column(sizing_mode="stretch_width", margin=(16, 8, 32, 8), name=self.title)
         self.seen = -1  # version of the feed that the tab shows
         self.built = False
-        self.on_navigate = on_navigate or (lambda: None)
+
+    def query(self) -> dict[str, str]:
+        """What belongs in the URL beside run and tab, so that the link opens the same view."""
+        return {}
+
+    def go(self, query: Mapping[str, str]) -> None:
+        """Take over what the URL says; comes before the refresh that shows it, {} is the plain view."""
+        return None
+
+    def forget(self) -> None:
+        """Another run is open: everything is made anew when the tab is looked at."""
+        self.seen, self.built = -1, False
 
     def refresh(self, shown: Shown | None, changed: set[str] | None) -> None:
         """Show `shown`; `changed` are event types since the last call, None means everything."""
@@ -52,7 +65,7 @@ class Tab(ABC):
 
     @property
     def pending(self) -> bool:
-        """Whether something that the tab asked for beside the server's loop has come."""
+        """Whether something has come that the open run's events do not tell of; asked for at every tick."""
         return False
 
     def take_up(self) -> None:

@@ -1,11 +1,9 @@
-"""Overview: where the run stands, its five figures, its seven steps; without a run, the runs there are."""
+"""Overview: where the run stands, its five figures, its seven steps, its log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 from panel import FlexBox
 
@@ -13,7 +11,6 @@ from tritpress.dashboard.components.html import Fragment, Markup, empty, join, n
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.overview import StepLine, Tile, facts, step_lines, tiles
-from tritpress.dashboard.views.runs import RunLine, run_lines
 from tritpress.dashboard.views.status import elapsed, status_of
 
 STEP_MARKS = {"waiting": "", "running": "▸", "done": "✓", "skipped": "–", "failed": "✕"}
@@ -28,7 +25,6 @@ class Overview(Tab):
         {
             CLOCK,
             "liveness",
-            "runs",
             "run.started",
             "run.paused",
             "run.resumed",
@@ -46,10 +42,6 @@ class Overview(Tab):
             "alert",
         }
     )
-
-    def __init__(self, runs: Callable[[], list[dict[str, Any]]], **params: Any) -> None:
-        super().__init__(**params)
-        self.runs = runs
 
     def build(self) -> list[Any]:
         self.status, self.figures, self.steps = Fragment(), Fragment(), Fragment()
@@ -70,7 +62,9 @@ class Overview(Tab):
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
         if shown is None:
-            self.status.set(_start(run_lines(self.runs())))
+            self.status.set(
+                empty("No run is open", "Open one from the list of runs, or choose a model and press Start.")
+            )
             for fragment in (self.figures, self.steps, self.facts, self.log):
                 fragment.set(Markup(""))
             return
@@ -143,50 +137,3 @@ def _log(state: dict[str, Any]) -> Markup:
         for line in reversed(lines)
     )
     return panel("Log", Markup('<ul class="log small" tabindex="0" aria-label="Log">{}</ul>').format(rows))
-
-
-def _start(lines: list[RunLine]) -> Markup:
-    if not lines:
-        return empty(
-            "No runs yet", "Choose a model at the left and press Start: every run will be listed here."
-        )
-    head = Markup("<tr>{}</tr>").format(
-        join(
-            Markup('<th class="{}">{}</th>').format("left" if name in ("State", "Model") else "", name)
-            for name in (
-                "Run",
-                "State",
-                "Model",
-                "Ratio",
-                "Bits a weight",
-                "Perplexity change",
-                "Gates",
-                "Started",
-            )
-        )
-    )
-    body = join(
-        Markup(
-            '<tr><td><a href="?run={}">{}</a></td><td class="left {}">{} {}</td>'
-            '<td class="left wide">{}</td><td>{}</td>'
-            "<td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>"
-        ).format(
-            quote(line.id, safe=""),
-            line.name,
-            line.tone,
-            line.mark,
-            line.label,
-            line.model,
-            line.ratio,
-            line.bits,
-            line.perplexity,
-            line.gates,
-            line.started,
-        )
-        for line in lines
-    )
-    intro = Markup('<p class="soft" style="margin-bottom:14px">{}</p>').format(
-        "Choose a model at the left and press Start, or open a run."
-    )
-    table = Markup('<div class="scroll"><table class="runs"><thead>{}</thead><tbody>{}</tbody></table></div>')
-    return intro + panel("Runs", table.format(head, body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +12,7 @@ import panel_material_ui as pmui
 from tritpress.dashboard.components.heatmap import Heatmap, SparsityBars
 from tritpress.dashboard.components.html import Fragment, Markup, empty
 from tritpress.dashboard.components.layer import LayerPanel
+from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.layer import find_layer, layer_view
@@ -49,14 +51,26 @@ class Progress(Tab):
         }
     )
 
-    def __init__(self, **params: Any) -> None:
-        super().__init__(**params)
+    def __init__(self, page: PageContext) -> None:
+        super().__init__(page)
         self.map = Map()
         self.mapped: list[Any] | None = None
         self.wanted_page, self.follow = 0, True
         self.last: Shown | None = None
         self.lookup: Future[dict[str, Any] | None] | None = None
         self.looked_for = ""
+
+    def query(self) -> dict[str, str]:
+        return {"page": str(self.wanted_page + 1)} if self.wanted_page and not self.follow else {}
+
+    def go(self, query: Mapping[str, str]) -> None:
+        page = query.get("page", "")
+        self.follow = not page.isdecimal()
+        self.wanted_page = 0 if self.follow else max(int(page) - 1, 0)
+
+    def forget(self) -> None:
+        super().forget()
+        self.wanted_page, self.follow, self.mapped = 0, True, None
 
     def build(self) -> list[Any]:
         self.now, self.placeholder, self.twin = Fragment(), Fragment(), Fragment()
@@ -146,7 +160,7 @@ class Progress(Tab):
             return
         self.wanted_page, self.follow = event.new, False
         self._again()
-        self.on_navigate()
+        self.page.navigate()
 
     def _clicked(self, name: str) -> None:
         """Look up the tensor in the log, beside the server's loop, and show it."""
