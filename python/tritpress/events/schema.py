@@ -76,9 +76,11 @@ class ModelFound(Event):
 
 
 class PlanMade(Event):
-    # name, layer, kind, rows, cols, planes, bits, method, predicted_loss, plane_losses (at 1, 2, 3 planes)
+    # name, layer, kind, rows, cols, planes, bits, method, threshold, sparsity, predicted_loss,
+    # plane_losses (at 1, 2, 3 planes)
     tensors: list[dict[str, Any]]
     predicted_ratio: float
+    predicted_loss: NotRequired[float | None]  # of the whole model
     basis: NotRequired[Literal["calibrated", "weights"]]  # losses in nats a token, or relative weight errors
     embeddings: Literal["fp16", "int8"]
 
@@ -114,6 +116,9 @@ class LayerFinished(Event):
     zeros_all_planes: float
     mse: float
     cosine: float
+    relative_error: NotRequired[float | None]  # squared error over squared norm
+    sign_flips: NotRequired[float]  # share of nonzero weights that came out with the other sign
+    threshold_used: NotRequired[float | None]  # median over groups of the largest |w| / mean|w| that became 0
     histogram: NotRequired[Histogram]
 
 

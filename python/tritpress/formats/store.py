@@ -17,6 +17,16 @@ from tritpress.formats.output import disk_errors, sync_folder
 from tritpress.formats.source import TensorEntry, as_bytes, read_raw
 
 
+def safe_name(name: str) -> str:
+    """A file name for a tensor, without its ending; different names have different ones, none leaves a
+    folder.
+    """
+    safe = quote(name, safe="").replace(".", "%2E") if name.startswith(".") else quote(name, safe="")
+    if len(safe) > 180:
+        safe = safe[:100] + "~" + hashlib.sha256(name.encode("utf-8")).hexdigest()[:32]
+    return safe
+
+
 class TensorStore:
     """A folder of `<name>.safetensors` {codes, scales}, each with an `<name>.json` of what is known about it.
 
@@ -31,10 +41,7 @@ class TensorStore:
         """The file of a tensor (there or not); different names have different files, none outside the
         folder.
         """
-        safe = quote(name, safe="").replace(".", "%2E") if name.startswith(".") else quote(name, safe="")
-        if len(safe) > 180:
-            safe = safe[:100] + "~" + hashlib.sha256(name.encode("utf-8")).hexdigest()[:32]
-        return self.folder / f"{safe}.safetensors"
+        return self.folder / f"{safe_name(name)}.safetensors"
 
     def has(self, name: str) -> bool:
         """Whether the tensor is finished."""

@@ -15,6 +15,7 @@ from tritpress.formats.targets import Target
 from tritpress.plan import Plan, make_plan, read_plan
 from tritpress.report import layer_figures
 from tritpress.steps.ceiling import ceiling_cost
+from tritpress.steps.details import record_details
 from tritpress.steps.prepare import target_modules
 from tritpress.steps.work import Work
 
@@ -27,8 +28,9 @@ def ternarization(work: Work) -> None:
     work.plan = _make_plan(work)
     _announce_plan(work)
     for done, (target, seconds, reused) in enumerate(_press_all(work), start=1):
-        layer = layer_record(work, target, work.store.info(target.name), seconds)
-        _emit_layer(work, layer, reused=reused)
+        info = work.store.info(target.name)
+        layer = layer_record(work, target, info, seconds)
+        _emit_layer(work, layer, reused=reused, **record_details(work, target, work.store, info, reused))
         work.context.emit("step.progress", step=4, done=done, total=len(work.targets), detail=target.name)
         work.context.check()
     work.write_json("zeros-ceiling.json", ceiling_cost(work))
@@ -60,10 +62,11 @@ def fine_tuning(work: Work) -> str | None:
         started = time.perf_counter()
         codes, scales = modules[target.name].codes_and_scales()
         work.finetuned_store.put(target.name, codes, scales, statistics(target, codes, scales, work))
-        layer = layer_record(
-            work, target, work.finetuned_store.info(target.name), time.perf_counter() - started
+        info = work.finetuned_store.info(target.name)
+        layer = layer_record(work, target, info, time.perf_counter() - started)
+        _emit_layer(
+            work, layer, fine_tuned=True, **record_details(work, target, work.finetuned_store, info, False)
         )
-        _emit_layer(work, layer, fine_tuned=True)
     work.fine_tuning = result.to_json()
     work.write_json("fine-tuning.json", work.fine_tuning)
     _emit_layer_figures(work)
@@ -160,6 +163,8 @@ def _announce_plan(work: Work) -> None:
                 "planes": p.planes,
                 "bits": p.bits,
                 "method": work.method,
+                "threshold": p.threshold,
+                "sparsity": p.sparsity,
                 "predicted_loss": p.predicted_loss,
                 "plane_losses": choices.get(p.name),
             }
@@ -169,6 +174,7 @@ def _announce_plan(work: Work) -> None:
         target_ratio=plan.target_ratio,
         embeddings=plan.embeddings,
         basis=plan.basis,
+        predicted_loss=plan.predicted_loss,
     )
 
 

@@ -32,6 +32,11 @@ class RunFolder(Protocol):
     def id(self) -> str: ...
 
     @property
+    def path(self) -> Path:
+        """The run's folder."""
+        ...
+
+    @property
     def work(self) -> Path:
         """Folder of what a resumed run goes on from."""
         ...

@@ -16,7 +16,7 @@ bins."""
 def layer_statistics(
     weight: np.ndarray, codes: np.ndarray, scales: np.ndarray, group_size: int
 ) -> dict[str, Any]:
-    """Statistics of a tensor: {sparsity, zeros_all_planes, mse, cosine, histogram}.
+    """Statistics of a tensor: {sparsity, zeros_all_planes, mse, relative_error, cosine, histogram}.
 
     Args:
         weight: float32 or float16 [.., out, in]; leading dimensions (experts) count as more rows.
@@ -41,8 +41,9 @@ def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
     """The Rust core's sums as figures.
 
     `sparsity` is the share of zero codes over all planes, `zeros_all_planes` the share of weights that are 0
-    in every plane, `mse` the mean squared error of the weights, `cosine` that between weights and
-    reconstruction (1 for a tensor of zeros that stays zero).
+    in every plane, `mse` the mean squared error of the weights, `relative_error` the squared error over the
+    squared norm (None for a tensor of zeros), `cosine` that between weights and reconstruction (1 for a
+    tensor of zeros that stays zero).
     """
     weights, per_plane = sums["weights"], sums["zeros_per_plane"]
     norms = math.sqrt(sums["sum_w2"]) * math.sqrt(sums["sum_d2"])
@@ -51,6 +52,7 @@ def summary(sums: Mapping[str, Any]) -> dict[str, Any]:
         "sparsity": sum(per_plane) / (weights * len(per_plane)),
         "zeros_all_planes": sums["zeros_all_planes"] / weights,
         "mse": sums["sum_err2"] / weights,
+        "relative_error": sums["sum_err2"] / sums["sum_w2"] if sums["sum_w2"] else None,
         "cosine": sums["sum_wd"] / norms if norms else float(same),
         "histogram": {
             "lo": -HISTOGRAM_LIMIT,
