@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -15,10 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tritpress import _core
 from tritpress.config import CompressionConfig
 from tritpress.events import STEP_NAMES, EventWriter
+from tritpress.plan import Plan, TensorPlan
+from tritpress.runs.details import TensorDetails, save_details
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.liveness import process_start, this_host
+from tritpress.ternarize.details import measure
 
 KINDS = {
     "q": (256, 256),
@@ -104,14 +111,61 @@ def figures(target: dict[str, Any], random_: random.Random) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _pressed(cols: int, planes: int, variant: int) -> TensorDetails:
+    """Details of a small random matrix that was really pressed."""
+    w = np.random.default_rng(variant).standard_t(4 + variant, (96, cols)).astype(np.float32)
+    codes, scales = _core.ternarize(w, planes=planes, max_sparsity=0.44)
+    return measure(w, codes, scales, 64)
+
+
+def details_of(made: dict[str, Any], random_: random.Random) -> TensorDetails:
+    """Details that fit the tensor's figures; the figures they share are set to the details'."""
+    base = _pressed(made["cols"], made["planes"], random_.randrange(3))
+    error = base.relative_error * random_.uniform(0.8, 1.5)
+    details = dataclasses.replace(
+        base,
+        rows=made["rows"],
+        relative_error=error,
+        cosine=math.sqrt(1 - error),
+        sign_flips=0.01 * random_.random(),
+    )
+    for key in ("relative_error", "cosine", "sign_flips", "threshold_used"):
+        made[key] = getattr(details, key)
+    return details
+
+
+def plan_of(run: RunDirectory, made: list[dict[str, Any]]) -> Plan:
+    """A plan as the pipeline keeps it in the run's work folder."""
+    tensors = {
+        m["name"]: TensorPlan(
+            **{k: m[k] for k in ("name", "layer", "kind", "rows", "cols", "planes", "group_size")},
+            max_sparsity=0.44,
+            predicted_loss=0.06 / len(made) * (1 + 0.5 * math.sin(i)),
+        )
+        for i, m in enumerate(made)
+    }
+    plan = Plan(
+        tensors=tensors,
+        embeddings="int8",
+        target_ratio=6.0,
+        predicted_ratio=6.41,
+        predicted_loss=sum(t.predicted_loss or 0.0 for t in tensors.values()),
+        basis="calibrated",
+    )
+    plan.save(run.work / "plan.json")
+    return plan
+
+
 def events(
     run: RunDirectory,
     layers: int = 6,
     steps: int = 120,
     name: str = "a model",
     failing_gate: str | None = None,
+    details: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The events of one run from beginning to end."""
+    """The events of one run from beginning to end; `details` writes details, work folder and losses too."""
     r = random.Random(7)
     all_targets = targets(layers)
     config = run.read_run()["config"]
@@ -130,6 +184,10 @@ def events(
         },
     )
     made = [figures(target, r) for target in all_targets]
+    recorded = {m["name"]: details_of(m, random.Random(m["name"])) for m in made} if details else {}
+    losses = {}
+    if details:
+        losses = {name: planned.predicted_loss for name, planned in plan_of(run, made).tensors.items()}
     before = {
         "perplexity": 9.3812,
         "top1": 0.5317,
@@ -171,8 +229,12 @@ def events(
             yield (
                 "plan",
                 {
-                    "tensors": [{**t, "method": "gptq"} for t in tensors],
+                    "tensors": [
+                        {**t, "method": "gptq", "predicted_loss": losses.get(t["name"])} for t in tensors
+                    ],
                     "predicted_ratio": 6.41,
+                    "predicted_loss": sum(losses.values()) if losses else None,
+                    "basis": "calibrated",
                     "embeddings": "int8",
                 },
             )
@@ -181,6 +243,8 @@ def events(
                     "step.progress",
                     {"step": 4, "done": done, "total": len(made), "detail": layer["name"]},
                 )
+                if details:
+                    save_details(run.path, layer["name"], recorded[layer["name"]])
                 yield "layer.finished", layer
         elif n == 5:
             for step_number in range(1, steps + 1):
@@ -358,5 +422,7 @@ if __name__ == "__main__":
     parser.add_argument("--layers", type=int, default=126)
     parser.add_argument("--rate", type=float, default=50)
     parser.add_argument("--id", default="replay")
+    parser.add_argument("--details", action="store_true")
     arguments = parser.parse_args()
-    write_run(arguments.runs_dir, arguments.id, layers=arguments.layers, rate=arguments.rate)
+    options = {"layers": arguments.layers, "rate": arguments.rate, "details": arguments.details}
+    write_run(arguments.runs_dir, arguments.id, **options)
