@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from tritpress.console import options as o
 from tritpress.console.options import help_text
@@ -104,6 +107,125 @@ def stop(
     run: o.RunArgument, runs: o.RunsOption = None, debug: o.DebugOption = False, json: o.JsonOption = False
 ) -> int:
     return _command(run, runs, "stop", json)
+
+
+@runs_app.command(
+    help=help_text(
+        "Change a run's name, tags or note; --name '' gives back the name it was started with.",
+        "tritpress runs edit 20261124 --name 'two planes' --tag best --tag paper",
+        "tritpress runs edit 20261124 --note 'compare with the run before'",
+        "tritpress runs edit 20261124 --no-tags",
+    )
+)
+@guarded
+def edit(
+    run: o.RunArgument,
+    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="New name.")] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", metavar="TEXT", help="Tags in place of those it has; may be given again."),
+    ] = None,
+    no_tags: Annotated[bool, typer.Option("--no-tags", help="Take all tags away.")] = False,
+    note: Annotated[str | None, typer.Option("--note", metavar="TEXT", help="New note.")] = None,
+    runs: o.RunsOption = None,
+    debug: o.DebugOption = False,
+    json: o.JsonOption = False,
+) -> int:
+    from tritpress.errors import UsageError
+    from tritpress.runs.directory import find_run
+    from tritpress.runs.labels import edit_labels
+
+    if tag and no_tags:
+        raise UsageError("give --tag or --no-tags, not both")
+    if name is None and not tag and not no_tags and note is None:
+        raise UsageError("give what to change: --name, --tag, --no-tags or --note")
+    directory = find_run(run, runs)
+    labels = edit_labels(directory.path, name=name, tags=[] if no_tags else tag or None, note=note)
+    if json:
+        print_json(
+            {"run": directory.id, "name": labels.name, "tags": list(labels.tags), "note": labels.note}
+        )
+    else:
+        parts = [labels.name or directory.read_run().get("name") or directory.id]
+        parts += [f"tags: {', '.join(labels.tags)}"] if labels.tags else []
+        parts += [f"note: {labels.note}"] if labels.note else []
+        print(f"{directory.id}: {' · '.join(parts)}")
+    return 0
+
+
+@runs_app.command(
+    help=help_text(
+        "Move a run to the trash (RUNS/.trash); `runs restore` brings it back.",
+        "tritpress runs delete 20261124-153012-9f3a",
+        "tritpress runs delete 20261124-153012-9f3a --yes",
+    )
+)
+@guarded
+def delete(
+    run: o.RunArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    runs: o.RunsOption = None,
+    debug: o.DebugOption = False,
+    json: o.JsonOption = False,
+) -> int:
+    from tritpress.errors import UsageError
+    from tritpress.runs.directory import find_run
+    from tritpress.runs.history import summary
+    from tritpress.runs.liveness import is_alive
+    from tritpress.runs.trash import delete_run
+
+    directory = find_run(run, runs)
+    if not yes and not is_alive(directory):
+        if json or not sys.stdin.isatty():
+            raise UsageError(f"give --yes to move run {directory.id} to the trash without being asked")
+        facts = summary(directory)
+        if not typer.confirm(f"Move {facts['name']} ({directory.id}, {facts['status']}) to the trash?"):
+            print("Nothing was moved.")
+            return 0
+    target = delete_run(directory)
+    if json:
+        print_json({"run": directory.id, "trash": str(target)})
+    else:
+        print(f"{directory.id} lies in {target} now; `tritpress runs restore {target.name}` brings it back.")
+    return 0
+
+
+@runs_app.command(
+    help=help_text(
+        "Bring a run back from the trash; without an id, list what lies there.",
+        "tritpress runs restore",
+        "tritpress runs restore 20261124-153012-9f3a",
+    )
+)
+@guarded
+def restore(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Id of a run in the trash, or its beginning.")
+    ] = None,
+    runs: o.RunsOption = None,
+    debug: o.DebugOption = False,
+    json: o.JsonOption = False,
+) -> int:
+    from tritpress.runs.trash import list_trash, restore_run
+
+    if run is not None:
+        back = restore_run(run, runs)
+        if json:
+            print_json({"run": back.id, "path": str(back.path)})
+        else:
+            print(f"{back.id} is back in {back.path.parent}.")
+        return 0
+    found = list_trash(runs)
+    if json:
+        print_json({"runs": found})
+    elif not found:
+        print("The trash is empty.")
+    else:
+        from tritpress.console.tables import runs_table
+
+        screen = console()
+        screen.print(runs_table(found, screen.width))
+    return 0
 
 
 def _command(run_id: str, runs: Path | None, command: str, json: bool) -> int:

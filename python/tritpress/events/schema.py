@@ -11,7 +11,7 @@ SCHEMA_VERSION = 1
 STEP_NAMES = ("load", "baseline", "calibration", "ternarization", "fine-tuning", "outputs", "validation")
 """The seven steps; step n is STEP_NAMES[n - 1]."""
 
-RUN_STATES = ("created", "running", "paused", "finished", "failed", "stopped")
+RUN_STATES = ("created", "queued", "running", "paused", "finished", "failed", "stopped")
 STEP_STATES = ("waiting", "running", "done", "skipped", "failed")
 
 
@@ -33,6 +33,10 @@ class RunStarted(Event):
     resumed: bool
     pid: int
     host: str
+
+
+class RunQueued(Event):
+    after: list[str]  # ids of the runs it waits for
 
 
 class RunFinished(Event):
@@ -170,8 +174,13 @@ class Metric(Event):
 
 
 class Alert(Event):
+    rule: str  # as the configuration has it
+    name: str  # what it is about: a gate, a figure, a metric
+    level: Literal["warning", "critical"]
     message: str
-    level: NotRequired[Literal["info", "warning", "error"]]
+    value: float | None
+    limit: Any
+    step: int | None  # of the seven
 
 
 class Log(Event):

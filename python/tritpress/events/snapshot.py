@@ -42,6 +42,7 @@ def initial_state(run: str = "") -> State:
         "seq": 0,  # of the last event folded in; the first one is 1
         "offset": 0,  # bytes of events.jsonl folded in; kept by writer and reader
         "status": "created",
+        "after": [],  # the runs that a queued one waits for
         "name": None,
         "error": None,
         "exit_code": None,
@@ -155,6 +156,10 @@ def _run_started(state: State, event: dict[str, Any]) -> None:
             state[key] = event[key]
     if state["model"] is None and event.get("model"):
         state["model"] = {"path": event["model"]}
+
+
+def _run_queued(state: State, event: dict[str, Any]) -> None:
+    state.update(status="queued", after=event.get("after", []))
 
 
 def _run_paused(state: State, event: dict[str, Any]) -> None:
@@ -297,6 +302,7 @@ def _command_ack(state: State, event: dict[str, Any]) -> None:
 
 _HANDLERS = {
     "run.started": _run_started,
+    "run.queued": _run_queued,
     "run.paused": _run_paused,
     "run.resumed": _run_resumed,
     "run.finished": _run_finished,

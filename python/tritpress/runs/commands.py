@@ -28,7 +28,8 @@ def send(run: RunDirectory, command: str, /, **args: Any) -> str:
         raise UsageError(f"unknown command {command!r}: a run takes {', '.join(COMMANDS)}")
     if not is_alive(run):
         status = run.read_run().get("status")
-        gone = "its worker is gone" if status in ("created", "running", "paused") else f"it is {status}"
+        at_work = status in ("created", "queued", "running", "paused")
+        gone = "its worker is gone" if at_work else f"it is {status}"
         raise TritpressError(f"run {run.id} is not at work ({gone}): there is nothing to {command}")
     command_id = secrets.token_hex(6)
     line = encode({"id": command_id, "t": time.time(), "command": command, "args": args})

@@ -38,6 +38,14 @@ class WorkerContext:
             if self._stop is not None:
                 raise StopRequested(self._stop)
 
+    def wait(self, seconds: float) -> None:
+        """Wait for so long, or until asked to stop: then raises `StopRequested`."""
+        with self._changed:
+            if self._stop is None:
+                self._changed.wait(seconds)
+            if self._stop is not None:
+                raise StopRequested(self._stop)
+
     def _wait_while_paused(self) -> None:
         start = time.monotonic()
         self.emit("run.paused")

@@ -2,49 +2,152 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tritpress.errors import TritpressError
 from tritpress.events.reader import StateReader
 from tritpress.events.snapshot import State, load_snapshot
-from tritpress.runs.directory import RunDirectory, default_runs_dir
+from tritpress.runs.directory import RunDirectory, default_runs_dir, write_json
+from tritpress.runs.labels import load_labels
 from tritpress.runs.liveness import is_alive_record
+
+INDEX = ".index.json"
+INDEX_VERSION = 1
+SAVE_AFTER = 50
+"""So many runs that are over are read before what is known of them is kept in the folder."""
+
+FILES = ("run.json", "snapshot.json", "labels.json")
+LIFE = ("status", "pid", "host", "process_start", "launched", "heartbeat")
 
 
 def list_runs(runs_dir: str | Path | None = None) -> list[dict[str, Any]]:
     """A summary of each run, newest first; folders that are no runs are passed over.
 
-    Keys: id, name, path, status, alive, created, started, updated, seconds, model, out, step (1-7 or None),
-    step_name, layers_done, layers_total, ratio_file, bits_per_weight, planes_mean, perplexity_change,
-    accuracy_kept, gates {name: true | false | null}, error, exit_code. `status` is run.json's, except that a
-    run whose worker is gone without a word is "died".
+    Keys: id, name, tags, note, path, status, alive, after, created, started, updated, seconds, model, out,
+    step (1-7 or None), step_name, layers_done, layers_total, ratio_file, bits_per_weight, planes_mean,
+    perplexity_change, accuracy_kept, gates {name: true | false | null}, error, exit_code. `status` is
+    run.json's, except that a run whose worker is gone without a word is "died". Name, tags and note are those
+    of `labels.json` where there is one.
     """
-    directory = Path(runs_dir) if runs_dir is not None else default_runs_dir()
-    summaries = []
-    for path in directory.glob("*/run.json"):
+    return RunIndex(runs_dir).list()
+
+
+class RunIndex:
+    """`list_runs` again and again: a run is read only when one of its files is another than last time.
+
+    What is known of runs that are over is also kept in `RUNS/.index.json` once there are many of them, so
+    that a folder of thousands lists quickly in a new process. The file can be deleted at any time.
+    """
+
+    def __init__(self, runs_dir: str | Path | None = None) -> None:
+        self.runs_dir = Path(runs_dir) if runs_dir is not None else default_runs_dir()
+        self._known: dict[str, _Entry] | None = None
+        self._unsaved = 0
+        self._lock = threading.Lock()
+
+    def list(self) -> list[dict[str, Any]]:
+        """As `list_runs`."""
+        with self._lock:
+            known = self._known if self._known is not None else self._load()
+            found: dict[str, _Entry] = {}
+            for folder in _folders(self.runs_dir):
+                sign = _sign(folder)
+                if sign is None:
+                    continue
+                entry = known.get(folder.name)
+                if entry is None or entry.sign != sign:
+                    try:
+                        entry = _Entry(sign, *_read(RunDirectory(folder)))
+                    except TritpressError:
+                        continue
+                    self._unsaved += entry.over
+                found[folder.name] = entry
+            self._known = found
+            if self._unsaved >= SAVE_AFTER:
+                self._save(found)
+            runs = [
+                _summary(str(self.runs_dir / name), entry.record, entry.facts)
+                for name, entry in found.items()
+            ]
+        return sorted(runs, key=lambda run: (run["created"] or 0, run["id"]), reverse=True)
+
+    def _load(self) -> dict[str, _Entry]:
         try:
-            summaries.append(summary(RunDirectory(path.parent)))
-        except TritpressError:
-            continue
-    return sorted(summaries, key=lambda run: (run["created"] or 0, run["id"]), reverse=True)
+            found = json.loads((self.runs_dir / INDEX).read_bytes())
+            if found["v"] != INDEX_VERSION:
+                return {}
+            runs = found["runs"].items()
+            return {name: _Entry(tuple(sign), record, facts) for name, (sign, record, facts) in runs}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _save(self, known: dict[str, _Entry]) -> None:
+        over = {
+            name: (entry.sign, entry.record, entry.facts) for name, entry in known.items() if entry.over
+        }
+        # A folder that may not be written to is listed all the same.
+        with contextlib.suppress(OSError):
+            write_json(self.runs_dir / INDEX, {"v": INDEX_VERSION, "runs": over})
+        self._unsaved = 0
+
+
+@dataclass(frozen=True)
+class _Entry:
+    sign: tuple[Any, ...]  # of the files that it was read from
+    record: dict[str, Any]
+    facts: dict[str, Any]
+
+    @property
+    def over(self) -> bool:
+        return self.record.get("status") in ("finished", "failed", "stopped")
 
 
 def summary(run: RunDirectory) -> dict[str, Any]:
     """One entry of `list_runs`. Raises `InputError` when run.json cannot be read."""
+    return _summary(str(run.path), *_read(run))
+
+
+def _folders(runs_dir: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(runs_dir) if not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _sign(folder: Path) -> tuple[Any, ...] | None:
+    """Changes when a file of the run does; None for a folder that is no run."""
+    sign: list[int] = []
+    for name in FILES:
+        try:
+            found = os.stat(f"{folder}/{name}")
+            sign += (found.st_mtime_ns, found.st_size, found.st_ino)
+        except OSError:
+            if name == FILES[0]:
+                return None
+            sign.append(0)
+    return tuple(sign)
+
+
+def _read(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The part of run.json that says whether it lives, and what does not depend on that."""
     record = run.read_run()
     state = load_snapshot(run.snapshot_path) or {}
-    alive = is_alive_record(record)
+    labels = load_labels(run.path)
     figures = state.get("figures", {})
     steps = state.get("steps", [])
     running = next((step for step in steps if step["state"] in ("running", "failed")), None)
     started, updated = state.get("started"), state.get("updated")
-    return {
-        "id": run.id,
-        "name": record.get("name"),
-        "path": str(run.path),
-        "status": status_of(record, alive),
-        "alive": alive,
+    facts = {
+        "name": labels.name or record.get("name"),
+        "tags": list(labels.tags),
+        "note": labels.note,
+        "after": record.get("after") or [],
         "created": record.get("created"),
         "started": started,
         "updated": updated,
@@ -63,6 +166,18 @@ def summary(run: RunDirectory) -> dict[str, Any]:
         "error": record.get("error"),
         "exit_code": record.get("exit_code"),
     }
+    return {key: record.get(key) for key in LIFE}, facts
+
+
+def _summary(path: str, record: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    alive = is_alive_record(record)
+    return {
+        "id": os.path.basename(path),
+        "path": path,
+        "status": status_of(record, alive),
+        "alive": alive,
+        **facts,
+    }
 
 
 def run_state(run: RunDirectory) -> State:
@@ -76,6 +191,6 @@ def run_state(run: RunDirectory) -> State:
 
 
 def status_of(record: dict[str, Any], alive: bool) -> str:
-    """created, running, paused, finished, failed, stopped; or died: the worker ended without a word."""
+    """created, queued, running, paused, finished, failed, stopped; died: the worker ended without a word."""
     status = str(record.get("status", "created"))
-    return "died" if status in ("created", "running", "paused") and not alive else status
+    return "died" if status in ("created", "queued", "running", "paused") and not alive else status

@@ -12,6 +12,7 @@ from tritpress.config import CompressionConfig, make_config
 from tritpress.errors import InputError, TritpressError, UsageError
 from tritpress.runs.directory import RunDirectory, check_run_id, default_runs_dir, new_run_id
 from tritpress.runs.liveness import is_alive
+from tritpress.runs.queue import queueing
 
 START_TIMEOUT = 60.0
 
@@ -27,11 +28,14 @@ def launch(
     *,
     run_id: str | None = None,
     name: str | None = None,
+    queue: bool = False,
 ) -> RunDirectory:
     """Make a run and start its worker, which goes on when this process ends.
 
-    `out` None is `runs/<id>/out`. Returns once the worker is up. Raises `InputError` or `UsageError` before
-    anything is written when model, out or text cannot be used, `TritpressError` when the worker cannot start.
+    `out` None is `runs/<id>/out`. With `queue` the worker waits until the runs that are now at work or
+    waiting in that folder have ended. Returns once the worker is up. Raises `InputError` or `UsageError`
+    before anything is written when model, out or text cannot be used, `TritpressError` when the worker
+    cannot start.
     """
     config = config or make_config({})
     run_id = check_run_id(run_id) if run_id is not None else new_run_id()
@@ -39,6 +43,20 @@ def launch(
     model_path = Path(model).expanduser().absolute()
     out_path = Path(out).expanduser().absolute() if out is not None else run.path / "out"
     check_request(model_path, out_path, config)
+    if queue:
+        with queueing(run.path.parent) as after:
+            _write_new(run, model_path, out_path, config, name, after)
+            _start(run)
+    else:
+        _write_new(run, model_path, out_path, config, name, [])
+        _start(run)
+    return run
+
+
+def _write_new(
+    run: RunDirectory, model: Path, out: Path, config: CompressionConfig, name: str | None, after: list[str]
+) -> None:
+    """Make the folder and its run.json; `after` names the runs to wait for."""
     run.create()
     # A resume may come from another folder.
     texts = [str(Path(text).expanduser().absolute()) for text in config.text]
@@ -48,15 +66,16 @@ def launch(
         {
             "v": 1,
             "id": run.id,
-            "name": name or model_path.name,
+            "name": name or model.name,
             "created": now,
             "launched": now,
-            "model": str(model_path),
-            "out": str(out_path),
+            "model": str(model),
+            "out": str(out),
             "text": texts,
             "config": config.model_copy(update={"text": texts, "plan": plan}).model_dump(),
             "chosen": {},
-            "status": "created",
+            "status": "queued" if after else "created",
+            "after": after,
             "pid": None,
             "host": None,
             "process_start": None,
@@ -67,8 +86,6 @@ def launch(
             "exit_code": None,
         }
     )
-    _start(run)
-    return run
 
 
 def resume(run: RunDirectory) -> RunDirectory:
@@ -84,6 +101,7 @@ def resume(run: RunDirectory) -> RunDirectory:
         raise InputError(f"cannot resume run {run.id}: its model {record['model']} is no longer there")
     run.update_run(
         status="created",
+        after=[],
         launched=time.time(),
         pid=None,
         host=None,

@@ -27,6 +27,7 @@ from tritpress.runs.commands import CommandReader
 from tritpress.runs.control import WorkerContext
 from tritpress.runs.directory import RunDirectory, write_json
 from tritpress.runs.liveness import HEARTBEAT_EVERY, process_start, this_host
+from tritpress.runs.queue import wait_for_turn
 
 COMMANDS_EVERY = 0.1
 
@@ -60,8 +61,9 @@ def work(run: RunDirectory, pipeline: Pipeline | None = None) -> int:
             host=this_host(),
             process_start=process_start(pid),
             heartbeat=time.time(),
-            status="running",
         )
+        if record.get("status") != "queued":
+            record = run.update_run(status="running")
         writer = EventWriter(run.path, run.id)
         context = WorkerContext(writer, run)
         ended = threading.Event()
@@ -92,6 +94,9 @@ def _run(
 ) -> int:
     writer = context.writer
     try:
+        if record.get("status") == "queued":
+            wait_for_turn(run, context)
+            run.update_run(status="running")
         context.emit(
             "run.started",
             model=record["model"],
