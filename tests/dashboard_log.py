@@ -238,14 +238,15 @@ def events(
                     "embeddings": "int8",
                 },
             )
-            for done, layer in enumerate(made):
+            for done, layer in enumerate(made, start=1):
+                yield "layer.started", {key: layer[key] for key in ("name", "layer", "kind")}
+                if details:
+                    save_details(run.path, layer["name"], recorded[layer["name"]])
+                yield "layer.finished", layer
                 yield (
                     "step.progress",
                     {"step": 4, "done": done, "total": len(made), "detail": layer["name"]},
                 )
-                if details:
-                    save_details(run.path, layer["name"], recorded[layer["name"]])
-                yield "layer.finished", layer
         elif n == 5:
             for step_number in range(1, steps + 1):
                 ce = 2.3 + 1.2 * math.exp(-step_number / 30) + 0.03 * r.random()
