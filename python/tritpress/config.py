@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tritpress.errors import UsageError
+from tritpress.events.rules import DEFAULT_RULES, parse_rules
 
 GROUP_SIZES = (0, 32, 64, 128, 256)
 """Inputs that share one scale; 0 stands for the whole row."""
@@ -59,6 +62,9 @@ PLAIN_WORDS = {
 }
 """Kind of pydantic's problem -> how it is said here."""
 
+UNSAFE_OVER_API = frozenset({"alert_command"})
+"""Fields that only who has a shell on this machine may set: they start programs."""
+
 Naming = Callable[[str], str]
 """Field -> what the user calls it: the field, an option of the command line, a key of a file."""
 
@@ -102,6 +108,38 @@ class CompressionConfig(BaseModel):
     evaluate: bool = True
     outputs: Literal["both", "packed", "dequantized"] = "both"
     overwrite: bool = False
+
+    alerts: list[str] = Field(
+        default_factory=lambda: list(DEFAULT_RULES), description="rules that raise an alert; [] for none"
+    )
+    alert_webhook: str | None = Field(None, description="http(s) address that every alert is posted to")
+    alert_command: str | None = Field(None, description="command that gets every alert on its stdin")
+
+    @field_validator("alerts")
+    @classmethod
+    def _rules_are_known(cls, value: list[str]) -> list[str]:
+        return [rule.text for rule in parse_rules(value)]
+
+    @field_validator("alert_webhook")
+    @classmethod
+    def _webhook_is_an_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        address = urlsplit(value.strip())
+        if address.scheme not in ("http", "https") or not address.hostname or address.username is not None:
+            raise ValueError("must be an http:// or https:// address without a user name in it")
+        return value.strip()
+
+    @field_validator("alert_command")
+    @classmethod
+    def _command_has_words(cls, value: str | None) -> str | None:
+        try:
+            words = None if value is None else shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"must be a command line: {error}") from None
+        if words == []:
+            raise ValueError("must name a program")
+        return value
 
     @field_validator("group_size")
     @classmethod

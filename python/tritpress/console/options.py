@@ -75,6 +75,35 @@ TERNARIZATION = "Ternarization"
 FINE_TUNING = "Fine-tuning"
 OUTPUT = "Output"
 RUNNING = "Running"
+ALERTS = "Alerts"
+AlertOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alert",
+        metavar="RULE",
+        help="Raise an alert; may be given again: gate, nan, stalled:15, sparsity:0.3-0.4, 'metric:NAME>0.5', default "
+        "(the four that watch unless rules are given: gate, nan, stalled:15, sparsity) or none.",
+        rich_help_panel=ALERTS,
+    ),
+]
+AlertWebhookOption = Annotated[
+    str | None,
+    typer.Option(
+        "--alert-webhook",
+        metavar="URL",
+        help="Post every alert there, signed with $TRITPRESS_WEBHOOK_SECRET.",
+        rich_help_panel=ALERTS,
+    ),
+]
+AlertCommandOption = Annotated[
+    str | None,
+    typer.Option(
+        "--alert-command",
+        metavar="CMD",
+        help="Start this for every alert, the alert as JSON on its stdin; no shell.",
+        rich_help_panel=ALERTS,
+    ),
+]
 
 
 def sparsity_value(text: str | None) -> float | str | None:
@@ -99,6 +128,7 @@ def outputs_value(packed_only: bool, dequantized_only: bool) -> str | None:
 def option_name(field: str) -> str:
     """The option of the command line that sets that field of `CompressionConfig`."""
     special = {"target_ratio": "--ratio", "evaluate": "--no-eval", "outputs": "--packed-only"}
+    special["alerts"] = "--alert"
     return special.get(field, f"--{field.replace('_', '-')}")
 
 

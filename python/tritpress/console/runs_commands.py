@@ -111,6 +111,43 @@ def stop(
 
 @runs_app.command(
     help=help_text(
+        "Alerts of a run and what of them waits in its outbox; --send delivers that now.",
+        "tritpress runs alerts 20261124",
+        "tritpress runs alerts 20261124 --send",
+        "tritpress runs alerts 20261124 --json",
+    )
+)
+@guarded
+def alerts(
+    run: o.RunArgument,
+    send: Annotated[bool, typer.Option("--send", help="Deliver what waits in the outbox.")] = False,
+    runs: o.RunsOption = None,
+    debug: o.DebugOption = False,
+    json: o.JsonOption = False,
+) -> int:
+    from tritpress.runs.directory import find_run
+    from tritpress.runs.history import run_state
+    from tritpress.runs.outbox import Courier, Outbox
+
+    directory = find_run(run, runs)
+    sent = Courier(directory, directory.config).send(everything=True) if send else None
+    waiting = Outbox(directory).entries()
+    found = run_state(directory)["alerts"]
+    if json:
+        outbox = [{key: getattr(e, key) for key in ("id", "to", "t", "tries", "error")} for e in waiting]
+        taken, failed = sent or (None, None)
+        print_json(
+            {"run": directory.id, "alerts": found, "outbox": outbox, "taken": taken, "failed": failed}
+        )
+    else:
+        from tritpress.console.alerts import print_alerts
+
+        print_alerts(console(), directory.id, found, waiting, sent)
+    return 1 if sent is not None and sent[1] else 0
+
+
+@runs_app.command(
+    help=help_text(
         "Change a run's name, tags or note; --name '' gives back the name it was started with.",
         "tritpress runs edit 20261124 --name 'two planes' --tag best --tag paper",
         "tritpress runs edit 20261124 --note 'compare with the run before'",

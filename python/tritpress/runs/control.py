@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import Any
 
+from tritpress.config import CompressionConfig
 from tritpress.errors import StopRequested
+from tritpress.events.rules import parse_rules
 from tritpress.events.schema import STEP_NAMES
 from tritpress.events.writer import EventWriter
+from tritpress.runs.alerts import Watch
 from tritpress.runs.directory import RunDirectory
+from tritpress.runs.outbox import Courier
 
 
 class WorkerContext:
-    """The `RunContext` of a worker: `emit` goes to the event log, `check` obeys what was asked meanwhile."""
+    """The `RunContext` of a worker: `emit` goes to the event log, `check` obeys what was asked meanwhile.
 
-    def __init__(self, writer: EventWriter, run: RunDirectory) -> None:
+    Every event also goes past the rules of alerts; an alert goes to the log and to its receivers.
+    """
+
+    def __init__(self, writer: EventWriter, run: RunDirectory, config: CompressionConfig) -> None:
         self.writer = writer
         self.run = run
+        self.watch = Watch(parse_rules(config.alerts), self._alert, writer.state)
+        self.courier = Courier(run, config, say=self._warn)
         self.paused_seconds = 0.0
         self._changed = threading.Condition()
         self._pause = False
@@ -28,6 +38,17 @@ class WorkerContext:
         if type == "step.progress" and isinstance(step, int) and 1 <= step <= len(STEP_NAMES):
             fields.setdefault("name", STEP_NAMES[step - 1])
         self.writer.emit(type, **fields)
+        self.watch.see(type, fields)
+
+    def _alert(self, alert: dict[str, Any]) -> None:
+        self.writer.emit("alert", **alert)
+        self.courier.take(alert)
+
+    def _warn(self, message: str) -> None:
+        try:
+            self.writer.emit("log", level="warning", message=message)
+        except OSError as error:
+            print(f"cannot write into {self.run.path}: {error}", file=sys.stderr)
 
     def check(self) -> None:
         if self._stop is None and not self._pause:

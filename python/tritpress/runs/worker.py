@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tritpress.config import CompressionConfig
 from tritpress.devices import wait_without_spinning
 from tritpress.errors import StopRequested, TritpressError
 from tritpress.events.context import RunContext
@@ -30,6 +31,7 @@ from tritpress.runs.liveness import HEARTBEAT_EVERY, process_start, this_host
 from tritpress.runs.queue import wait_for_turn
 
 COMMANDS_EVERY = 0.1
+WATCH_EVERY = 1.0
 
 Pipeline = Callable[[Any, RunDirectory, RunContext], dict[str, Any]]
 
@@ -65,14 +67,19 @@ def work(run: RunDirectory, pipeline: Pipeline | None = None) -> int:
         if record.get("status") != "queued":
             record = run.update_run(status="running")
         writer = EventWriter(run.path, run.id)
-        context = WorkerContext(writer, run)
+        context = WorkerContext(writer, run, _config(run))
         ended = threading.Event()
         threads = [
             threading.Thread(target=_beat, args=(run, ended), name="heartbeat", daemon=True),
             threading.Thread(
                 target=_listen, args=(run, context, record, ended), name="commands", daemon=True
             ),
+            threading.Thread(target=_watch, args=(context, ended), name="alerts", daemon=True),
         ]
+        if context.courier.receivers or context.courier.outbox.folder.is_dir():
+            threads.append(
+                threading.Thread(target=context.courier.work, args=(ended,), name="courier", daemon=True)
+            )
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _stop_handler(context))
@@ -202,6 +209,19 @@ def _beat(run: RunDirectory, ended: threading.Event) -> None:
             run.update_run(heartbeat=time.time())
         except (OSError, TritpressError) as error:
             print(f"no heartbeat: {error}", file=sys.stderr)
+
+
+def _config(run: RunDirectory) -> CompressionConfig:
+    """The run's configuration as far as alerts go; a damaged one fails the run later, with its reason."""
+    try:
+        return run.config
+    except (TritpressError, ValueError, KeyError, TypeError):
+        return CompressionConfig(alerts=[])
+
+
+def _watch(context: WorkerContext, ended: threading.Event) -> None:
+    while not ended.wait(WATCH_EVERY):
+        context.watch.tick()
 
 
 def _listen(
