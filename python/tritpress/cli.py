@@ -277,6 +277,9 @@ def compress(
             rich_help_panel=o.RUNNING,
         ),
     ] = None,
+    alert: o.AlertOption = None,
+    alert_webhook: o.AlertWebhookOption = None,
+    alert_command: o.AlertCommandOption = None,
     runs: o.RunsOption = None,
     debug: o.DebugOption = False,
     json: o.JsonOption = False,
@@ -304,6 +307,9 @@ def compress(
         "seed": seed,
         "device": device,
         "threads": threads,
+        "alerts": alert,
+        "alert_webhook": alert_webhook,
+        "alert_command": alert_command,
     }
     if resume is not None:
         also = [
