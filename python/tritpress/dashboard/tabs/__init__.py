@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.tabs.base import Tab
+from tritpress.dashboard.tabs.diff import Diff
 from tritpress.dashboard.tabs.metrics import Metrics
 from tritpress.dashboard.tabs.outputs import Outputs
 from tritpress.dashboard.tabs.overview import Overview
@@ -11,7 +12,7 @@ from tritpress.dashboard.tabs.progress import Progress
 from tritpress.dashboard.tabs.quality import Quality
 from tritpress.dashboard.tabs.runs import Runs
 
-TABS: tuple[type[Tab], ...] = (Runs, Overview, Progress, Metrics, Quality, Outputs)
+TABS: tuple[type[Tab], ...] = (Runs, Overview, Progress, Metrics, Quality, Outputs, Diff)
 """In the order of the page."""
 
 
