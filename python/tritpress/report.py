@@ -14,7 +14,16 @@ Work = Any
 
 PACKAGES = ("tritpress", "numpy", "safetensors", "torch", "transformers", "tokenizers")
 
-EVALUATION_KEYS = ("perplexity", "top1", "tokens", "bytes", "bytes_fp32", "latency_ms", "tokens_per_s")
+EVALUATION_KEYS = (
+    "perplexity",
+    "top1",
+    "tokens",
+    "bytes",
+    "bytes_fp32",
+    "memory_bytes",
+    "latency_ms",
+    "tokens_per_s",
+)
 
 
 def build_report(work: Work) -> dict[str, Any]:

@@ -81,8 +81,8 @@ AlertOption = Annotated[
     typer.Option(
         "--alert",
         metavar="RULE",
-        help="Raise an alert; may be given again: gate, nan, stalled:15, sparsity:0.3-0.4, 'metric:NAME>0.5', default "
-        "(the four that watch unless rules are given: gate, nan, stalled:15, sparsity) or none.",
+        help="Raise an alert; may be repeated: gate, nan, stalled:15, sparsity:0.3-0.4, 'metric:NAME>0.5', "
+        "default (the four that watch unless rules are given: gate, nan, stalled:15, sparsity) or none.",
         rich_help_panel=ALERTS,
     ),
 ]

@@ -134,6 +134,7 @@ class EvaluationDone(Event):
     latency_ms: float | None
     tokens_per_s: float | None
     bytes: int
+    memory_bytes: NotRequired[int | None]  # of the loaded model: parameters, buffers, kernels' copies
     kl: NotRequired[float | None]
     agreement: NotRequired[float | None]
 
@@ -204,6 +205,7 @@ class RunResumed(Event):
 
 EVENT_TYPES: dict[str, type] = {
     "run.started": RunStarted,
+    "run.queued": RunQueued,
     "run.paused": RunPaused,
     "run.resumed": RunResumed,
     "run.finished": RunFinished,

@@ -68,6 +68,12 @@ def packed_matrix(codes: Tensor, scales: Tensor, in_features: int, group_size: i
     return held.matrix
 
 
+def kernel_bytes(codes: Tensor) -> int:
+    """Bytes of the kernels' copy of a weight; 0 while there is none."""
+    held = _matrices.get(codes)
+    return 0 if held is None else int(held.matrix.nbytes)
+
+
 def forget(codes: Tensor) -> None:
     """Drop the kernels' copy of a weight now, without waiting for `codes` to go."""
     _matrices.pop(codes, None)

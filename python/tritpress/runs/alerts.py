@@ -156,7 +156,7 @@ class Watch:
         return Cause(rule.text, name, fields.get("passed") is False, "critical", words, actual, target)
 
     def _not_a_number(self, values: Mapping[str, Any]) -> list[Cause]:
-        """A cause for each figure, by its name; one that is not finite is null where it comes from the log."""
+        """A cause for each figure by its name; what is not finite is null when it comes from the log."""
         return [
             Cause(
                 rule.text,

@@ -73,7 +73,9 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
     """Evaluate `model` over the held-out windows: figures, and per-window sums for the bootstrap.
 
     Its `tokens_per_s` counts whatever else the machine did meanwhile; `time_in_turns` gives one to compare.
+    `memory_bytes` is what the loaded model holds after the evaluation, kernels' copies included.
     """
+    from tritpress.evaluate.memory import held_bytes
     from tritpress.evaluate.perplexity import evaluate_model
 
     windows = work.windows("held_out")
@@ -82,7 +84,7 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
         work.context.emit("step.progress", step=step, done=done, total=total, detail="held-out windows")
 
     evaluation = evaluate_model(model, windows, reference=reference, ctx=work.context, progress=progress)
-    return evaluation.to_json()
+    return evaluation.to_json() | {"memory_bytes": held_bytes(model)}
 
 
 def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[str, dict[str, float]]:

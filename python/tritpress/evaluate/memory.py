@@ -1,0 +1,26 @@
+"""What a loaded model holds in memory: counted tensor by tensor, so that it is the same at every run."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from tritpress.nn.ternary_linear import TernaryLinear
+from tritpress.ops.linear import kernel_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Bytes of the model's parameters and buffers, plus the kernels' own copies of packed weights.
+
+    Storage that several tensors share (tied weights, views) counts once. The kernels' copies are made at the
+    first product, so ask after the model has run. Activations, caches and the libraries are not in it.
+    """
+    storages = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    copies = sum(kernel_bytes(layer.codes) for layer in model.modules() if isinstance(layer, TernaryLinear))
+    return sum(storages.values()) + copies
