@@ -331,12 +331,14 @@ class _Run:
                 f"the loss was not a number again (step {state.step + 1}), at half the learning rate too; "
                 f"the codes of step {state.best_step} are kept: try --learning-rate {self.recipe.lr / 4:g}"
             )
+            self._log(state.stopped, not_finite="loss")
         else:
             state.rate *= 0.5
             state.step += 1  # its batch is passed over
             self.optimizer.load_state_tensors({})
             self._log(
-                f"no finite loss in step {state.step}: back to step {state.best_step}, at half the rate"
+                f"no finite loss in step {state.step}: back to step {state.best_step}, at half the rate",
+                not_finite="loss",
             )
         self._save_latest()
 
@@ -354,9 +356,9 @@ class _Run:
             **figures,
         )
 
-    def _log(self, message: str) -> None:
+    def _log(self, message: str, **facts: str) -> None:
         if self.ctx is not None:
-            self.ctx.emit("log", level="warning", message=message)
+            self.ctx.emit("log", level="warning", message=message, **facts)
 
     def _best_path(self) -> Path:
         return self.dir / f"best-{self.state.best_step:08d}.safetensors"
