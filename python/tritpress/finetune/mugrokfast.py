@@ -62,6 +62,7 @@ class MuGrokfast:
 
     `units` gives the size that a step of each matrix is measured in: with lr 0.05 the elements of a matrix
     move by about 0.01 units a step (root mean square), under Muon and AdamW alike.
+    `other_rates` gives some of the others a rate of their own instead of `other_lr`.
     `kind` "mugrokfast" filters, "muon" doesn't (nor does lambda 0), "adamw" takes AdamW for everything,
     unfiltered. `muon_format` is the format of the iteration: "bfloat16" takes `torch.optim.Muon`.
     """
@@ -75,6 +76,7 @@ class MuGrokfast:
         kind: Literal["mugrokfast", "muon", "adamw"] = "mugrokfast",
         lr: float,
         other_lr: float,
+        other_rates: Mapping[str, float] | None = None,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         grokfast_lambda: float = 0.1,
@@ -88,7 +90,13 @@ class MuGrokfast:
         self.alpha = grokfast_alpha
         self.average: dict[str, Tensor] = {}
         self.inner: list[torch.optim.Optimizer] = []
-        adam: list[dict[str, Any]] = [{"params": list(others.values()), "lr": other_lr, "weight_decay": 0.0}]
+        rates = other_rates or {}
+        adam: list[dict[str, Any]] = [
+            {"params": [p for name, p in others.items() if rates.get(name, other_lr) == rate], "lr": rate}
+            for rate in dict.fromkeys(rates.get(name, other_lr) for name in others)
+        ]
+        for group in adam:
+            group["weight_decay"] = 0.0
         groups: list[dict[str, Any]] = [
             {"params": [p], "lr": lr * (units or {}).get(name, 1.0), "weight_decay": weight_decay}
             for name, p in matrices.items()

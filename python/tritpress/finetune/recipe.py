@@ -23,6 +23,9 @@ SCALE_RATE = 3e-3
 SCALE_RATE_PLANES = 1.5e-3
 """Peak rates of the scales, likewise. Scales give most of what a short training can win; the noise of larger
 steps (6e-3 at ratio 8) costs what they would win."""
+REST_RATE = 0.0
+"""Peak rate of what is not ternary (embeddings, head, norms, biases), AdamW, relative to the size of each
+tensor's values; 0 leaves all of it as it is."""
 EVALUATIONS = 6
 
 
@@ -38,6 +41,7 @@ class Recipe:
     optimizer: Literal["mugrokfast", "muon", "adamw"]
     lr: float
     scale_lr: float
+    rest_lr: float
     weight_decay: float
     grokfast_lambda: float
     grokfast_alpha: float
@@ -113,6 +117,7 @@ def recipe_for(
         "optimizer": config.optimizer,
         "lr": config.learning_rate or (muon_rate if muon else ADAMW_RATE),
         "scale_lr": SCALE_RATE if planes <= 1.0 else SCALE_RATE_PLANES,
+        "rest_lr": REST_RATE,
         "weight_decay": 0.0,
         "grokfast_lambda": config.grokfast_lambda if config.optimizer == "mugrokfast" else 0.0,
         "grokfast_alpha": 0.98,

@@ -155,6 +155,22 @@ def fine_tune(
     return _Run(student, teacher, text, check_windows(validation_windows), recipe, work_dir, ctx).go()
 
 
+def rest_of(student: nn.Module) -> dict[str, Tensor]:
+    """Name -> every parameter outside the `BitLinear` layers (tied ones once) and their biases."""
+    own = {
+        id(p)
+        for layer in student.modules()
+        if isinstance(layer, BitLinear)
+        for p in (layer.latent, layer.gain)
+    }
+    return {name: p for name, p in student.named_parameters() if id(p) not in own and p.is_floating_point()}
+
+
+def size_of(parameter: Tensor) -> float:
+    """Root mean square of a tensor's values, what its steps are measured in; 0.01 for a tensor of zeros."""
+    return float(parameter.detach().float().square().mean().sqrt()) or 0.01
+
+
 class _Run:
     def __init__(
         self,
@@ -182,13 +198,17 @@ class _Run:
         self.vocabulary = int(getattr(getattr(student, "config", None), "vocab_size", 0) or 32_768)
         self.matrices = {f"{name}.latent": layer.latent for name, layer in layers.items()}
         self.scales = {f"{name}.gain": layer.gain for name, layer in layers.items()}
+        self.rest = rest_of(student) if recipe.rest_lr > 0 else {}
+        for parameter in self.rest.values():
+            parameter.requires_grad_(True)
         self.optimizer = MuGrokfast(
             self.matrices,
-            self.scales,
+            self.scales | self.rest,
             units={f"{name}.latent": layer.unit for name, layer in layers.items()},
             kind=recipe.optimizer,
             lr=recipe.lr,
             other_lr=recipe.scale_lr,
+            other_rates={name: recipe.rest_lr * size_of(p) for name, p in self.rest.items()},
             weight_decay=recipe.weight_decay,
             grokfast_lambda=recipe.grokfast_lambda,
             grokfast_alpha=recipe.grokfast_alpha,
@@ -312,7 +332,7 @@ class _Run:
             state.loss_first = loss
         if loss < state.loss_best:
             state.loss_best, state.best_step, state.stale = loss, state.step, 0
-            parameters = self.matrices | self.scales
+            parameters = self.matrices | self.scales | self.rest
             save_checkpoint(self._best_path(), parameters, {"step": state.step, "loss": loss})
         else:
             state.stale += 1
@@ -365,7 +385,7 @@ class _Run:
 
     def _save_latest(self) -> None:
         state = asdict(self.state) | {"recipe": self.recipe.to_json(), "names": sorted(self.matrices)}
-        tensors = self.matrices | self.scales | self.optimizer.state_tensors()
+        tensors = self.matrices | self.scales | self.rest | self.optimizer.state_tensors()
         save_checkpoint(self.dir / "latest.safetensors", tensors, state)
         remove_others(self.dir, "best-*.safetensors", {self._best_path().name})
         self.saved_at = time.perf_counter()
@@ -378,7 +398,7 @@ class _Run:
 
     @torch.no_grad()
     def _fill(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in (self.matrices | self.scales).items():
+        for name, parameter in (self.matrices | self.scales | self.rest).items():
             parameter.copy_(tensors[name])
 
     def _resume(self) -> None:
@@ -395,6 +415,6 @@ class _Run:
                 f"{self.dir} holds a training run with other settings or layers; remove it to start anew"
             )
         self.state = _State(**state)
-        parameters = self.matrices | self.scales
+        parameters = self.matrices | self.scales | self.rest
         self._fill(tensors)
         self.optimizer.load_state_tensors({k: v for k, v in tensors.items() if k not in parameters})

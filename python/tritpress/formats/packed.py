@@ -7,7 +7,7 @@ rest. The reader is in `packed_reader`, the arithmetic of sizes in `layout`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,22 +55,27 @@ def write_packed(
     *,
     seed: int,
     versions: dict[str, str],
+    dense: Mapping[str, TensorEntry] | None = None,
     overwrite: bool = False,
     ctx: RunContext | None = None,
 ) -> Path:
     """Write the packed model directory; it appears under `out_dir` only when it is whole.
 
-    `store` holds codes and scales of every tensor of the plan. Equal inputs give equal bytes. Raises
+    `store` holds codes and scales of every tensor of the plan. `dense` names tensors beside the plan that
+    are taken from elsewhere than the source, in the source's shape (what training changed). Equal inputs give equal bytes. Raises
     `InputError` for a value beyond float16, a tensor missing from the store, a full disk and an `out_dir`
     that is not empty.
     """
     shards = packed_shards(source, plan)
-    final = Path(out_dir)
+    final, taken = Path(out_dir), dense or {}
+    for name, entry in taken.items():
+        if name in plan.tensors or name not in source.tensors or entry.shape != source.tensors[name].shape:
+            raise InputError(f"{entry.file}: tensor {name} is not one that {source.path} keeps beside the plan")
 
     def chunks(slot: Slot, part: Part) -> Iterable[np.ndarray]:
         if part.part in ("codes", "scales"):
             return _stored_chunks(store, slot, part, plan.tensors[part.name].cols)
-        return unpressed_chunks(source.tensors[part.name], part.part)
+        return unpressed_chunks(taken.get(part.name, source.tensors[part.name]), part.part)
 
     with new_directory(final, overwrite=overwrite) as folder:
         written = write_shards(folder, shards, chunks, ctx)

@@ -260,6 +260,15 @@ def read_entries(files: list[Path], weight_map: dict[str, str] | None) -> dict[s
     return dict(sorted(entries.items()))
 
 
+def tensor_entries(path: Path) -> dict[str, TensorEntry]:
+    """Where every tensor of one safetensors file lies."""
+    _, tensors = read_header(path)
+    return {
+        name: TensorEntry(name, path, dtype, tuple(shape), begin, end - begin)
+        for name, dtype, shape, begin, end in tensors
+    }
+
+
 def open_source(path: str | Path) -> SourceModel:
     """Check a model directory and list its tensors; reads headers, no weights (but for tied copies).
 

@@ -12,9 +12,9 @@ from urllib.parse import quote
 import numpy as np
 
 from tritpress.errors import InputError
-from tritpress.formats.header import FileLayout, lay_out, read_header
+from tritpress.formats.header import FileLayout, lay_out
 from tritpress.formats.output import disk_errors, sync_folder
-from tritpress.formats.source import TensorEntry, as_bytes, read_raw
+from tritpress.formats.source import TensorEntry, as_bytes, read_raw, tensor_entries
 
 
 def safe_name(name: str) -> str:
@@ -106,11 +106,7 @@ class TensorStore:
         path = self.path_for(name)
         if not path.exists():
             raise InputError(f"{path} is missing: tensor {name} is not finished")
-        _, tensors = read_header(path)
-        found = {
-            key: TensorEntry(key, path, dtype, tuple(shape), begin, end - begin)
-            for key, dtype, shape, begin, end in tensors
-        }
+        found = tensor_entries(path)
         if (
             set(found) != {"codes", "scales"}
             or found["codes"].dtype != "U8"

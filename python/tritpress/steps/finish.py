@@ -33,6 +33,7 @@ def outputs(work: Work) -> None:
         packed_folder(work),
         seed=work.config.seed,
         versions=_versions_in_file(),
+        dense=work.trained_rest,
         overwrite=_may_replace(work, packed_folder(work)),
         ctx=work.context,
     )

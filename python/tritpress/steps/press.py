@@ -43,7 +43,7 @@ def fine_tuning(work: Work) -> str | None:
     if reason:
         return reason
     from tritpress.finetune.trainer import fine_tune
-    from tritpress.steps.student import make_student
+    from tritpress.steps.student import make_student, save_rest
     from tritpress.text import TrainingWindows
 
     assert work.splits is not None
@@ -58,6 +58,8 @@ def fine_tuning(work: Work) -> str | None:
         work.context,
         number_formats=work.chosen["number_formats"],
     )
+    if result.recipe["rest_lr"] > 0:
+        save_rest(work, student)
     for target in work.targets:
         started = time.perf_counter()
         codes, scales = modules[target.name].codes_and_scales()

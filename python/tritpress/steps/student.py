@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from tritpress.errors import InputError
 from tritpress.formats.packed import dense_as_packed
 from tritpress.nn.bit_linear import BitLinear
 from tritpress.nn.surgery import replace_module, weight_out_in
@@ -54,6 +55,25 @@ def make_student(work: Work) -> tuple[Any, dict[str, BitLinear]]:
         replace_module(student, path, layer)
         layers[target.name] = layer
     return student, layers
+
+
+def save_rest(work: Work, student: Any) -> None:
+    """Write what training changed beside the codes to `work.rest_path`, by the source's names, float32."""
+    from tritpress.finetune.checkpoints import save_checkpoint
+    from tritpress.finetune.trainer import rest_of
+    from tritpress.formats.huggingface import file_tensors, model_name
+
+    assert work.plan is not None
+    tensors, left = {}, {}
+    for name, value in rest_of(student).items():
+        own = model_name(work.original, name, work.source.tensors)
+        (tensors if own is not None else left)[own or name] = value
+    for name, value in file_tensors(work.original, left).items():
+        own = model_name(work.original, name, work.source.tensors) or work.source.tied.get(name)
+        if own is None:
+            raise InputError(f"parameter {name} was trained, but {work.source.path} has no tensor for it")
+        tensors[own] = value
+    save_checkpoint(work.rest_path, tensors, {})
 
 
 def _zero_band(work: Work) -> tuple[float, float] | None:

@@ -14,7 +14,7 @@ from tritpress.config import CompressionConfig
 from tritpress.devices import choose_device
 from tritpress.errors import InputError, UsageError
 from tritpress.events.context import RunContext
-from tritpress.formats.source import SourceModel
+from tritpress.formats.source import SourceModel, TensorEntry, tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import Target
 from tritpress.plan import Plan
@@ -112,6 +112,18 @@ class Work:
         """The codes that are written out: those of step 5 where it ran, else those of step 4."""
         healed = all(self.finetuned_store.has(target.name) for target in self.targets)
         return self.finetuned_store if healed else self.store
+
+    @property
+    def rest_path(self) -> Path:
+        """Where step 5 keeps what it trained beside the codes (embeddings, norms, biases), float32."""
+        return self.folder / "finetuned-rest.safetensors"
+
+    @property
+    def trained_rest(self) -> dict[str, TensorEntry]:
+        """The tensors of `rest_path` by their source's name; none where the codes of step 4 are written."""
+        if self.final_store is self.store or not self.rest_path.is_file():
+            return {}
+        return tensor_entries(self.rest_path)
 
     @cached_property
     def device(self) -> str:
