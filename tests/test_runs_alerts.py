@@ -222,8 +222,9 @@ def test_alerts_of_a_worker_are_events_and_are_told_once_over_a_resume(tmp_path,
         ["gate", {"name": "ratio", "passed": False, "actual": 5.0, "target": 6.0, "advice": None}, 0],
     ]
     monkeypatch.setenv("TRITPRESS_SCRIPT", json.dumps(again))
+    offset = run.events_path.stat().st_size
     resume(run)
-    list(follow(run, run.events_path.stat().st_size))
+    list(follow(run, offset))
     assert [alert["rule"] for alert in alerts_of(run)][3:] == ["metric:y>1", "gate"]
     state = StateReader(run.path).state
     assert [alert["rule"] for alert in state["alerts"]][-1] == "gate" and state["exit_code"] == 3
@@ -295,8 +296,9 @@ def test_a_crash_between_writing_and_sending_loses_nothing(tmp_path, monkeypatch
     (run.path / "outbox" / "torn.tmp").write_text("")
     receiver.answers, receiver.got[:] = [], []
     monkeypatch.setenv("TRITPRESS_SCRIPT", json.dumps([["log", {"message": "on"}, 0.5]]))
+    offset = run.events_path.stat().st_size
     resume(run)
-    list(follow(run, run.events_path.stat().st_size))
+    list(follow(run, offset))
     assert [headers["Tritpress-Delivery"] for headers, _, _ in receiver.got] == [entry.id]
     assert receiver.got[0][1] == entry.body.encode() and Outbox(run).entries() == []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tritpress.events.schema import SCHEMA_VERSION, STEP_NAMES, encode
+from tritpress.events.series import add_point, new_book
 
 FINETUNE_POINTS = 2000
 METRIC_POINTS = 2000
@@ -75,13 +76,15 @@ def initial_state(run: str = "") -> State:
         "evaluations": {},
         "figures": {},
         "finetune": [],
-        "finetune_stride": 1,
+        "finetune_book": new_book(),
         "finetune_last": None,
         "gradients": {},
+        "gradients_original": {},
         "gates": {},
         "handoff": [],
         "outputs": [],
-        "metrics": {},
+        "metrics": {},  # name -> [[time, value, training step, tokens], ...]
+        "metric_books": {},
         "alerts": [],
         "log": [],
         "acks": {},
@@ -247,23 +250,25 @@ def _figures(state: State, event: dict[str, Any]) -> None:
 
 
 def _finetune_step(state: State, event: dict[str, Any]) -> None:
-    point = _fields(event)
+    point = {"t": event["t"], **_fields(event)}
     points = state["finetune"]
     # A resumed run takes up training at its last checkpoint: what lay beyond it is done again.
     while points and points[-1].get("step", 0) >= point.get("step", 0):
         points.pop()
+        state["finetune_book"].update(count=0, open=0)
     state["finetune_last"] = point
     state["steps"][4].update(done=point.get("step"), total=point.get("steps"))
-    if point.get("step", 0) % state["finetune_stride"] == 0 or not points:
-        points.append(point)
-    if len(points) > FINETUNE_POINTS:
-        state["finetune_stride"] *= 2
-        first, stride = points[0], state["finetune_stride"]
-        state["finetune"] = [p for p in points if p is first or p.get("step", 0) % stride == 0]
+    add_point(points, state["finetune_book"], point, _training_values, FINETUNE_POINTS)
+
+
+def _training_values(point: dict[str, Any]) -> tuple[Any, Any]:
+    return point.get("loss"), point.get("grad_norm")
 
 
 def _gradient(state: State, event: dict[str, Any]) -> None:
     state["gradients"][event["layer"]] = event.get("norm")
+    if "original" in event:
+        state["gradients_original"][event["layer"]] = event["original"]
 
 
 def _gate(state: State, event: dict[str, Any]) -> None:
@@ -280,10 +285,12 @@ def _output(state: State, event: dict[str, Any]) -> None:
 
 
 def _metric(state: State, event: dict[str, Any]) -> None:
-    series = state["metrics"].setdefault(event["name"], [])
-    series.append([event["t"], event.get("value")])
-    if len(series) > METRIC_POINTS:
-        del series[1:-1:2]
+    name, last = event["name"], state["finetune_last"] or {}
+    point = [event["t"], event.get("value"), *(event.get(key, last.get(key)) for key in ("step", "tokens"))]
+    book = state["metric_books"].setdefault(name, new_book())
+    add_point(
+        state["metrics"].setdefault(name, []), book, point, lambda point: (point[1],), METRIC_POINTS
+    )
 
 
 def _alert(state: State, event: dict[str, Any]) -> None:
