@@ -53,7 +53,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def server(runs_dir: Path) -> Iterator[str]:
     """The page, served by a process of its own."""
     port = free_port()
-    code = f"from tritpress.dashboard.app import serve; serve({str(runs_dir)!r}, {port})"
+    code = f"from tritpress.dashboard.app import serve; serve({str(runs_dir)!r}, {port}, require_token=False)"
     log = open(runs_dir.parent / f"server-{port}.log", "wb")  # noqa: SIM115
     process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/dashboard"

@@ -444,13 +444,44 @@ def generate(
         "Serve the live page on 127.0.0.1 until Ctrl-C.",
         "tritpress dashboard",
         "tritpress dashboard --runs ./runs --port 5010",
-        'panel serve "$(tritpress dashboard --path)"',
+        "TRITPRESS_TOKEN=... tritpress dashboard --address 0.0.0.0",
+        'panel serve "$(tritpress dashboard --path)" --address 127.0.0.1',
     )
 )
 @guarded
 def dashboard(
     runs: o.RunsOption = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 5006,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to serve on.")] = 5006,
+    address: Annotated[
+        str, typer.Option("--address", help="Address to serve on; others need --token or --password.")
+    ] = "127.0.0.1",
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            envvar="TRITPRESS_TOKEN",
+            show_envvar=False,
+            metavar="TOKEN",
+            help="Token that page and API ask for. [dim](default: $TRITPRESS_TOKEN or a new one)[/dim]",
+        ),
+    ] = None,
+    password: Annotated[
+        str | None,
+        typer.Option(
+            "--password",
+            envvar="TRITPRESS_PASSWORD",
+            show_envvar=False,
+            metavar="TEXT",
+            help="Ask for this password in a form. [dim](or $TRITPRESS_PASSWORD)[/dim]",
+        ),
+    ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Ask for nothing; on 127.0.0.1 alone.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME", help="Further name of this server. Can be repeated."),
+    ] = None,
     run: Annotated[
         str | None, typer.Option("--run", metavar="RUN", help="Open the page on this run.")
     ] = None,
@@ -469,15 +500,27 @@ def dashboard(
         return 0
     need("dashboard", "the dashboard", "panel", "panel_material_ui", "bokeh")
     folder = (runs or default_runs_dir()).absolute()
-    url = f"http://127.0.0.1:{port}/dashboard"
-    if run is not None:
-        url += f"?run={find_run(run, folder).id}"
-    if json:
-        print_json({"url": url, "runs": str(folder)})
-    else:
-        print(f"The dashboard on the runs in {folder}:\n\n  {url}\n\nCtrl-C ends it; runs go on.", flush=True)
+
+    def announce(url: str) -> None:
+        if json:
+            print_json({"url": url, "runs": str(folder)})
+        else:
+            print(f"The dashboard on the runs in {folder}:\n\n  {url}\n", flush=True)
+            print("Ctrl-C ends it; runs go on.", flush=True)
+
     with contextlib.suppress(KeyboardInterrupt):
-        serve(folder, port, show)
+        serve(
+            folder,
+            port,
+            show,
+            address,
+            token=token,
+            password=password,
+            require_token=not no_token,
+            hosts=allow_host or (),
+            run=find_run(run, folder).id if run is not None else None,
+            announce=announce,
+        )
     return 0
 
 

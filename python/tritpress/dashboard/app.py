@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
+import socket
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from tritpress.errors import UsageError
 
 if TYPE_CHECKING:
+    from tritpress.dashboard.security import Guard
     from tritpress.dashboard.store import RunStore
 
 TITLE = "tritpress"
@@ -30,39 +37,91 @@ def create(runs_dir: str | Path | None = None) -> Any:
     import panel as pn
     import panel_material_ui  # noqa: F401  (registers its design)
 
+    from tritpress.dashboard.security import page_rights
     from tritpress.dashboard.session import Session
     from tritpress.runs.directory import default_runs_dir
 
     pn.extension()
     folder = Path(runs_dir) if runs_dir is not None else Path(default_runs_dir())
-    return Session(shared_store(folder.absolute())).attach()
+    context = pn.state.curdoc.session_context if pn.state.curdoc is not None else None
+    rights = page_rights(context.request if context is not None else None)
+    return Session(shared_store(folder.absolute()), rights.may_act, rights.why_not).attach()
 
 
-def serve(runs_dir: str | Path, port: int, show: bool = False, address: str = "127.0.0.1") -> None:
-    """Serve the page at http://ADDRESS:PORT/dashboard until interrupted.
+def serve(
+    runs_dir: str | Path,
+    port: int,
+    show: bool = False,
+    address: str = "127.0.0.1",
+    *,
+    token: str | None = None,
+    password: str | None = None,
+    require_token: bool = True,
+    hosts: Collection[str] = (),
+    run: str | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Serve page and API at http://ADDRESS:PORT until interrupted.
 
-    Raises `UsageError` when the port is taken or the address is not one of this machine.
+    Nothing is answered without `token` (None makes one) or, where there is one, `password`; `require_token`
+    False is for loopback alone. `hosts` are further names that the server is reached by. Once it stands,
+    `announce` (default: print) gets the address to open, which carries the token.
+
+    Raises `UsageError` when the port is taken, the address is not one of this machine, or others could reach
+    the server without a token or password.
     """
+    import webbrowser
+
+    from tritpress.dashboard import security
+
+    guard = security.make_guard(
+        address, port, token=token, password=password, require_token=require_token, hosts=hosts
+    )
     import panel as pn
     import panel_material_ui  # noqa: F401  (must stand before the server gathers its resources)
 
-    from tritpress.dashboard import session  # noqa: F401  (the first page need not wait for it)
-    from tritpress.errors import UsageError
+    from tritpress.dashboard import gate, session  # noqa: F401  (the first page need not wait for session)
+    from tritpress.dashboard.api import routes
 
     pn.extension()
     folder = Path(runs_dir).absolute()
-    hosts = {address, "localhost", "127.0.0.1"} if address in ("127.0.0.1", "localhost", "::1") else {address}
+    # The gate has looked at the origin, name and port, before Bokeh does: its own list is open, unwarned.
+    logging.getLogger("bokeh.server.util").setLevel(logging.ERROR)
     try:
-        pn.serve(
+        server = pn.io.server.get_server(
             {"dashboard": lambda: create(folder)},
             port=port,
             address=address,
-            show=show,
             title=TITLE,
-            websocket_origin=[f"{host}:{port}" for host in sorted(hosts)],
+            websocket_origin=["*"],
+            extra_patterns=routes(folder, guard),
+            exclude_headers=["Cookie", "Authorization"],  # Bokeh hands what it keeps to the page's scripts
+            exclude_cookies=[guard.cookie],
             verbose=False,
+            start=False,
         )
     except OSError as error:
         raise UsageError(
             f"cannot serve on {address}:{port}: {error.strerror or error}; choose another --port"
         ) from None
+    gate.install(server._tornado, guard)
+    security.active = guard
+    url = page_url(address, port, guard, run)
+    (announce or (lambda text: print(text, flush=True)))(url)
+    if show:
+        server.io_loop.add_callback(webbrowser.open, url)
+    server.start()
+    try:
+        server.io_loop.start()
+    finally:
+        security.active = None
+        server.stop()
+
+
+def page_url(address: str, port: int, guard: Guard, run: str | None = None) -> str:
+    """The address to open: with the token, where that is the way in, and the run to open."""
+    host = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(address, address)
+    host = f"[{host}]" if ":" in host else host
+    query = {"run": run, "token": None if guard.password is not None else guard.token}
+    given = {key: value for key, value in query.items() if value is not None}
+    return f"http://{host}:{port}/dashboard" + (f"?{urlencode(given)}" if given else "")

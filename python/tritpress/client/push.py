@@ -1,0 +1,255 @@
+"""Pushing the events of a run that is worked on here to a dashboard in another process or machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tritpress.client.http import ClientError, Server
+from tritpress.errors import UsageError
+from tritpress.events.schema import Event, encode
+from tritpress.runs.directory import check_run_id, new_run_id
+
+log = logging.getLogger(__name__)
+
+BUFFER = 100_000
+"""Events that are kept while the server cannot be reached; beyond them the oldest are given up."""
+
+EVENTS, SIZE = 2000, 2 << 20
+"""Events and bytes of one push, at most."""
+
+EVERY = 0.2
+"""Seconds between two pushes."""
+
+HEARTBEAT = 5.0
+"""Seconds after which an empty push says that the controller is still there."""
+
+RETRY_FIRST, RETRY_MOST = 0.5, 10.0
+
+ENDS = ("run.finished", "run.failed")
+FATAL = (400, 401, 403, 404, 409, 413, 415)
+"""Answers that the same push would get again."""
+
+
+class Pusher:
+    """Sends events from a thread of its own: `emit` never waits and never raises for the server's sake.
+
+    As a context manager it begins the run (`run.started`) and ends it (`run.finished`, or `run.failed` with
+    the exception's sentence), unless such an event was emitted, and flushes at the end. What the server
+    refuses for good is kept in `error` and logged once; events given up for want of room are counted in
+    `dropped` and told in the run's log.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        name: str,
+        *,
+        run_id: str | None = None,
+        model: str | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.server = server
+        self.run_id = check_run_id(run_id) if run_id is not None else new_run_id()
+        self.error: ClientError | None = None
+        self.dropped = 0
+        self.ended = False
+        self._about = {"source": secrets.token_hex(16), "name": name, "model": model, "config": config}
+        self._report: dict[str, Any] | None = None
+        self._waiting: deque[str] = deque()  # encoded, without their number
+        self._batch: list[str] = []  # on its way: sent again as it is until it is answered
+        self._seq: int | None = None  # of the last event that the server has; None: not asked yet
+        self._told = 0  # of those dropped
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Pusher:
+        if not self._waiting and self._thread is None:
+            about = {key: self._about[key] for key in ("name", "model", "config")}
+            self.emit("run.started", **{key: value for key, value in about.items() if value is not None})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.ended:
+            if error is None:
+                self.emit("run.finished", status="finished")
+            else:
+                self.emit("run.failed", error=f"{type(error).__name__}: {error}", exit_code=1)
+        self.close()
+
+    def emit(self, type: str, /, **fields: Any) -> None:
+        """Report one event; `fields` as in docs/api.md, numpy values too. Raises `UsageError` for a field
+        that has the name of a common key, TypeError for what JSON cannot hold.
+        """
+        taken = fields.keys() & (Event.__annotations__.keys() - {"t"})
+        if taken:
+            raise UsageError(f"event {type!r}: the field {sorted(taken)[0]!r} is one of the common keys")
+        text = encode({"type": type, "t": time.time(), **fields})
+        with self._changed:
+            if self._closing:
+                return
+            self.ended = type in ENDS or (self.ended and type != "run.started")
+            self._waiting.append(text)
+            if len(self._waiting) > BUFFER:
+                self._waiting.popleft()
+                self.dropped += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="tritpress-push", daemon=True)
+                self._thread.start()
+
+    def forward(self, event: dict[str, Any]) -> None:
+        """Pass on an event of a run here, with its own time; at the run's end its report goes along."""
+        fields = {key: value for key, value in event.items() if key not in ("v", "run", "seq", "type")}
+        if event["type"] == "run.finished" and event.get("report"):
+            self.report(event["report"])
+        self.emit(event["type"], **fields)
+
+    def report(self, report: str | Path | dict[str, Any]) -> None:
+        """Send a report (or the file that holds it) along; the dashboard keeps it for the run."""
+        if not isinstance(report, dict):
+            try:
+                report = json.loads(Path(report).read_bytes())
+            except (OSError, ValueError) as error:
+                log.warning("the report of run %s is not pushed: %s", self.run_id, error)
+                return
+        with self._changed:
+            self._report = dict(report)  # type: ignore[arg-type]
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until all that was emitted has arrived; False when it did not within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._changed.notify_all()
+            while (self._waiting or self._batch) and self.error is None and self._thread is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(min(left, 1.0))
+        return self.error is None
+
+    def close(self, timeout: float = 30.0) -> bool:
+        """Flush, then end the thread; whether all has arrived."""
+        arrived = self.flush(timeout)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(5.0)
+        if not arrived and self.error is None:
+            log.warning("not all events of run %s reached %s", self.run_id, self.server.address)
+        return arrived
+
+    # The thread
+
+    def _run(self) -> None:
+        pause, last = RETRY_FIRST, 0.0
+        while self.error is None:
+            with self._changed:
+                if self._closing:
+                    break
+                if not self._waiting and not self._batch:
+                    self._changed.wait(EVERY)
+                wanted = bool(self._waiting or self._batch) or (
+                    time.monotonic() - last > HEARTBEAT and not self.ended
+                )
+            if not wanted:
+                continue
+            try:
+                self._push()
+            except ClientError as error:
+                if error.status in FATAL:
+                    self._give_up(error)
+                    break
+                with self._changed:
+                    if not self._closing:
+                        self._changed.wait(pause)
+                pause = min(2 * pause, RETRY_MOST)
+                continue
+            pause, last = RETRY_FIRST, time.monotonic()
+            with self._changed:
+                self._changed.notify_all()
+                if not self._closing and len(self._waiting) < EVENTS:
+                    self._changed.wait(EVERY)
+        self.server.close()
+
+    def _push(self) -> None:
+        if self._seq is None:
+            self._seq = self._begin()
+        with self._changed:
+            if not self._batch:
+                self._batch = self._take()
+            batch, report = self._batch, self._report
+        first = self._seq + 1
+        events = [{**json.loads(text), "seq": seq} for seq, text in enumerate(batch, first)]
+        body: dict[str, Any] = {**self._about, "events": events}
+        if report is not None:
+            body["report"] = report
+        path = self.server.path("runs", self.run_id, "events")
+        answer = self.server.ask("POST", path, body, repeatable=True)
+        with self._changed:
+            self._seq = int(answer["seq"])
+            self._batch = []
+            if self._report is report:
+                self._report = None
+
+    def _begin(self) -> int:
+        """The number of the last event that the server has of this run: 0 of a new one."""
+        try:
+            return int(self.server.ask("GET", self.server.path("runs", self.run_id))["seq"])
+        except ClientError as error:
+            if error.status == 404:
+                return 0
+            raise
+
+    def _take(self) -> list[str]:
+        batch: list[str] = []
+        size = 0
+        if self.dropped > self._told:
+            missing, self._told = self.dropped - self._told, self.dropped
+            lost = f"{missing:,} events were given up while the dashboard could not be reached"
+            batch.append(encode({"type": "log", "t": time.time(), "message": lost}))
+        while self._waiting and len(batch) < EVENTS and size < SIZE:
+            size += len(self._waiting[0])
+            batch.append(self._waiting.popleft())
+        return batch
+
+    def _give_up(self, error: ClientError) -> None:
+        log.warning("run %s is no longer pushed to %s: %s", self.run_id, self.server.address, error)
+        with self._changed:
+            self.error = error
+            self._waiting.clear()
+            self._batch = []
+            self._changed.notify_all()
+
+
+def progress_callback(
+    url: str, token: str | None = None, *, name: str = "a run elsewhere", run_id: str | None = None
+) -> Callable[[dict[str, Any]], None]:
+    """A callback that shows a run live in the dashboard at `url`; for `tritpress.compress(on_event=...)` and
+    `Phase4Controller.execute(progress_callback=...)`.
+
+    It takes each event as a dict, never raises for the server's sake, and waits for the last events to arrive
+    when the run ends. `callback.pusher` is the `Pusher` behind it.
+    """
+    pusher = Pusher(Server(url, token), name, run_id=run_id)
+
+    def callback(event: dict[str, Any]) -> None:
+        if event["type"] == "run.started" and event.get("name"):
+            event = {**event, "name": name}
+        pusher.forward(event)
+        if event["type"] in ENDS:
+            pusher.flush()
+
+    callback.pusher = pusher  # type: ignore[attr-defined]
+    return callback
