@@ -140,7 +140,7 @@ CELLS = """() => {
 
 
 def cells(page: Any) -> list[dict[str, Any]]:
-    """The cells of the heatmap as the browser holds them."""
+    """The cells of the heatmap's page as the browser holds them."""
     return list(page.evaluate(CELLS))
 
 

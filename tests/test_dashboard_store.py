@@ -109,7 +109,7 @@ def test_a_session_shows_every_tab(tmp_path: Path) -> None:
         session.shown_tabs.active = index
         assert tab.built and tab.seen == session.feed.version
     progress = next(tab for tab in session.tabs if tab.key == "progress")
-    lengths = {len(column) for column in progress.heatmap.source.data.values()}
+    lengths = {len(column) for column in progress.parts.heatmap.source.data.values()}
     assert lengths == {42}
     session.open("nope")
     assert session.feed is None and "no run" in session.sidebar.message.pane.object

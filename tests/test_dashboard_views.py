@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_log import events, make_run, targets, write_run
+from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views import metrics, outputs, overview, progress, quality, status
+from tritpress.dashboard.views import metrics, outputs, overview, quality, status
 from tritpress.dashboard.views.form import (
     Form,
     check_model,
@@ -21,7 +21,6 @@ from tritpress.dashboard.views.form import (
     form_of,
     toml_of,
 )
-from tritpress.dashboard.views.layer import find_layer, layer_view
 from tritpress.dashboard.views.runs import run_lines, run_options
 from tritpress.errors import UsageError
 from tritpress.events import fold, initial_state, load_snapshot
@@ -135,61 +134,6 @@ def test_seven_steps_with_time_and_progress(tmp_path: Path) -> None:
     lost = overview.step_lines(state, now=state["updated"] + 1000, lost=True)[3]
     assert (lost.state, lost.word, lost.time) == ("failed", "interrupted", "")
     assert status.elapsed(state, state["updated"] + 1000, lost=True) == state["updated"] - state["started"]
-
-
-def test_grid_pages_and_folds(tmp_path: Path) -> None:
-    where = progress.map_targets(targets(126))
-    assert where.columns == ("q", "k", "v", "o", "gate", "up", "down") and len(where.rows) == 126
-    state = state_until(tmp_path, layers=126, steps=1)
-    pages = [progress.grid(state, where, page) for page in range(4)]
-    assert [len(page.rows) for page in pages] == [32, 32, 32, 30]
-    assert [page.rows[0] for page in pages] == ["0", "32", "64", "96"]
-    assert progress.grid(state, where, 99).page == 3
-    assert {(page.low, page.high) for page in pages} == {(4.0, 15.0)}
-    cell = pages[1].cells[0]
-    layer = state["layers"]["model.layers.32.self_attn.q_proj.weight"]
-    assert cell.value == layer["ratio"] and cell.state == "done"
-    assert progress.grid(state, where, 1, "sparsity").cells[0].value == layer["sparsity"]
-    assert progress.page_of(where, "model.layers.97.mlp.up_proj.weight") == 3
-
-    experts = [
-        {"name": f"e{i}", "layer": 0, "kind": "expert", "rows": 4, "cols": 4 * (i + 1)} for i in range(2)
-    ] + [{"name": "q", "layer": None, "kind": "q", "rows": 4, "cols": 4}]
-    where = progress.map_targets(experts)
-    half = {"layers": {"e0": {"ratio": 6.0, "sparsity": 0.3, "planes": 2}}, "current": {"name": "e1"}}
-    found = {(c.row, c.column): c for c in progress.grid(half, where, 0).cells}
-    assert found["0", "expert"].state == "current" and found["0", "expert"].text == "1/2"
-    assert found["0", "q"].state == "absent" and found[progress.OUTSIDE, "q"].state == "waiting"
-    half["layers"]["e1"] = {"ratio": 9.0, "sparsity": 0.6, "planes": 2}
-    made = progress.grid(half, where, 0)
-    assert made.cells[1].value == pytest.approx((6.0 + 2 * 9.0) / 3)
-    assert made.bars[0].value == pytest.approx(0.5) and made.bars[0].inside is False
-    assert "!" in made.bars[0].text, "outside the band is said in text, too"
-
-
-def test_one_tensor_from_the_log(tmp_path: Path) -> None:
-    run = write_run(tmp_path, "r")
-    name = "model.layers.3.self_attn.v_proj.weight"
-    event = find_layer(run.events_path, name)
-    assert event is not None and event["name"] == name
-    state = load_snapshot(run.snapshot_path)
-    assert state is not None
-    view = layer_view(event, state)
-    facts = {fact.name: fact.value for fact in view.facts}
-    assert facts["Shape"] == "128 × 256" and facts["Method"] == "gptq"
-    assert facts["Planes"] == str(event["planes"])
-    assert facts["Ratio"].startswith(fig.ratio(32 / event["bits"]))
-    assert view.histogram is not None and len(view.histogram.edges) == 129
-    assert sum(view.histogram.before) == pytest.approx(1) == sum(view.histogram.after)
-    assert find_layer(run.events_path, "model.layers.3") is None
-    assert find_layer(tmp_path / "nothing", name) is None
-
-
-def test_sparsity_target() -> None:
-    assert progress.sparsity_target({}).value == 0.44
-    assert progress.sparsity_target({"sparsity": 0.35}).name == "target 35 %"
-    assert progress.sparsity_target({"sparsity": "free"}).value is None
-    assert progress.sparsity_target({"threshold": 0.7}).value is None
 
 
 def test_table_before_and_after(tmp_path: Path) -> None:

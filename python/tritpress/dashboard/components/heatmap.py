@@ -1,61 +1,51 @@
-"""Layers in rows, parameters in columns: colour and a number in each cell, and what is under way outlined."""
+"""Layers in rows, parameters in columns: colour and a number in each cell, a sign where there is none yet.
+
+The browser holds the cells of the whole model; a page is a window on its rows, so that turning pages moves a
+range and sends no data. `Rows` is that window, shared by the grid and the bars of zeros beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from bokeh.core.properties import value
+from bokeh.events import Tap
 from bokeh.models import (
     ColumnDataSource,
     CustomJSTickFormatter,
     FixedTicker,
     LinearColorMapper,
-    PrintfTickFormatter,
     Range1d,
-    TapTool,
 )
-from bokeh.models.annotations import BoxAnnotation, ColorBar, Span  # mypy does not find them in bokeh.models
+from bokeh.models.annotations import ColorBar  # mypy does not find it in bokeh.models
 from bokeh.palettes import Cividis256
 
-from tritpress.dashboard.components.charts import chart, factors, hover, pane, title_of
-from tritpress.dashboard.components.sources import sync
-from tritpress.dashboard.theme import CURRENT, FONT, NEUTRAL, OKABE_ITO, WAITING
-from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.progress import (
-    LAYERS_A_PAGE,
-    METRICS,
-    SPARSITY_BAND,
-    Cell,
-    Grid,
-    SparsityTarget,
-)
+from tritpress.dashboard.components.charts import figure, hover, pane, title_of
+from tritpress.dashboard.theme import CURRENT, FONT, NEUTRAL, WAITING
+from tritpress.dashboard.views.progress import Board, Cell, Map, Window
+from tritpress.dashboard.views.shades import Shade, all_figures
 
-COLUMNS = (
-    "row",
-    "column",
-    "value",
-    "text",
-    "ink",
-    "fill",
-    "edge",
-    "width",
-    "name",
-    "state",
-    "ratio",
-    "sparsity",
-    "planes",
-    "bits",
-    "mse",
-    "cosine",
-)
-
-
-NOWHERE = "nowhere"
-"""A row that no page has: what lies there is not drawn."""
+HOVER = {
+    "ratio": "Ratio",
+    "bits": "Bits a weight",
+    "planes": "Planes",
+    "sparsity": "Zeros",
+    "zeros": "Zero in every plane",
+    "error": "Error",
+    "mse": "Mean squared error",
+    "cosine": "Cosine",
+    "weights": "Weights",
+}
+COLOURED = ("value", "text", "ink")
+COLUMNS = ("x", "y", "row", "column", "name", "state", *COLOURED, "edge", "width", *HOVER)
 
 CLEAR = "rgba(0,0,0,0)"
+PLANES = tuple(Cividis256[at] for at in (30, 145, 240))
+"""One, two and three planes: three steps of the same map."""
 
-NO_CELL = (NOWHERE, NOWHERE, float("nan"), "", NEUTRAL, WAITING, CLEAR, 0.0, *[""] * 8)
+MANY = 0.4
+"""Share of the cells above which the whole source is sent instead of patches."""
 
 
 def row_height(rows: int) -> int:
@@ -68,67 +58,98 @@ def plot_height(rows: int) -> int:
     return max(rows, 3) * row_height(max(rows, 3)) + 96
 
 
-class Heatmap:
-    """The grid of one page. `show` patches what changed."""
+class Rows:
+    """The rows that a page shows, as a range of row numbers; the first one stands on top."""
 
     def __init__(self) -> None:
-        self.rows, self.columns = factors([]), factors([])
-        self.source = ColumnDataSource({name: [] for name in COLUMNS})
-        self.mapper = LinearColorMapper(palette=Cividis256, low=0, high=1, nan_color=CLEAR)
-        self.figure = chart(
+        self.range = Range1d(start=0.5, end=-0.5, name="rows of the page")
+        self.ticks = FixedTicker(ticks=[0])
+        self.labels: dict[float | str, str] = {}
+
+    def label(self, axis: Any) -> None:
+        """Let an axis tell the layers' names."""
+        axis.ticker = self.ticks
+        axis.major_label_overrides = self.labels
+        axis.axis_label = "Layer"
+        axis.major_tick_line_color = None
+
+    def set_map(self, where: Map, axes: Sequence[Any]) -> None:
+        """Take the names of a model's rows."""
+        self.labels = dict(enumerate(where.rows))
+        self.ticks.ticks = list(range(len(where.rows)))
+        for axis in axes:
+            axis.major_label_overrides = self.labels
+
+    def show(self, window: Window) -> None:
+        """Move to that page. The last page keeps the height of the others."""
+        span = (window.first + window.height - 0.5, window.first - 0.5)
+        if (self.range.start, self.range.end) != span:
+            self.range.update(start=span[0], end=span[1])
+
+
+class Heatmap:
+    """The grid. `show` patches the cells that changed; `source` has the whole model."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.columns = Range1d(start=-0.5, end=0.5)
+        self.source = ColumnDataSource({name: [] for name in COLUMNS}, name="grid")
+        self.chosen = ColumnDataSource({"x": [], "y": []})
+        self.mapper = LinearColorMapper(palette=Cividis256, low=0, high=1, nan_color=WAITING)
+        self.shade: Shade | None = None
+        self.figure = figure(
             "Ratio by layer and parameter",
-            260,
+            export_name="layers-and-parameters",
             x_range=self.columns,
-            y_range=self.rows,
+            y_range=rows.range,
             x_axis_location="above",
+            x_label="Parameter",
         )
         plot = self.figure
         plot.grid.grid_line_color = None
-        plot.yaxis.axis_label = "Layer"
         plot.min_border_left = 44
-        under = plot.rect("column", "row", 0.96, 0.9, source=self.source, fill_color="fill", line_color=None)
-        plot.rect(
-            "column",
-            "row",
-            0.96,
-            0.9,
+        plot.xaxis.major_tick_line_color = None
+        plot.xaxis.axis_label_standoff = 2
+        rows.label(plot.yaxis[0])
+        cells = plot.rect(
+            "x",
+            "y",
+            0.95,
+            0.88,
             source=self.source,
             line_color="edge",
             line_width="width",
             fill_color={"field": "value", "transform": self.mapper},
-            nonselection_fill_alpha=1.0,
-            nonselection_line_alpha=1.0,
         )
         plot.text(
-            "column",
-            "row",
+            "x",
+            "y",
             text="text",
             source=self.source,
             text_align="center",
             text_baseline="middle",
             text_font_size="11.5px",
             text_color="ink",
-            nonselection_text_alpha=1.0,
             text_font=value(FONT),
         )
-        plot.add_tools(
-            hover(
-                [under],
-                [
-                    ("Tensor", "@name"),
-                    ("State", "@state"),
-                    ("Ratio", "@ratio"),
-                    ("Bits a weight", "@bits"),
-                    ("Planes", "@planes"),
-                    ("Zeros", "@sparsity"),
-                    ("Mean squared error", "@mse"),
-                    ("Cosine", "@cosine"),
-                ],
+        for colour, width, dash in (("#ffffff", 4, "solid"), ("#10181d", 2, "solid")):
+            plot.rect(
+                "x",
+                "y",
+                0.97,
+                0.94,
+                source=self.chosen,
+                fill_color=None,
+                line_color=colour,
+                line_width=width,
+                line_dash=dash,
             )
-        )
-        plot.add_tools(TapTool(renderers=[under]))
+        lines = [("Tensor", "@name"), ("State", "@state"), *((t, f"@{key}") for key, t in HOVER.items())]
+        plot.add_tools(hover([cells], lines))
         self.ticks = FixedTicker(ticks=[])
-        self.format = PrintfTickFormatter(format="%.0f")
+        self.format = CustomJSTickFormatter(
+            args={"factor": 1}, code="return String(+(tick * factor).toFixed(2))"
+        )
         self.bar = ColorBar(
             color_mapper=self.mapper,
             ticker=self.ticks,
@@ -136,153 +157,114 @@ class Heatmap:
             width=10,
             padding=4,
             label_standoff=6,
+            title_standoff=8,
+            title_text_font_size="12px",
+            title_text_font_style="normal",
             major_label_text_font_size="12px",
             bar_line_color=None,
-            margin=8,
+            background_fill_alpha=0.0,
+            margin=6,
         )
         plot.add_layout(self.bar, "right")
         self.pane = pane(plot, "heatmap")
 
-    def on_click(self, callback: Callable[[str], None]) -> None:
-        """Call `callback` with the tensor of a clicked cell, "" when nothing is chosen any more."""
+    def on_click(self, callback: Callable[[Cell], None]) -> None:
+        """Call `callback` with the cell that was clicked."""
 
-        def chosen(_attr: str, _old: list[int], new: list[int]) -> None:
-            names = self.source.data["name"]
-            callback(str(names[new[0]]) if new and new[0] < len(names) else "")
+        def tapped(event: Any) -> None:
+            cell = None if event.x is None else self.board.at(round(event.y), round(event.x))
+            if cell is not None:
+                callback(cell)
 
-        self.source.selected.on_change("indices", chosen)
+        self.figure.on_event(Tap, tapped)
 
-    def show(self, grid: Grid) -> None:
-        """Bring the chart to this page and these figures."""
-        rows = list(reversed(grid.rows))
-        if list(self.rows.factors) != rows:
-            self.rows.factors = rows
-            self.figure.height = plot_height(len(rows))
-        if list(self.columns.factors) != list(grid.columns):
-            self.columns.factors = list(grid.columns)
-        if (self.mapper.low, self.mapper.high) != (grid.low, grid.high) or not self.ticks.ticks:
-            self.mapper.update(low=grid.low, high=grid.high)
-        ticks = [4, 6, 8, 10, 12, 14] if grid.metric == "ratio" else [0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
-        ticks = [tick for tick in ticks if grid.low <= tick <= grid.high]
+    def set_board(self, board: Board) -> None:
+        """Another model: its columns, and all of its cells at the next `show`."""
+        self.board = board
+        columns = board.where.columns
+        self.columns.update(start=-0.5, end=len(columns) - 0.5)
+        axis = self.figure.xaxis[0]
+        axis.ticker = FixedTicker(ticks=list(range(len(columns))))
+        axis.major_label_overrides = dict(enumerate(columns))
+        self.shade = None
+
+    def show(self, window: Window, shade: Shade, changed: Sequence[int]) -> None:
+        """Bring the chart to this page, this colour and the cells that changed."""
+        height = plot_height(window.height)
+        if self.figure.height != height:
+            self.figure.height = height
+        self.rows.show(window)
+        cells = self.board.cells
+        low, high = _scale(shade, cells)
+        moved = (self.mapper.low, self.mapper.high) != (low, high)
+        recoloured = self.shade is not shade
+        if self.shade is None or len(self.source.data["x"]) != len(cells) or len(changed) > MANY * len(cells):
+            self._colour(shade, low, high)
+            lines = [self._line(cell, shade, low, high) for cell in cells]
+            self.source.data = {name: [line[i] for line in lines] for i, name in enumerate(COLUMNS)}
+            return
+        if moved or recoloured:
+            self._colour(shade, low, high)
+            lines = [_coloured(cell, shade, low, high) for cell in cells]
+            every = slice(0, len(cells))
+            self.source.patch(
+                {name: [(every, [line[i] for line in lines])] for i, name in enumerate(COLOURED)}
+            )
+        if changed:
+            lines = [self._line(cells[number], shade, low, high) for number in changed]
+            self.source.patch(
+                {
+                    name: [(number, line[i]) for number, line in zip(changed, lines)]
+                    for i, name in enumerate(COLUMNS)
+                    if name not in ("x", "y", "row", "column", "name", "weights")
+                }
+            )
+
+    def choose(self, cell: Cell | None) -> None:
+        """Outline that cell."""
+        place: dict[str, Any] = {"x": [], "y": []} if cell is None else {"x": [cell.x], "y": [cell.y]}
+        if {key: list(at) for key, at in self.chosen.data.items()} != place:
+            self.chosen.data = place
+
+    def _colour(self, shade: Shade, low: float, high: float) -> None:
+        recoloured, self.shade = self.shade is not shade, shade
+        self.mapper.update(low=low, high=high)
+        ticks = [tick for tick in shade.ticks if low <= tick <= high]
         if list(self.ticks.ticks) != ticks:
             self.ticks.ticks = ticks
-            self.format.format = "%.0f×" if grid.metric == "ratio" else "%.2f"
-        unit = "times smaller than float32" if grid.metric == "ratio" else "per cent of codes that are zero"
-        title = f"{METRICS[grid.metric]} by layer and parameter ({unit})"
-        if title_of(self.figure).text != title:
-            title_of(self.figure).text = title
-        # Every page has the same number of cells: the browser may draw in between, when some columns are
-        # those of the new page and some those of the old one.
-        lines = [self._line(cell, grid) for cell in grid.cells]
-        lines += [NO_CELL] * (min(LAYERS_A_PAGE, grid.layers) * len(grid.columns) - len(lines))
-        sync(self.source, {name: [line[i] for line in lines] for i, name in enumerate(COLUMNS)})
+        if recoloured:
+            self.mapper.palette = list(PLANES) if shade.steps else list(Cividis256)
+            self.format.args = {"factor": shade.factor}
+            self.bar.title = shade.mark
+            title_of(self.figure).text = f"{shade.title} by layer and parameter ({shade.unit})"
 
     @staticmethod
-    def _line(cell: Cell, grid: Grid) -> tuple[object, ...]:
-        if cell.state == "absent":
-            return NO_CELL
-        share = 0.0
-        if cell.value is not None and grid.high > grid.low:
-            share = (cell.value - grid.low) / (grid.high - grid.low)
-        ink = ("#10181d" if share > 0.5 else "#ffffff") if cell.state == "done" else NEUTRAL
-        names = cell.names[0] if len(cell.names) == 1 else f"{cell.done} of {len(cell.names)} tensors"
+    def _line(cell: Cell, shade: Shade, low: float, high: float) -> tuple[object, ...]:
+        marked = cell.state in ("current", "failed")
         return (
+            cell.x,
+            cell.y,
             cell.row,
             cell.column,
-            float("nan") if cell.value is None else cell.value,
-            cell.text,
-            ink,
-            WAITING,
-            CURRENT if grid.current in cell.names else CLEAR,
-            2.5 if grid.current in cell.names else 0.0,
-            names,
-            {"done": "pressed", "current": "under way", "waiting": "waiting"}[cell.state],
-            fig.ratio(cell.ratio),
-            fig.percent(cell.sparsity),
-            fig.significant(cell.planes),
-            fig.significant(cell.bits),
-            fig.significant(cell.mse),
-            fig.significant(cell.cosine, 4),
+            cell.title,
+            cell.words,
+            *_coloured(cell, shade, low, high),
+            CURRENT if marked else NEUTRAL if cell.state == "waiting" else CLEAR,
+            2.5 if marked else 0.5 if cell.state == "waiting" else 0.0,
+            *all_figures(cell).values(),
         )
 
 
-NAN = float("nan")
-BAR_COLUMNS = ("row", "value", "low", "high", "text", "colour")
+def _scale(shade: Shade, cells: Sequence[Cell]) -> tuple[float, float]:
+    """The ends of the colours: whole numbers stand in the middle of theirs."""
+    return (shade.low - 0.5, shade.high + 0.5) if shade.steps else shade.bounds(cells)
 
 
-class SparsityBars:
-    """Zeros of each layer of the page against the target, in the same rows as the heatmap."""
-
-    def __init__(self, rows: object) -> None:
-        self.source = ColumnDataSource({name: [] for name in BAR_COLUMNS})
-        self.range = Range1d(start=0, end=0.6)
-        self.figure = chart("Zeros by layer", 260, x_range=self.range, y_range=rows, x_axis_location="above")
-        plot = self.figure
-        plot.ygrid.grid_line_color = None
-        plot.yaxis.axis_label = "Layer"
-        plot.min_border_left = 44
-        plot.xaxis.ticker = FixedTicker(ticks=[0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-        plot.xaxis.formatter = CustomJSTickFormatter(code="return Math.round(tick * 100) + ' %'")
-        self.band = BoxAnnotation(
-            left=SPARSITY_BAND[0],
-            right=SPARSITY_BAND[1],
-            fill_color="#009E73",
-            fill_alpha=0.12,
-            level="underlay",
-        )
-        self.line = Span(
-            location=0.44, dimension="height", line_color=CURRENT, line_width=2, line_dash="dashed"
-        )
-        plot.add_layout(self.band)
-        bars = plot.hbar(
-            y="row", right="value", height=0.7, source=self.source, fill_color="colour", line_color=None
-        )
-        plot.segment("low", "row", "high", "row", source=self.source, line_color=NEUTRAL, line_width=2)
-        plot.text(
-            0,
-            "row",
-            text="text",
-            source=self.source,
-            text_color="#ffffff",
-            text_font=value(FONT),
-            x_offset=6,
-            text_font_size="11.5px",
-            text_baseline="middle",
-        )
-        plot.add_layout(self.line)
-        plot.add_tools(
-            hover(
-                [bars],
-                [("Layer", "@row"), ("Zeros", "@text"), ("Least", "@low{0.0 %}"), ("Most", "@high{0.0 %}")],
-            )
-        )
-        self.pane = pane(plot, "sparsity bars")
-
-    def show(self, grid: Grid, target: SparsityTarget) -> None:
-        """Bring the bars to this page and these figures."""
-        self.figure.height = plot_height(len(grid.rows))
-        title = (
-            f"Zeros by layer (band 25–45 %, dashed: {target.name})"
-            if target.value is not None
-            else (f"Zeros by layer (band 25–45 %, {target.name})")
-        )
-        if title_of(self.figure).text != title:
-            title_of(self.figure).text = title
-        if self.line.visible != (target.value is not None):
-            self.line.visible = target.value is not None
-        if target.value is not None and self.line.location != target.value:
-            self.line.location = target.value
-        most = max([0.6, *(bar.high for bar in grid.bars if bar.high is not None)])
-        if self.range.end != most:
-            self.range.end = most
-        lines = [
-            (
-                bar.row,
-                *(NAN if part is None else part for part in (bar.value, bar.low, bar.high)),
-                bar.text,
-                OKABE_ITO[0] if bar.inside else CURRENT,
-            )
-            for bar in grid.bars
-        ]
-        lines += [(NOWHERE, NAN, NAN, NAN, "", CLEAR)] * (min(LAYERS_A_PAGE, grid.layers) - len(lines))
-        sync(self.source, {name: [line[i] for line in lines] for i, name in enumerate(BAR_COLUMNS)})
+def _coloured(cell: Cell, shade: Shade, low: float, high: float) -> tuple[float, str, str]:
+    """Value, text and the text's colour, by the lightness of what lies under it."""
+    found = shade.value(cell)
+    text = shade.text(cell)
+    if found is None:
+        return float("nan"), text, CURRENT if cell.state in ("current", "failed") else NEUTRAL
+    share = (found - low) / (high - low) if high > low else 0.0
+    return found, text, "#10181d" if share > 0.5 else "#ffffff"

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import panel as pn
-import panel_material_ui as pmui
 
-from tritpress.dashboard.components.heatmap import Heatmap, SparsityBars
 from tritpress.dashboard.components.html import Fragment, Markup, empty
-from tritpress.dashboard.components.layer import LayerPanel
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
-from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.layer import find_layer, layer_view
+from tritpress.dashboard.tabs.progress_parts import Parts, legend, now_bar, table_twin, where_words
+from tritpress.dashboard.views.layer import Found, layer_view, look_up, place_words
 from tritpress.dashboard.views.progress import (
-    METRICS,
-    Grid,
-    Map,
-    grid,
+    LAYERS_A_PAGE,
+    Board,
+    Cell,
+    at_work,
     map_targets,
     page_of,
-    pressed_words,
+    row_of_layer,
     sparsity_target,
+    window,
 )
-from tritpress.dashboard.views.status import STEP_TITLES, eta_words, running_step, status_of
+from tritpress.dashboard.views.shades import SHADES, cell_words
+from tritpress.dashboard.views.status import status_of
 
 LOOKUPS = ThreadPoolExecutor(2, thread_name_prefix="tritpress-lookup")
+
+TWIN_EVERY = 1.0
+"""Least seconds between two tables sent for the grid's twin while it is open."""
+
+LIVE = frozenset({CLOCK, "layer.started", "layer.finished", "step.progress"})
 
 
 class Progress(Tab):
@@ -36,7 +41,7 @@ class Progress(Tab):
     title = "Progress"
     interests = frozenset(
         {
-            CLOCK,
+            *LIVE,
             "liveness",
             "run.started",
             "run.paused",
@@ -44,133 +49,282 @@ class Progress(Tab):
             "run.finished",
             "run.failed",
             "model",
-            "layer.finished",
+            "plan",
             "step.started",
-            "step.progress",
             "step.finished",
         }
     )
 
     def __init__(self, page: PageContext) -> None:
         super().__init__(page)
-        self.map = Map()
-        self.mapped: list[Any] | None = None
-        self.wanted_page, self.follow = 0, True
+        self._plain()
+
+    def _plain(self) -> None:
+        self.board, self.mapped = Board(map_targets([])), None
+        self.number, self.follow, self.shade = 0, True, "ratio"
+        self.layer: int | None = None
+        self.tensor, self.cursor, self.moved = "", (0, 0), False
         self.last: Shown | None = None
-        self.lookup: Future[dict[str, Any] | None] | None = None
-        self.looked_for = ""
+        self.lookup: Future[Found] | None = None
+        self.looked_at: Any = None  # what the snapshot had of the tensor when it was looked up
+        self.twin_sent = 0.0
+        self.quiet, self.placed = False, False
+
+    # The URL
 
     def query(self) -> dict[str, str]:
-        return {"page": str(self.wanted_page + 1)} if self.wanted_page and not self.follow else {}
+        found: dict[str, str] = {}
+        if not self.follow:
+            found["page"] = str(self.number + 1)
+        if self.shade != "ratio":
+            found["colour"] = self.shade
+        if self.layer is not None:
+            found["layer"] = str(self.layer)
+        if self.tensor:
+            found["tensor"] = self.tensor
+        return found
 
     def go(self, query: Mapping[str, str]) -> None:
-        page = query.get("page", "")
-        self.follow = not page.isdecimal()
-        self.wanted_page = 0 if self.follow else max(int(page) - 1, 0)
+        page, layer = query.get("page", ""), query.get("layer", "")
+        self.shade = query.get("colour", "") if query.get("colour") in SHADES else "ratio"
+        self.tensor = query.get("tensor", "")
+        self.looked_at, self.placed, self.moved = None, False, False
+        self.layer = int(layer) if layer.isdecimal() and len(layer) < 7 else None
+        named = page.isdecimal() and len(page) < 7
+        self.follow = not (named or self.layer is not None or self.tensor)
+        self.number = max(int(page) - 1, 0) if named else -1  # -1: where the layer or tensor lies
 
     def forget(self) -> None:
         super().forget()
-        self.wanted_page, self.follow, self.mapped = 0, True, None
+        self._plain()
+
+    # What is shown
 
     def build(self) -> list[Any]:
-        self.now, self.placeholder, self.twin = Fragment(), Fragment(), Fragment()
+        self.now, self.placeholder = Fragment(), Fragment()
         self.now.pane.margin = (0, 0, 14, 0)
-        self.label = Fragment(Markup('<span class="soft small">Colour by</span>'))
-        self.metric = pmui.RadioButtonGroup(
-            label="",
-            options={title: key for key, title in METRICS.items()},
-            value="ratio",
-            size="small",
-            margin=(0, 12, 0, 0),
-            color="primary",
-        )
-        self.pages = pmui.Pagination(
-            count=1,
-            value=0,
-            show_first_button=True,
-            show_last_button=True,
-            size="small",
-            margin=(2, 12, 0, 0),
-        )
-        self.where = Fragment()
-        for fragment in (self.label, self.where):
-            fragment.pane.sizing_mode = None
-        self.heatmap = Heatmap()
-        self.bars = SparsityBars(self.heatmap.rows)
-        self.heatmap.pane.styles = {"flex": "2 1 440px", "min-width": "0"}
-        self.bars.pane.styles = {"flex": "1 1 320px", "min-width": "0"}
-        self.tools = pn.FlexBox(
-            self.label.pane,
-            self.metric,
-            self.pages,
-            self.where.pane,
-            sizing_mode="stretch_width",
-            align_items="center",
-            margin=(0, 0, 8, 0),
-            gap="8px",
-        )
-        self.charts = pn.FlexBox(
-            self.heatmap.pane, self.bars.pane, sizing_mode="stretch_width", gap="16px", align_items="start"
-        )
-        self.metric.param.watch(lambda _: self._again(), "value")
-        self.pages.param.watch(self._turned, "value")
-        self.layer = LayerPanel()
-        self.heatmap.on_click(self._clicked)
-        return [
-            self.now.pane,
-            self.placeholder.pane,
-            self.tools,
-            self.charts,
-            self.layer.row,
-            self.twin.pane,
-        ]
+        self.parts = parts = Parts()
+        parts.metric.param.watch(self._act(lambda event: self._set_shade(event.new)), "value")
+        parts.pages.param.watch(self._act(lambda event: self._turn(event.new)), "value")
+        parts.layer.param.watch(self._act(lambda event: self._go_to_layer(event.new)), "value")
+        parts.follow.param.watch(self._act(lambda event: self._set_follow(event.new)), "value")
+        parts.twin.param.watch(self._act(lambda _: self._show_twin(force=True)), "open")
+        parts.heatmap.on_click(self._act(lambda cell: self._open_cell(cell)))
+        parts.minimap.on_click(self._act(lambda row: self._turn(row // LAYERS_A_PAGE)))
+        parts.keys.on_key(self._act(self._key))
+        parts.twin.on_open(self._act(self._open))
+        parts.panel.chosen = self._act(self._open)
+        self.mapped = None
+        return [self.now.pane, self.placeholder.pane, *parts.objects]
+
+    def _act(self, handler: Callable[[Any], None]) -> Callable[[Any], None]:
+        """A handler of what the reader did: all that it changes goes to the browser in one batch."""
+
+        def handle(event: Any) -> None:
+            if self.quiet:
+                return
+            with pn.io.hold(pn.state.curdoc):
+                handler(event)
+
+        return handle
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
         self.last = shown
-        targets = shown.state["targets"] if shown else []
-        if shown is None or not targets:
+        if shown is None or not shown.state["targets"]:
             self._nothing(shown)
             return
-        if self.mapped is not targets and (changed is None or "model" in changed or self.mapped is None):
-            self.map, self.mapped = map_targets(targets), targets
-        state = shown.state
-        self._show_now(shown)
-        if changed is not None and not changed - {CLOCK}:
+        fresh = self.mapped is None or (
+            self.mapped is not shown.state["targets"] and "model" in (changed or ())
+        )
+        if fresh:
+            self._set_model(shown.state["targets"])
+        self.now.set(now_bar(shown))
+        if changed is not None and not changed - {CLOCK} and not fresh:
+            self._show_twin()
             return
-        current = (state.get("current") or {}).get("name")
-        if self.follow and current and (page := page_of(self.map, current)) is not None:
-            self.wanted_page = page
-        made = grid(state, self.map, self.wanted_page, self.metric.value)
+        self._show(everything=changed is None or fresh)
+        self._show_twin(force=changed is None or not changed <= LIVE)
+
+    def _set_model(self, targets: list[Any]) -> None:
+        self.board, self.mapped = Board(map_targets(targets)), targets
+        self.parts.set_board(self.board)
         self.placeholder.pane.visible = False
-        self.tools.visible = self.charts.visible = True
-        self.pages.visible = made.pages > 1
-        if (self.pages.count, self.pages.value) != (made.pages, made.page):
-            self._quiet = True
-            self.pages.param.update(count=made.pages, value=made.page)
-            self._quiet = False
-        self.where.set(_where(made))
-        self.heatmap.show(made)
-        self.bars.show(made, sparsity_target(state["config"]))
-        self.twin.set(_twin(made))
+        self.placed = False
 
-    _quiet = False
+    def _place(self) -> None:
+        """Put the cursor where the URL says: on a tensor, or on a layer's first cell."""
+        cell = self.board.cell_of(self.tensor) if self.tensor else None
+        row = row_of_layer(self.board.where, self.layer) if self.layer is not None else None
+        if cell is not None:
+            self.cursor = (cell.y, cell.x)
+        elif row is not None:
+            self.cursor = (row, next(c.x for c in self.board.cells if c.y == row))
+        if self.number < 0:
+            self.number = 0 if cell is None and row is None else self.cursor[0] // LAYERS_A_PAGE
+        self.placed = True
 
-    def _turned(self, event: Any) -> None:
-        if self._quiet or event.new is None:
+    def _show(self, everything: bool = False) -> None:
+        """The grid as it is now: what changed is patched."""
+        shown, parts, board = self.last, self.parts, self.board
+        if shown is None or self.mapped is None:
             return
-        self.wanted_page, self.follow = event.new, False
-        self._again()
+        cells, rows = board.update(shown.state, shown.lost)
+        current = at_work(shown.state, shown.lost)[0]
+        if self.follow and current and (page := page_of(board.where, current)) is not None:
+            self.number = page
+        if not self.placed:
+            self._place()
+        view, shade = window(board.where, self.number), SHADES[self.shade]
+        self.number = view.page
+        self.quiet = True
+        try:
+            first = board.where.rows[view.first] if board.where.rows else ""
+            layer = self.layer if self.layer is not None else int(first) if first.isdecimal() else None
+            parts.show_tools(view, self.shade, self.follow, layer, shown)
+        finally:
+            self.quiet = False
+        parts.where.set(where_words(view, board.where))
+        parts.heatmap.show(view, shade, cells)
+        parts.bars.show(board, view, sparsity_target(shown.state["config"]), rows, everything)
+        parts.minimap.show(board, view)
+        parts.legend.set(legend(board))
+        self._show_cursor()
+        if self.tensor:
+            self._show_tensor()
+        else:
+            parts.panel.hide()
+
+    def _show_cursor(self) -> None:
+        cell = self.board.at(*self.cursor)
+        marked = bool(self.tensor) or self.layer is not None or self.moved
+        self.parts.heatmap.choose(cell if marked else None)
+        self.parts.keys.words = cell_words(cell) if cell is not None and marked else ""
+
+    def _show_twin(self, force: bool = False) -> None:
+        twin, now = self.parts.twin, time.monotonic()
+        if twin.open and (force or now - self.twin_sent >= TWIN_EVERY):
+            self.twin_sent = now
+            twin.show(table_twin(self.board, window(self.board.where, self.number), SHADES[self.shade]))
+
+    def _nothing(self, shown: Shown | None) -> None:
+        self.parts.hide()
+        self.mapped = None
+        self.placeholder.pane.visible = True
+        self.now.set(Markup(""))
+        if shown is None:
+            text = empty(
+                "No run is open", "The grid of layers and parameters fills while a model is pressed."
+            )
+        elif shown.state["status"] in ("failed", "stopped") or shown.lost:
+            text = empty("Nothing was pressed", status_of(shown.state, shown.lost).sentence)
+        else:
+            text = empty("Reading the model", "Its layers appear here as soon as step 1 has found them.")
+        self.placeholder.set(text)
+
+    # What the reader does
+
+    def _again(self) -> None:
+        self._show()
+        self._show_twin(force=True)
         self.page.navigate()
 
-    def _clicked(self, name: str) -> None:
-        """Look up the tensor in the log, beside the server's loop, and show it."""
-        shown = self.last
-        if not name or shown is None:
-            self.layer.hide()
-            return
+    def _set_shade(self, key: str) -> None:
+        self.shade = key
+        self._again()
 
-        self.lookup = LOOKUPS.submit(find_layer, shown.path / "events.jsonl", name)
-        self.looked_for = name
+    def _turn(self, page: int | None) -> None:
+        if page is None:
+            return
+        self.number, self.follow, self.layer = page, False, None
+        self._again()
+
+    def _set_follow(self, on: bool) -> None:
+        self.follow = on
+        if on:
+            self.layer = None
+        self._again()
+
+    def _go_to_layer(self, layer: int | None) -> None:
+        row = None if layer is None else row_of_layer(self.board.where, layer)
+        if row is None:
+            return
+        self.layer, self.follow, self.number = layer, False, row // LAYERS_A_PAGE
+        self.cursor = (row, self.cursor[1])
+        self._again()
+
+    def _open_cell(self, cell: Cell) -> None:
+        self._open("" if self.tensor in cell.names else cell.names[0])
+
+    def _open(self, name: str) -> None:
+        """Open that tensor below the grid; "" closes it."""
+        self.tensor = name
+        cell = self.board.cell_of(name)
+        if cell is not None:
+            self.cursor, self.number, self.follow = (cell.y, cell.x), cell.y // LAYERS_A_PAGE, False
+        self._again()
+
+    def _key(self, key: str) -> None:
+        y, x = self.cursor
+        rows, columns = len(self.board.where.rows), len(self.board.where.columns)
+        if key == "Enter":
+            cell = self.board.at(y, x)
+            if cell is not None:
+                self._open_cell(cell)
+            return
+        if key == "Escape":
+            self._open("")
+            return
+        step = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}.get(key)
+        if step is None:
+            jump = {"PageUp": -LAYERS_A_PAGE, "PageDown": LAYERS_A_PAGE, "Home": -rows, "End": rows}[key]
+            y = min(max(y + jump, 0), rows - 1)
+        elif not self.moved and not self.tensor and self.layer is None:
+            y, x = max(self.number, 0) * LAYERS_A_PAGE, 0  # the first key shows where the cursor is
+            while self.board.at(y, x) is None and x < columns - 1:
+                x += 1
+        else:
+            y, x = self._next(y, x, *step)
+        self.cursor, self.moved = (y, x), True
+        self.number, self.follow, self.layer = y // LAYERS_A_PAGE, False, None
+        self._again()
+
+    def _next(self, y: int, x: int, dy: int, dx: int) -> tuple[int, int]:
+        """The nearest cell in that direction; the present one at the edge."""
+        rows, columns = len(self.board.where.rows), len(self.board.where.columns)
+        at = (y + dy, x + dx)
+        while 0 <= at[0] < rows and 0 <= at[1] < columns:
+            if self.board.at(*at) is not None:
+                return at
+            at = (at[0] + dy, at[1] + dx)
+        return y, x
+
+    # The tensor that is open
+
+    def _show_tensor(self) -> None:
+        shown, panel = self.last, self.parts.panel
+        assert shown is not None
+        cell, layer = self.board.cell_of(self.tensor), shown.state["layers"].get(self.tensor)
+        if panel.name != self.tensor or not panel.row.visible:
+            self.looked_at = None
+            names = cell.names if cell is not None else ()
+            panel.open(
+                self.tensor,
+                names,
+                place_words({"layer": _layer_of(cell), "kind": cell.column}) if cell else "",
+            )
+        if cell is None:
+            panel.say("No such tensor", "This run presses no tensor of that name.")
+        elif layer is None:
+            word = {"current": "Being pressed now", "failed": "The run broke off here"}.get(
+                at_work(shown.state, shown.lost)[1]
+                if at_work(shown.state, shown.lost)[0] == self.tensor
+                else ""
+            )
+            panel.say(word or "Not pressed yet", "Its figures stand here once it is pressed.")
+        elif layer is not self.looked_at:
+            self.looked_at = layer
+            path, name = shown.path, self.tensor
+            self.lookup = LOOKUPS.submit(look_up, path, name)
 
     @property
     def pending(self) -> bool:
@@ -180,80 +334,11 @@ class Progress(Tab):
         """Show the tensor that was looked up."""
         if self.lookup is None or self.last is None:
             return
-        event = self.lookup.result()
-        self.lookup = None
-        if event is None:
-            self.layer.missing(self.looked_for)
-        else:
-            self.layer.show(layer_view(event, self.last.state))
-
-    def _again(self) -> None:
-        self.update(self.last, None)
-
-    def _nothing(self, shown: Shown | None) -> None:
-        self.tools.visible = self.charts.visible = False
-        self.placeholder.pane.visible = True
-        self.twin.set(Markup(""))
-        self.layer.hide()
-        self.now.set(Markup(""))
-        if shown is None:
-            self.placeholder.set(
-                empty("No run is open", "The grid of layers and parameters fills while a model is pressed.")
-            )
-        elif shown.state["status"] == "failed" or shown.lost:
-            self.placeholder.set(empty("Nothing was pressed", status_of(shown.state, shown.lost).sentence))
-        else:
-            self.placeholder.set(
-                empty("Reading the model", "Its layers appear here as soon as step 1 has found them.")
-            )
-
-    def _show_now(self, shown: Shown) -> None:
-        state = shown.state
-        step, current = running_step(state), (state.get("current") or {}).get("name")
-        doing = status_of(state, shown.lost).label
-        if step and state["status"] == "running" and not shown.lost:
-            doing = f"{STEP_TITLES[step['n']][0]} (step {step['n']} of 7)"
-        if current in state["layers"]:
-            current = f"last: {current}"
-        what = current or (step.get("detail") if step else "") or ""
-        left = eta_words(state, shown.now, shown.lost, shown.progress_bases)
-        total, done = len(state["targets"]), len(state["layers"])
-        share = f"{100 * done / total:.1f}" if total else "0"
-        self.now.set(
-            Markup(
-                '<div class="bar"><b>{}</b><span class="mono break" data-current>{}</span>'
-                '<span class="soft" data-pressed>{}</span><span class="soft" data-eta>{}</span></div>'
-                '<div class="track" role="progressbar" aria-label="tensors pressed" aria-valuenow="{}" '
-                'aria-valuemin="0" aria-valuemax="100"><i style="width:{}%"></i></div>'
-            ).format(doing, what, pressed_words(state), "" if left == fig.NOTHING else left, share, share)
-        )
+        found, self.lookup = self.lookup.result(), None
+        layer = self.last.state["layers"].get(found.name)
+        if found.name == self.tensor and layer is not None:
+            self.parts.panel.show(layer_view(layer, found, self.last.state))
 
 
-def _where(made: Grid) -> Markup:
-    if made.pages < 2:
-        return Markup('<span class="soft small">{} · click a cell for its tensor</span>').format(
-            fig.plural(made.layers, "layer")
-        )
-    return Markup('<span class="soft small">{}</span>').format(
-        f"Layers {made.rows[0]}–{made.rows[-1]} of {made.layers} · click a cell for its tensor"
-    )
-
-
-def _twin(made: Grid) -> Markup:
-    """The same figures as a table, for readers that do not see the chart."""
-    cells = {(cell.row, cell.column): cell.text or cell.state for cell in made.cells}
-    head = Markup("").join(Markup("<th>{}</th>").format(column) for column in made.columns)
-    body = Markup("").join(
-        Markup("<tr><th>{}</th>{}<td>{}</td></tr>").format(
-            row,
-            Markup("").join(Markup("<td>{}</td>").format(cells[row, column]) for column in made.columns),
-            bar.text,
-        )
-        for row, bar in zip(made.rows, made.bars)
-    )
-    return Markup(
-        '<details class="small"><summary class="soft">As a table</summary>'
-        '<div class="scroll"><table data-grid>'
-        "<caption class='visually-hidden'>{} by layer and parameter</caption>"
-        "<thead><tr><th>Layer</th>{}<th>Zeros</th></tr></thead><tbody>{}</tbody></table></div></details>"
-    ).format(METRICS[made.metric], head, body)
+def _layer_of(cell: Cell) -> int | None:
+    return int(cell.row) if cell.row.isdecimal() else None

@@ -1,9 +1,13 @@
-"""The Progress tab as data: a grid of layers and parameters, 32 layers a page, and each layer's zeros."""
+"""The Progress tab as data: every tensor's place in a grid of layers and parameters, 32 layers a page.
+
+A `Board` holds the whole model's cells and says after each look which of them changed: a page of the browser
+has all cells, and turning to another 32 layers moves its window alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
@@ -14,35 +18,70 @@ LAYERS_A_PAGE = 32
 KINDS = ("q", "k", "v", "qkv", "o", "gate", "up", "fc1", "down", "fc2", "expert", "other")
 """Columns of the grid in the order in which a block computes them."""
 
-METRICS = {"ratio": "Ratio", "sparsity": "Sparsity"}
-
 SPARSITY_BAND = (0.25, 0.45)
 """The gate's band."""
 
 SPARSITY_CEILING = 0.44
 """What a fit holds itself to when nothing else was asked for (config.SPARSITY_CEILING)."""
 
-OUTSIDE = "–"
+OUTSIDE = "other"
 """Row of tensors that belong to no layer."""
+
+FIGURES = ("planes", "bits", "ratio", "sparsity", "zeros_all_planes", "mse", "cosine", "relative_error")
+
+WORDS = {
+    "done": "pressed",
+    "current": "at work",
+    "waiting": "waiting",
+    "failed": "broke off here",
+}
+
+MARKS = {"done": "", "current": "▶", "waiting": "·", "failed": "✕"}
+"""What stands in a cell without a figure: a state is never told by colour alone."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One parameter of one layer; several tensors of a kind (experts) are folded into one cell."""
+    """One parameter of one layer; several tensors of a kind (experts) are folded into one cell: their mean by
+    weights, once all of them are pressed.
+    """
 
     row: str
     column: str
-    state: str  # done, current, waiting, absent
-    value: float | None
-    text: str
-    names: tuple[str, ...] = ()
-    done: int = 0
+    y: int  # number of the row
+    x: int  # number of the column
+    names: tuple[str, ...]
+    state: str = "waiting"  # done, current, waiting, failed
+    done: int = 0  # tensors pressed
+    weights: int = 0
     planes: float | None = None
     bits: float | None = None
     ratio: float | None = None
     sparsity: float | None = None
+    zeros_all_planes: float | None = None
     mse: float | None = None
     cosine: float | None = None
+    relative_error: float | None = None
+
+    @property
+    def error(self) -> float | None:
+        """Squared error over squared norm. Older runs did not record it: 1 - cosine^2 is the same for a fit
+        by least squares.
+        """
+        if fig.known(self.relative_error):
+            return self.relative_error
+        return 1 - self.cosine**2 if fig.known(self.cosine) else None
+
+    @property
+    def title(self) -> str:
+        """The tensor's name, or how many are folded here."""
+        return self.names[0] if len(self.names) == 1 else f"{fig.plural(len(self.names), 'tensor')} folded"
+
+    @property
+    def words(self) -> str:
+        """The state, and how far a folded cell is."""
+        word = WORDS[self.state]
+        return f"{word}, {self.done} of {len(self.names)} pressed" if len(self.names) > 1 else word
 
 
 @dataclass(frozen=True)
@@ -57,25 +96,6 @@ class Bar:
     inside: bool | None  # within the gate's band
 
 
-@dataclass(frozen=True)
-class Grid:
-    """One page of the model. `low` and `high` bound the colours and are the same on every page."""
-
-    metric: str
-    page: int
-    pages: int
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    bars: tuple[Bar, ...]
-    low: float
-    high: float
-    first: int = 0
-    last: int = 0
-    layers: int = 0
-    current: str | None = None  # the tensor that was named last while tensors are pressed
-
-
 @dataclass
 class Map:
     """Which tensors lie at which layer and parameter; made once per run, when its targets are known."""
@@ -84,6 +104,7 @@ class Map:
     columns: tuple[str, ...] = ()
     tensors: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
+    place: dict[str, int] = field(default_factory=dict)  # tensor -> number of its row
 
 
 def map_targets(targets: Iterable[dict[str, Any]]) -> Map:
@@ -104,7 +125,9 @@ def map_targets(targets: Iterable[dict[str, Any]]) -> Map:
         weights[target["name"]] = int(target.get("rows") or 1) * int(target.get("cols") or 1)
     rows = tuple(str(layer) for layer in sorted(layers)) + ((OUTSIDE,) if outside else ())
     columns = tuple(kind for kind in KINDS if kind in kinds)
-    return Map(rows, columns, {where: tuple(names) for where, names in cells.items()}, weights)
+    at = {row: number for number, row in enumerate(rows)}
+    place = {name: at[row] for (row, _), names in cells.items() for name in names}
+    return Map(rows, columns, {where: tuple(names) for where, names in cells.items()}, weights, place)
 
 
 def page_count(rows: int) -> int:
@@ -114,90 +137,141 @@ def page_count(rows: int) -> int:
 
 def page_of(where: Map, name: str | None) -> int | None:
     """The page on which that tensor lies."""
-    for (row, _), names in where.tensors.items():
-        if name in names:
-            return where.rows.index(row) // LAYERS_A_PAGE
-    return None
+    row = where.place.get(name or "")
+    return None if row is None else row // LAYERS_A_PAGE
 
 
-def grid(state: State, where: Map, page: int, metric: str = "ratio") -> Grid:
-    """One page of the grid, from what is finished so far."""
-    layers, current = state["layers"], (state.get("current") or {}).get("name")
+def row_of_layer(where: Map, layer: int) -> int | None:
+    """The row of that layer, or of the nearest one below it; None without layers."""
+    numbers = [int(row) for row in where.rows if row != OUTSIDE]
+    below = [number for number in numbers if number <= layer]
+    return where.rows.index(str(max(below))) if below else (0 if numbers else None)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rows that a page shows: from `first` to `last`, numbers of rows."""
+
+    page: int
+    pages: int
+    first: int
+    last: int
+    rows: int  # of the whole model
+
+    @property
+    def height(self) -> int:
+        """Rows that every page of this model has room for."""
+        return max(1, min(LAYERS_A_PAGE, self.rows))
+
+
+def window(where: Map, page: int) -> Window:
+    """The page nearest to the one asked for."""
     pages = page_count(len(where.rows))
     page = min(max(page, 0), pages - 1)
     first = page * LAYERS_A_PAGE
-    rows = where.rows[first : first + LAYERS_A_PAGE]
-    low, high = _bounds(metric, layers)
-    cells = tuple(
-        _cell(row, column, where.tensors.get((row, column), ()), where, layers, current, metric)
-        for row in rows
-        for column in where.columns
-    )
-    bars = tuple(_bar(row, where, layers) for row in rows)
-    return Grid(
-        metric,
-        page,
-        pages,
-        rows,
-        where.columns,
-        cells,
-        bars,
-        low,
-        high,
-        first,
-        first + len(rows) - 1,
-        len(where.rows),
-        current,
+    return Window(
+        page, pages, first, max(first, min(first + LAYERS_A_PAGE, len(where.rows)) - 1), len(where.rows)
     )
 
 
-def _bounds(metric: str, layers: dict[str, Any]) -> tuple[float, float]:
-    values = [layer[metric] for layer in layers.values() if fig.known(layer.get(metric))]
-    # One to three planes in groups of 64 give ratios of 14.2, 7.1 and 4.7: the scale holds them all.
-    low, high = (4.0, 15.0) if metric == "ratio" else (0.20, 0.50)
-    return min([low, *values]), max([high, *values])
+class Board:
+    """All cells of a model in the order of rows and columns, and each row's zeros."""
+
+    def __init__(self, where: Map) -> None:
+        self.where = where
+        at = {row: number for number, row in enumerate(where.rows)}
+        across = {column: number for number, column in enumerate(where.columns)}
+        size = where.weights.__getitem__
+        self.cells = sorted(
+            (
+                Cell(row, column, at[row], across[column], names, weights=sum(map(size, names)))
+                for (row, column), names in where.tensors.items()
+            ),
+            key=lambda cell: (cell.y, cell.x),
+        )
+        self.bars = [Bar(row, None, None, None, "", None) for row in where.rows]
+        self.index = {(cell.y, cell.x): number for number, cell in enumerate(self.cells)}
+        self._cell_of = {name: number for number, cell in enumerate(self.cells) for name in cell.names}
+        self._found: list[tuple[Any, ...]] = [()] * len(self.cells)
+        self._marked: tuple[str | None, str] = (None, "")
+
+    def update(self, state: State, lost: bool = False) -> tuple[list[int], list[int]]:
+        """Take in a newer state; returns the numbers of the cells and of the rows that changed."""
+        layers = state["layers"]
+        marked = at_work(state, lost)
+        looked = {self._cell_of[name] for name, _ in (marked, self._marked) if name in self._cell_of}
+        changed: list[int] = []
+        for number, cell in enumerate(self.cells):
+            found = tuple(layers.get(name) for name in cell.names)
+            before = self._found[number]
+            same = len(before) == len(found) and all(a is b for a, b in zip(before, found))
+            if same and number not in looked:
+                continue
+            self._found[number] = found
+            made = _cell(cell, found, self.where, marked)
+            if made != cell:
+                self.cells[number] = made
+                changed.append(number)
+        self._marked = marked
+        rows = sorted({self.cells[number].y for number in changed})
+        rows = [row for row in rows if self._set_bar(row, layers)]
+        return changed, rows
+
+    def cell_of(self, name: str) -> Cell | None:
+        """The cell in which that tensor lies."""
+        number = self._cell_of.get(name)
+        return None if number is None else self.cells[number]
+
+    def at(self, y: int, x: int) -> Cell | None:
+        """The cell at that row and column."""
+        number = self.index.get((y, x))
+        return None if number is None else self.cells[number]
+
+    def _set_bar(self, row: int, layers: dict[str, Any]) -> bool:
+        label = self.where.rows[row]
+        names = [n for column in self.where.columns for n in self.where.tensors.get((label, column), ())]
+        pressed = [(layers[n], self.where.weights[n]) for n in names if n in layers]
+        made = layer_bar(label, pressed)
+        if made == self.bars[row]:
+            return False
+        self.bars[row] = made
+        return True
 
 
-def _cell(
-    row: str,
-    column: str,
-    names: tuple[str, ...],
-    where: Map,
-    layers: dict[str, Any],
-    current: str | None,
-    metric: str,
-) -> Cell:
-    if not names:
-        return Cell(row, column, "absent", None, "")
-    found = [(layers[name], where.weights.get(name, 1)) for name in names if name in layers]
-    if len(found) < len(names):
-        state = "current" if current in names else "waiting"
-        text = "…" if state == "current" else ""
-        if len(names) > 1 and found:
-            text = f"{len(found)}/{len(names)}"
-        return Cell(row, column, state, None, text, names, len(found))
-    mean = {key: _mean(found, key) for key in ("planes", "bits", "ratio", "sparsity", "mse", "cosine")}
-    value = mean[metric]
-    text = f"{value:.1f}" if metric == "ratio" and fig.known(value) else ""
-    if metric == "sparsity" and fig.known(value):
-        text = f"{100 * value:.0f}"  # type: ignore[operator]
-    return Cell(row, column, "done", value, text, names, len(found), **mean)
+def at_work(state: State, lost: bool = False) -> tuple[str | None, str]:
+    """The tensor that is not finished and under way ("current") or at which the run broke off ("failed")."""
+    broke = state.get("broke_at")
+    if broke and broke not in state["layers"]:
+        return broke, "failed"
+    name = (state.get("current") or {}).get("name")
+    if name is None or name in state["layers"]:
+        return None, ""
+    return name, "failed" if lost else "current"
+
+
+def _cell(cell: Cell, found: tuple[Any, ...], where: Map, marked: tuple[str | None, str]) -> Cell:
+    pressed = [(layer, where.weights.get(name, 1)) for name, layer in zip(cell.names, found) if layer]
+    base = Cell(cell.row, cell.column, cell.y, cell.x, cell.names, weights=cell.weights)
+    if len(pressed) < len(cell.names):
+        state = marked[1] if marked[0] in cell.names else "waiting"
+        return replace(base, state=state, done=len(pressed))
+    return replace(base, state="done", done=len(pressed), **{key: _mean(pressed, key) for key in FIGURES})
 
 
 def _mean(found: list[tuple[dict[str, Any], int]], key: str) -> float | None:
     known = [(layer[key], weight) for layer, weight in found if fig.known(layer.get(key))]
+    if len(known) == 1:
+        return float(known[0][0])
     total = sum(weight for _, weight in known)
     return sum(value * weight for value, weight in known) / total if total else None
 
 
-def _bar(row: str, where: Map, layers: dict[str, Any]) -> Bar:
-    names = [
-        name for (at, _), group in where.tensors.items() if at == row for name in group if name in layers
-    ]
+def layer_bar(row: str, pressed: list[tuple[dict[str, Any], int]]) -> Bar:
+    """The zeros of a layer's pressed tensors, each given with its number of weights, by their codes."""
     shares = [
-        (layers[name]["sparsity"], where.weights.get(name, 1) * (layers[name].get("planes") or 1))
-        for name in names
-        if fig.known(layers[name].get("sparsity"))
+        (layer["sparsity"], weights * (layer.get("planes") or 1))
+        for layer, weights in pressed
+        if fig.known(layer.get("sparsity"))
     ]
     if not shares:
         return Bar(row, None, None, None, "", None)

@@ -1,0 +1,113 @@
+"""The whole model in one small picture: where the page is, where the work is, and a click to go there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bokeh.events import Tap
+from bokeh.models import ColumnDataSource, FixedTicker, Range1d
+from bokeh.models.annotations import BoxAnnotation  # mypy does not find it in bokeh.models
+
+from tritpress.dashboard.components.charts import figure, hover, pane
+from tritpress.dashboard.components.heatmap import Heatmap, plot_height
+from tritpress.dashboard.theme import CURRENT, NEUTRAL
+from tritpress.dashboard.views.progress import Board, Window
+
+WIDTH = 116
+
+
+class Minimap:
+    """Draws the grid's own cells again, without words; only the frame of the page moves."""
+
+    def __init__(self, heatmap: Heatmap) -> None:
+        self.rows = Range1d(start=0.5, end=-0.5)
+        self.now = ColumnDataSource({"x": [], "y": [], "marker": []}, name="at work")
+        self.figure = figure(
+            "Whole model",
+            export_name="whole-model",
+            x_range=heatmap.columns,
+            y_range=self.rows,
+            x_axis_location="above",
+        )
+        plot = self.figure
+        plot.sizing_mode = "fixed"
+        plot.min_width = plot.width = WIDTH
+        plot.grid.grid_line_color = None
+        plot.xaxis.visible = False
+        plot.min_border_left = plot.min_border_right = 4
+        plot.yaxis.major_label_text_font_size = "11px"
+        plot.yaxis.major_tick_line_color = None
+        plot.outline_line_color = NEUTRAL
+        cells = plot.rect(
+            "x",
+            "y",
+            1.0,
+            1.0,
+            source=heatmap.source,
+            line_color=None,
+            fill_color={"field": "value", "transform": heatmap.mapper},
+        )
+        plot.scatter(
+            "x",
+            "y",
+            marker="marker",
+            source=self.now,
+            size=10,
+            fill_color=CURRENT,
+            line_color="#ffffff",
+            line_width=1.5,
+        )
+        # Light over dark: the frame is seen on every colour of the map and on both themes.
+        self.frames = [
+            BoxAnnotation(
+                fill_color="#ffffff",
+                fill_alpha=0.0,
+                line_color=colour,
+                line_alpha=1.0,
+                line_width=width,
+                level="overlay",
+            )
+            for colour, width in (("#ffffff", 4), (CURRENT, 2))
+        ]
+        for frame in self.frames:
+            plot.add_layout(frame)
+        plot.add_tools(hover([cells], [("Layer", "@row"), ("Parameter", "@column"), ("State", "@state")]))
+        self.pane = pane(plot, "minimap")
+        self.pane.sizing_mode = "fixed"
+        self.pane.width = WIDTH
+
+    def on_click(self, callback: Callable[[int], None]) -> None:
+        """Call `callback` with the number of the row that was clicked."""
+
+        def tapped(event: Any) -> None:
+            if event.y is not None:
+                callback(max(0, round(event.y)))
+
+        self.figure.on_event(Tap, tapped)
+
+    def set_board(self, board: Board) -> None:
+        """Another model."""
+        count = max(1, len(board.where.rows))
+        self.rows.update(start=count - 0.5, end=-0.5)
+        step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if count / step <= 8)
+        self.figure.yaxis[0].ticker = FixedTicker(ticks=list(range(0, count, step)))
+        self.figure.yaxis[0].major_label_overrides = dict(enumerate(board.where.rows))
+
+    def show(self, board: Board, window: Window) -> None:
+        """Move the frame to the page and the mark to the tensor at work."""
+        height = plot_height(window.height)
+        if self.figure.height != height:
+            self.figure.height = height
+        top, bottom = window.first - 0.5, window.last + 0.5
+        for frame in self.frames:
+            if (frame.top, frame.bottom) != (top, bottom):
+                frame.update(top=top, bottom=bottom)
+        marked = [cell for cell in board.cells if cell.state in ("current", "failed")]
+        place: dict[str, Any] = {
+            "x": [cell.x for cell in marked],
+            "y": [cell.y for cell in marked],
+            "marker": ["triangle" if cell.state == "current" else "x" for cell in marked],
+        }
+        if {key: list(at) for key, at in self.now.data.items()} != place:
+            self.now.data = place
