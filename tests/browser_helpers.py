@@ -128,12 +128,16 @@ def wait_for_status(page: Any, *wanted: str, seconds: float) -> None:
 
 
 CELLS = """() => {
-  for (const doc of Bokeh.documents) for (const model of doc._all_models.values()) {
-    if (model.type !== "ColumnDataSource" || !model.data || !model.data.column) continue
-    const name = Array.from(model.data.name), state = Array.from(model.data.state)
-    return Array.from(model.data.value)
-      .map((v, i) => ({value: Number.isFinite(v) ? v : null, name: name[i], state: state[i]}))
-      .filter((cell) => cell.name)
+  for (const doc of Bokeh.documents) {
+    const named = (name) => Array.from(doc._all_models.values()).find((model) => model.name === name)
+    const grid = named("grid"), rows = named("rows of the page")
+    if (!grid || !rows) continue
+    const {name, state, y, text, row, column} = grid.data
+    const low = Math.min(rows.start, rows.end), high = Math.max(rows.start, rows.end)
+    return Array.from(grid.data.value)
+      .map((v, i) => ({value: Number.isFinite(v) ? v : null, name: name[i], state: state[i], text: text[i],
+                       row: row[i], column: column[i], y: y[i]}))
+      .filter((cell) => low < cell.y && cell.y < high)
   }
   return []
 }"""
