@@ -21,7 +21,7 @@ from tritpress.dashboard.views.form import (
     form_of,
     toml_of,
 )
-from tritpress.dashboard.views.runs import run_lines, run_options
+from tritpress.dashboard.views.runs import run_list, run_options
 from tritpress.errors import UsageError
 from tritpress.events import fold, initial_state, load_snapshot
 from tritpress.reference import reference_model_path
@@ -248,11 +248,11 @@ def test_list_of_runs(tmp_path: Path) -> None:
     write_run(tmp_path, "old", name="same")
     write_run(tmp_path, "new", name="same", failing_gate="ratio")
     write_run(tmp_path, "live", name="live", until="gate")
-    lines = run_lines(list_runs(tmp_path))
+    lines = run_list(list_runs(tmp_path)).rows
     assert lines[0].id == "live" and lines[0].label == "Running"
     by_id = {line.id: line for line in lines}
     assert by_id["old"].gates == "5 of 5 pass" and by_id["new"].gates == "4 of 5 pass"
-    assert by_id["new"].mark == "!" and by_id["old"].ratio == "6.41×" and by_id["old"].bits == "4.56"
+    assert by_id["new"].mark == "!" and by_id["old"].ratio == "6.41×" and by_id["old"].bits == "4.56 bits"
     options = run_options(list_runs(tmp_path), "gone")
     assert set(options.values()) == {"", "old", "new", "live", "gone"}
 

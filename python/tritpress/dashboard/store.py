@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tritpress.events import StateReader
+from tritpress.events.reader import parse
+from tritpress.runs.history import RunIndex
+from tritpress.runs.labels import FILE as LABELS_FILE
+from tritpress.runs.labels import Labels, load_labels
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +29,25 @@ QUIET_INTERVAL = 1.0
 LIVENESS_INTERVAL = 2.0
 """Seconds between two looks at whether the worker process still lives."""
 
+LABELS_INTERVAL = 1.0
+"""Seconds between two looks at the labels of a run, and at whether its folder is still there."""
+
 LIST_INTERVAL = 2.0
 """Seconds between two looks at the folder of runs."""
 
-UNFINISHED = ("created", "running", "paused")
+UNFINISHED = ("created", "queued", "running", "paused")
+
+RECENT = 500
+"""So many of the last events are kept to be listed, those of `THICK` types apart."""
+
+THICK = ("step.progress", "finetune.step", "metric", "gradient")
+"""Types that come too often to be read one by one: charts show them."""
+
+TAIL = 4 << 20
+"""Bytes at the end of a log that are looked through for its last events when it is opened."""
+
+SAMPLES = 64
+"""Points of progress of a step that its pace is judged by."""
 
 State = dict[str, Any]
 
@@ -43,12 +62,19 @@ class Feed:
         self.version = 1
         self.alive: bool | None = None  # None: not known
         self.progress_base: dict[int, tuple[float, float]] = {}  # step -> (time, done) of its first progress
+        self.samples: dict[int, list[tuple[float, float]]] = {}  # step -> (time, done), evenly thinned
+        self.labels = Labels()
+        self.gone = False  # the folder was deleted or moved away
+        self._labels_sign: tuple[int, int] | None = None
+        self._next_labels = 0.0
         self._types: dict[str, int] = {}
         self._reader = StateReader(path)
         self._next_look = 0.0
         self._next_liveness = 0.0
         self._reader.poll()
         self.state: State = _copy(self._reader.state)
+        self.recent: list[dict[str, Any]] = _tail(path / "events.jsonl", self._reader.events.offset)
+        self._look_for_labels(time.monotonic())
         self._look_for_worker(time.monotonic())
 
     def changed_since(self, version: int) -> set[str]:
@@ -71,6 +97,7 @@ class Feed:
             self._read()
             self._next_look = now + (LIVE_INTERVAL if self.unfinished else QUIET_INTERVAL)
         self._look_for_worker(now)
+        self._look_for_labels(now)
         return self.version != version
 
     def _read(self) -> None:
@@ -79,7 +106,8 @@ class Feed:
             return
         for event in events:
             self._note_progress(event)
-        state = _copy(self._reader.state)
+        self.recent = [*self.recent, *(_brief(e) for e in events if e["type"] not in THICK)][-RECENT:]
+        state = self._named(_copy(self._reader.state))
         version = self.version + 1
         for event in events:
             self._types[event["type"]] = version
@@ -92,8 +120,33 @@ class Feed:
             return
         if event["type"] == "step.started":
             self.progress_base.pop(step, None)
+            self.samples.pop(step, None)
         elif event["type"] == "step.progress" and isinstance(event.get("done"), int | float):
             self.progress_base.setdefault(step, (event["t"], event["done"]))
+            samples = [*self.samples.get(step, ()), (event["t"], event["done"])]
+            self.samples[step] = samples[::2] if len(samples) > SAMPLES else samples
+
+    def _named(self, state: State) -> State:
+        """The state under the name that people gave the run."""
+        return {**state, "name": self.labels.name} if self.labels.name else state
+
+    def _look_for_labels(self, now: float) -> None:
+        if now < self._next_labels:
+            return
+        self._next_labels = now + LABELS_INTERVAL
+        gone = not self.path.exists()
+        try:
+            found = (self.path / LABELS_FILE).stat()
+            sign = (found.st_mtime_ns, found.st_size)
+        except OSError:
+            sign = None
+        if sign == self._labels_sign and gone == self.gone:
+            return
+        self._labels_sign, self.gone = sign, gone
+        self.labels = load_labels(self.path)
+        self.state = self._named(_copy(self._reader.state))
+        self._types["labels"] = self.version + 1
+        self.version += 1
 
     def _look_for_worker(self, now: float) -> None:
         if not self.unfinished or now < self._next_liveness:
@@ -119,6 +172,8 @@ class RunStore:
         self._thread: threading.Thread | None = None
         self._pages = 0
         self._next_list = 0.0
+        self._index = RunIndex(self.runs_dir)
+        self._list_lock = threading.Lock()
 
     def path_of(self, run_id: str) -> Path | None:
         """The folder of that run, or None when there is none; never a folder outside `runs_dir`."""
@@ -163,17 +218,16 @@ class RunStore:
 
     def refresh_list(self) -> None:
         """Look at the folder of runs now."""
-        from tritpress.runs.history import list_runs
-
         self._next_list = time.monotonic() + LIST_INTERVAL
-        try:
-            runs = list_runs(self.runs_dir)
-        except OSError as error:
-            log.warning("cannot list the runs in %s: %s", self.runs_dir, error)
-            return
-        if runs != self.runs:
-            self.runs = runs
-            self.list_version += 1
+        with self._list_lock:
+            try:
+                runs = self._index.list()
+            except OSError as error:
+                log.warning("cannot list the runs in %s: %s", self.runs_dir, error)
+                return
+            if runs != self.runs:
+                self.runs = runs
+                self.list_version += 1
 
     def _run(self) -> None:
         while True:
@@ -200,6 +254,31 @@ def _copy(state: State) -> State:
     for key in ("layers", "evaluations", "figures", "gradients", "gates", "acks"):
         copy[key] = dict(state[key])
     return copy
+
+
+def _brief(event: dict[str, Any]) -> dict[str, Any]:
+    """The event without what is long in it: it is kept to be listed."""
+    return {key: value for key, value in event.items() if key not in ("histogram", "targets", "tensors")}
+
+
+def _tail(path: Path, end: int) -> list[dict[str, Any]]:
+    """The last events before `end` (an offset at a line's end) that are worth listing."""
+    start = max(end - TAIL, 0)
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            lines = file.read(end - start).split(b"\n")
+    except OSError:
+        return []
+    thick = [f'"{kind}"'.encode() for kind in THICK]
+    found: list[dict[str, Any]] = []
+    for line in reversed(lines[1:] if start else lines):
+        if len(found) == RECENT:
+            break
+        head = line[:200]  # the type stands in front, before anything that a run wrote
+        if line and not any(kind in head for kind in thick) and (event := parse(line)) is not None:
+            found.append(_brief(event))
+    return found[::-1]
 
 
 def _is_alive(path: Path) -> bool | None:
