@@ -69,6 +69,19 @@ def test_curves_and_figures_are_those_of_a_plain_loop(rows: int, cols: int, plan
     assert (found.rows, found.sampled_rows, found.planes) == (rows, rows, planes)
 
 
+@pytest.mark.parametrize("planes", [1, 2, 3])
+def test_curves_of_all_planes_are_those_of_fitting_anew(planes: int) -> None:
+    w, t, _ = pressed(64, 128, planes, 64)
+    found = measure(w, t.codes, t.scales, 64, planned={"max_sparsity": None})
+    assert found.planned_error == pytest.approx(found.relative_error, rel=1e-5)
+    assert found.planned_zeros == pytest.approx(found.zeros_by_plane.mean())
+    for k in (2, 20, 24, 56, 72):
+        again = tp.ternarize(w, planes=planes, threshold=float(THRESHOLDS[k]))
+        made = measure(w, again.codes, again.scales, 64)
+        assert found.all_error_at[k] == pytest.approx(made.relative_error, rel=2e-3), k
+        assert found.all_zeros_at[k] == pytest.approx(made.zeros_by_plane.mean(), abs=2e-4), k
+
+
 def test_histograms_and_blocks_are_those_of_a_plain_loop() -> None:
     w, t, value = pressed(130, 200, 2, 64)
     found = measure(w, t.codes, t.scales, 64)

@@ -7,6 +7,7 @@ between them lies a multiple-choice knapsack, solved by dynamic programming over
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -81,8 +82,14 @@ class Plan(BaseModel):
     basis: Literal["calibrated", "weights"] = "weights"
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        """Write the plan as JSON, at once or not at all."""
+        temporary = Path(f"{path}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

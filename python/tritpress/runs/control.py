@@ -15,6 +15,7 @@ from tritpress.events.writer import EventWriter
 from tritpress.runs.alerts import Watch
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.outbox import Courier
+from tritpress.runs.settings import TensorSettings
 
 
 class WorkerContext:
@@ -28,6 +29,7 @@ class WorkerContext:
         self.run = run
         self.watch = Watch(parse_rules(config.alerts), self._alert, writer.state)
         self.courier = Courier(run, config, say=self._warn)
+        self.settings = TensorSettings(run, writer.state)
         self.paused_seconds = 0.0
         self._changed = threading.Condition()
         self._pause = False
@@ -58,6 +60,10 @@ class WorkerContext:
                 self._wait_while_paused()
             if self._stop is not None:
                 raise StopRequested(self._stop)
+
+    def begin(self, tensor: str) -> dict[str, dict[str, float | None]]:
+        """Call before a tensor is pressed: what `set` changed since the last call, by tensor."""
+        return self.settings.begin(tensor)
 
     def wait(self, seconds: float) -> None:
         """Wait for so long, or until asked to stop: then raises `StopRequested`."""
@@ -112,5 +118,8 @@ class WorkerContext:
             ):
                 self.run.update_run(name=arguments["name"].strip()[:200])
                 return True, "renamed"
-            return False, "a run at work takes only a new name; what it computes is fixed at its start"
+            ok, detail = self.settings.take(arguments)
+            if ok:
+                self.emit("log", message=f"Set while at work: {detail}")
+            return ok, detail
         return False, f"unknown command {name!r}"

@@ -42,6 +42,12 @@ def record_details(
             rows=target.rows * math.prod(target.experts),
             cosine=info.get("cosine"),
             relative_error=info.get("relative_error"),
+            planned={
+                "fit": work.config.fit,
+                "threshold": planned.threshold,
+                "sparsity": planned.sparsity,
+                "max_sparsity": planned.max_sparsity,
+            },
         )
         write_details(path, target.name, details)
     return {

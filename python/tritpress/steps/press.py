@@ -17,6 +17,7 @@ from tritpress.report import layer_figures
 from tritpress.steps.ceiling import ceiling_cost
 from tritpress.steps.details import record_details
 from tritpress.steps.prepare import target_modules
+from tritpress.steps.steering import SteeredContext
 from tritpress.steps.work import Work
 
 UNASKED_LIMIT = 50_000_000
@@ -221,10 +222,11 @@ def _press_all(work: Work) -> Iterator[tuple[Target, float, bool]]:
     assert work.plan is not None
     by_name = {target.name: target for target in work.targets}
     finished = {target.name for target in work.targets if work.store.has(target.name)}
+    context = SteeredContext(work.context, work.plan, work.folder / "plan.json")
     if work.method == "fast":
         from tritpress.press.fast import fast_tensors
 
-        made = fast_tensors(work.targets, work.plan, work.config, work.store, work.context)
+        made = fast_tensors(work.targets, work.plan, work.config, work.store, context)
     else:
         from tritpress.press.gptq import gptq_tensors
 
@@ -236,7 +238,7 @@ def _press_all(work: Work) -> Iterator[tuple[Target, float, bool]]:
             work.windows("calibration"),
             work.config,
             work.store,
-            work.context,
+            context,
         )
     for name, seconds in made:
         yield by_name[name], seconds, name in finished

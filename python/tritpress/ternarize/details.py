@@ -6,7 +6,9 @@ Needs numpy alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,9 @@ SAMPLED_WEIGHTS = 1 << 18
 LARGEST_SAMPLE = 1 << 19
 """Weights that are looked at: about a quarter of a million, more only where 64 rows hold more."""
 
+REFITTED_WEIGHTS = 1 << 14
+"""Weights that are fitted again at several thresholds, all planes of them."""
+
 Floats = NDArray[np.float64]
 
 
@@ -42,6 +47,10 @@ class TensorDetails:
         thresholds: float [97], 0 to 3 times the group's mean |w|.
         zeros_at, error_at: float [97], what fitting one plane with that threshold gives: share of zero codes,
             and squared error over squared norm with the best scale, the mean |w| of what is kept.
+        all_zeros_at, all_error_at: float [97], the same for all planes of the tensor, each plane fitted to
+            what the ones before it leave, with that threshold; zeros are over all planes' codes.
+        planned_zeros, planned_error: those two figures of fitting the tensor as it was planned (its weights
+            alone): what a change of the threshold is to be compared with.
         block_before, block_after, block_error: float32 [<= 64, <= 64]; mean weight before and after, and root
             mean square of their difference, in each block of an even grid.
         sign_flips: share of the source's nonzero weights that came out with the other sign.
@@ -61,6 +70,10 @@ class TensorDetails:
     thresholds: Floats
     zeros_at: Floats
     error_at: Floats
+    all_zeros_at: Floats
+    all_error_at: Floats
+    planned_zeros: float
+    planned_error: float
     block_before: NDArray[np.float32]
     block_after: NDArray[np.float32]
     block_error: NDArray[np.float32]
@@ -94,6 +107,7 @@ def measure(
     rows: int | None = None,
     cosine: float | None = None,
     relative_error: float | None = None,
+    planned: Mapping[str, Any] | None = None,
 ) -> TensorDetails:
     """Details of a tensor from a sample of its rows.
 
@@ -103,6 +117,7 @@ def measure(
         group_size: inputs that share a scale; 0 is the whole row.
         rows: rows of the whole tensor, `n` by default.
         cosine, relative_error: of the whole tensor where they are known; else those of the sample.
+        planned: how the tensor is fitted: fit, threshold, sparsity, max_sparsity (as `tritpress.ternarize`).
     """
     n, cols = weight.shape
     planes = codes.shape[0]
@@ -121,6 +136,9 @@ def measure(
     wide = np.repeat(np.where(mean > 0, mean, np.inf), lengths, axis=1)
     relative = size / wide
     zeros_at, error_at = _curves(size, relative, starts, lengths)
+    all_zeros_at, all_error_at, fitted = _plane_curves(w, group_size, planes, planned or {})
+    if planes == 1:
+        all_zeros_at, all_error_at = zeros_at, error_at
     first_zero = trits[0] == 0
     largest = np.maximum.reduceat(np.where(first_zero, relative, -1.0), starts, axis=1)
     largest = largest[largest >= 0]
@@ -142,6 +160,10 @@ def measure(
         thresholds=THRESHOLDS,
         zeros_at=zeros_at,
         error_at=error_at,
+        all_zeros_at=all_zeros_at,
+        all_error_at=all_error_at,
+        planned_zeros=fitted[0],
+        planned_error=fitted[1],
         block_before=_blocks(w),
         block_after=_blocks(value),
         block_error=np.sqrt(_blocks(error * error)),
@@ -192,6 +214,32 @@ def _curves(
     zeros = 1 - kept.sum(axis=0) / max(n * cols, 1)
     error = np.clip((norm - gain) / norm, 0.0, 1.0) if norm else np.zeros(count)
     return zeros, error
+
+
+def _plane_curves(
+    w: np.ndarray, group_size: int, planes: int, planned: Mapping[str, Any]
+) -> tuple[Floats, Floats, tuple[float, float]]:
+    """Zeros and error of all planes at every threshold, and as planned, by fitting a few rows again.
+
+    Fitted at every sixteenth up to 1.5 and every quarter beyond, straight lines between.
+    """
+    from tritpress import _core
+
+    n = max(1, min(len(w), REFITTED_WEIGHTS // max(w.shape[1], 1)))
+    some = np.ascontiguousarray(w[(np.arange(n) * 2 + 1) * len(w) // (2 * n)])
+
+    def fitted(**options: Any) -> tuple[float, float]:
+        codes, scales = _core.ternarize(some, group_size=group_size, planes=planes, threads=1, **options)
+        sums = _core.layer_statistics(some, codes, scales, group_size)
+        error = sums["sum_err2"] / sums["sum_w2"] if sums["sum_w2"] else 0.0
+        return sum(sums["zeros_per_plane"]) / (some.size * planes), error
+
+    as_planned = fitted(**planned)
+    if planes == 1:
+        return THRESHOLDS, THRESHOLDS, as_planned
+    points = np.concatenate([np.arange(24) / 16, np.arange(6, 13) / 4])
+    made = np.array([fitted(threshold=float(t)) for t in points])
+    return np.interp(THRESHOLDS, points, made[:, 0]), np.interp(THRESHOLDS, points, made[:, 1]), as_planned
 
 
 def _histogram(relative: np.ndarray) -> NDArray[np.int64]:
