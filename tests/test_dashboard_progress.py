@@ -14,7 +14,7 @@ from tritpress.dashboard.session import Session
 from tritpress.dashboard.store import RunStore
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.choice import chosen
-from tritpress.dashboard.views.layer import Found, find_layer, layer_view, look_up
+from tritpress.dashboard.views.layer import Found, find_layer, layer_view, look_through, look_up
 from tritpress.dashboard.views.progress import (
     OUTSIDE,
     Board,
@@ -198,7 +198,8 @@ def test_one_tensor_of_an_older_run(tmp_path: Path) -> None:
     event = find_layer(run.events_path, name)
     state = load_snapshot(run.snapshot_path)
     assert event is not None and event["name"] == name and state is not None
-    view = layer_view(state["layers"][name], look_up(run.path, name), state)
+    assert look_up(run.path, name).details is None
+    view = layer_view(state["layers"][name], look_through(run.path, name), state)
     assert view.histogram is not None and len(view.histogram.edges) == 129
     assert sum(view.histogram.before) == pytest.approx(1) == sum(view.histogram.after)
     assert view.scales is None and view.thresholds == () and "no details" in view.missing

@@ -148,7 +148,7 @@ class Heatmap:
         plot.add_tools(hover([cells], lines))
         self.ticks = FixedTicker(ticks=[])
         self.format = CustomJSTickFormatter(
-            args={"factor": 1}, code="return String(+(tick * factor).toFixed(2))"
+            args={"factor": 1, "unit": ""}, code="return String(+(tick * factor).toFixed(2)) + unit"
         )
         self.bar = ColorBar(
             color_mapper=self.mapper,
@@ -157,9 +157,6 @@ class Heatmap:
             width=10,
             padding=4,
             label_standoff=6,
-            title_standoff=8,
-            title_text_font_size="12px",
-            title_text_font_style="normal",
             major_label_text_font_size="12px",
             bar_line_color=None,
             background_fill_alpha=0.0,
@@ -234,8 +231,7 @@ class Heatmap:
             self.ticks.ticks = ticks
         if recoloured:
             self.mapper.palette = list(PLANES) if shade.steps else list(Cividis256)
-            self.format.args = {"factor": shade.factor}
-            self.bar.title = shade.mark
+            self.format.args = {"factor": shade.factor, "unit": shade.mark}
             title_of(self.figure).text = f"{shade.title} by layer and parameter ({shade.unit})"
 
     @staticmethod

@@ -130,8 +130,8 @@ class LayerPanel:
         """Show that tensor."""
         self._head(view.name, view.place)
         rows = join(Markup("<dt>{}</dt><dd>{}</dd>").format(fact.name, fact.value) for fact in view.facts)
-        why = join(Markup("<p>{}</p>").format(sentence) for sentence in view.why)
-        missing = Markup('<p class="soft small" data-missing>{}</p>').format(view.missing)
+        why = join(Markup('<p style="margin-bottom:7px">{}</p>').format(sentence) for sentence in view.why)
+        missing = Markup('<p class="soft small" data-missing style="margin-top:10px">{}</p>').format(view.missing)
         self.facts.set(
             panel("Chosen, and why", Markup('<div class="why" data-why>{}</div>').format(why))
             + Markup('<div style="height:12px"></div>')

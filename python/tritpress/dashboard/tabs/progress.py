@@ -13,7 +13,7 @@ from tritpress.dashboard.components.html import Fragment, Markup, empty
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.tabs.progress_parts import Parts, legend, now_bar, table_twin, where_words
-from tritpress.dashboard.views.layer import Found, layer_view, look_up, place_words
+from tritpress.dashboard.views.layer import Found, layer_view, look_through, look_up, place_words
 from tritpress.dashboard.views.progress import (
     LAYERS_A_PAGE,
     Board,
@@ -323,8 +323,12 @@ class Progress(Tab):
             panel.say(word or "Not pressed yet", "Its figures stand here once it is pressed.")
         elif layer is not self.looked_at:
             self.looked_at = layer
-            path, name = shown.path, self.tensor
-            self.lookup = LOOKUPS.submit(look_up, path, name)
+            found = look_up(shown.path, self.tensor)
+            if found.details is not None:
+                panel.show(layer_view(layer, found, shown.state))
+                return
+            panel.say("Reading the log", "This run recorded no details of its tensors.")
+            self.lookup = LOOKUPS.submit(look_through, shown.path, self.tensor)
 
     @property
     def pending(self) -> bool:

@@ -60,13 +60,15 @@ class LayerView:
     missing: str = ""  # what this run did not record
 
 
-def look_up(run_path: Path, name: str, pressed: bool = True) -> Found:
-    """Read what the run recorded of that tensor; reads files, so call it beside the server's loop."""
+def look_up(run_path: Path, name: str) -> Found:
+    """What the run recorded of that tensor; `event` is left out: a log may be long (`find_layer`)."""
     from tritpress.runs.details import load_details
 
-    details = load_details(run_path, name)
-    if details is not None or not pressed:
-        return Found(name, details)
+    return Found(name, load_details(run_path, name))
+
+
+def look_through(run_path: Path, name: str) -> Found:
+    """What the log of a run without details has of that tensor; call it beside the server's loop."""
     return Found(name, None, find_layer(run_path / "events.jsonl", name))
 
 

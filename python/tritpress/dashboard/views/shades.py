@@ -16,7 +16,7 @@ class Shade:
     key: str
     title: str
     unit: str  # said in the chart's title
-    mark: str  # stands above the colour bar
+    mark: str  # stands behind the numbers of the colour bar
     low: float
     high: float
     ticks: tuple[float, ...]
@@ -68,7 +68,7 @@ SHADES: dict[str, Shade] = {
             "sparsity",
             "Sparsity",
             "per cent of codes that are zero",
-            "% zeros",
+            " %",
             0.20,
             0.50,
             (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
@@ -79,19 +79,19 @@ SHADES: dict[str, Shade] = {
             "error",
             "Error",
             "squared error over squared norm, in per cent",
-            "% error",
+            " %",
             0.0,
             0.20,
             (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1),
             lambda v: fig.significant(100 * v, 2) if v >= 1e-5 else "0",
             factor=100,
         ),
-        Shade("planes", "Planes", "ternary planes a weight", "planes", 1, 3, (1, 2, 3), _trimmed, steps=True),
+        Shade("planes", "Planes", "ternary planes a weight", " pl.", 1, 3, (1, 2, 3), _trimmed, steps=True),
         Shade(
             "bits",
             "Bits",
             "bits a weight, scales included",
-            "bits",
+            " bits",
             2.0,
             7.0,
             (2, 3, 4, 5, 6, 7),
