@@ -95,13 +95,16 @@ class Client:
         config: CompressionConfig | Mapping[str, Any] | None = None,
         *,
         name: str | None = None,
+        queue: bool = False,
     ) -> str:
         """Start a run on `model`, a directory on the server's machine, and return its id.
+
+        With `queue` it waits until the runs that are at work there now have ended.
 
         `config` has the fields of `CompressionConfig`; its checks are the server's too.
         """
         given = config.model_dump() if isinstance(config, CompressionConfig) else dict(config or {})
-        body = {"model": str(model), "config": given, **({"name": name} if name else {})}
+        body = {"model": str(model), "config": given, "queue": queue, **({"name": name} if name else {})}
         return str(self.server.ask("POST", self.server.path("runs"), body, self.server.timeout + 60)["id"])
 
     def report(self, run_id: str) -> dict[str, Any]:

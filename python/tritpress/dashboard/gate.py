@@ -182,7 +182,7 @@ def is_api(request: HTTPServerRequest) -> bool:
 def wants_page(request: HTTPServerRequest) -> bool:
     """Whether a person will see the answer."""
     upgrade = request.headers.get("Upgrade", "").lower() == "websocket"
-    return request.method == "GET" and not upgrade and "text/html" in request.headers.get("Accept", "*/*")
+    return request.method == "GET" and not upgrade and "text/html" in request.headers.get("Accept", "")
 
 
 def limit_body(request: HTTPServerRequest, limit: int) -> str | None:

@@ -13,7 +13,7 @@ from tritpress.errors import TritpressError, UsageError
 from tritpress.events.reader import EventReader
 from tritpress.events.schema import encode
 from tritpress.events.snapshot import load_snapshot
-from tritpress.runs.directory import RunDirectory
+from tritpress.runs.directory import REMOTE, RunDirectory
 from tritpress.runs.liveness import is_alive
 
 COMMANDS = ("pause", "resume", "stop", "set")
@@ -26,6 +26,8 @@ def send(run: RunDirectory, command: str, /, **args: Any) -> str:
     """
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}: a run takes {', '.join(COMMANDS)}")
+    if run.read_run().get("origin") == REMOTE:
+        raise TritpressError(f"run {run.id} is worked on elsewhere: its worker hears no commands from here")
     if not is_alive(run):
         status = run.read_run().get("status")
         at_work = status in ("created", "queued", "running", "paused")

@@ -15,6 +15,9 @@ from tritpress.config import CompressionConfig
 from tritpress.errors import InputError, UsageError
 from tritpress.events.schema import encode
 
+REMOTE = "remote"
+"""`origin` in run.json of a run that is worked on elsewhere and only told of here."""
+
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

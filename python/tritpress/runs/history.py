@@ -18,7 +18,7 @@ from tritpress.runs.labels import load_labels
 from tritpress.runs.liveness import is_alive_record
 
 INDEX = ".index.json"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 SAVE_AFTER = 50
 """So many runs that are over are read before what is known of them is kept in the folder."""
 
@@ -29,9 +29,9 @@ LIFE = ("status", "pid", "host", "process_start", "launched", "heartbeat")
 def list_runs(runs_dir: str | Path | None = None) -> list[dict[str, Any]]:
     """A summary of each run, newest first; folders that are no runs are passed over.
 
-    Keys: id, name, tags, note, path, status, alive, after, created, started, updated, seconds, model, out,
-    step (1-7 or None), step_name, layers_done, layers_total, ratio_file, bits_per_weight, planes_mean,
-    perplexity_change, accuracy_kept, gates {name: true | false | null}, error, exit_code. `status` is
+    Keys: id, name, tags, note, path, status, alive, after, origin (local or remote), created, started,
+    updated, seconds, model, out, step (1-7 or None), step_name, layers_done, layers_total, ratio_file,
+    bits_per_weight, planes_mean, perplexity_change, accuracy_kept, gates {name: true | false | null}, error, exit_code. `status` is
     run.json's, except that a run whose worker is gone without a word is "died". Name, tags and note are those
     of `labels.json` where there is one.
     """
@@ -148,6 +148,7 @@ def _read(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
         "tags": list(labels.tags),
         "note": labels.note,
         "after": record.get("after") or [],
+        "origin": record.get("origin", "local"),
         "created": record.get("created"),
         "started": started,
         "updated": updated,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tritpress.config import CompressionConfig, make_config
 from tritpress.errors import InputError, TritpressError, UsageError
-from tritpress.runs.directory import RunDirectory, check_run_id, default_runs_dir, new_run_id
+from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id, default_runs_dir, new_run_id
 from tritpress.runs.liveness import is_alive
 from tritpress.runs.queue import queueing
 
@@ -91,6 +91,8 @@ def _write_new(
 def resume(run: RunDirectory) -> RunDirectory:
     """Start a worker on a run that stopped, failed or died. Raises `UsageError` when there is none to do."""
     record = run.read_run()
+    if record.get("origin") == REMOTE:
+        raise UsageError(f"run {run.id} is worked on elsewhere: it can only be resumed there")
     if record.get("status") == "finished":
         raise UsageError(
             f"run {run.id} is finished: there is nothing to resume (its report: {run.report_path})"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritpress.errors import TritpressError
-from tritpress.runs.directory import RunDirectory, check_run_id
+from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id
 from tritpress.runs.liveness import is_alive
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def queueing(runs_dir: Path) -> Iterator[list[str]]:
 
 
 def live_runs(runs_dir: str | Path) -> list[str]:
-    """Ids of the runs in `runs_dir` that have a living worker: at work, paused, or waiting in the queue."""
+    """Ids of the runs in `runs_dir` that have a living worker here: at work, paused, or in the queue."""
     found = [RunDirectory(path.parent) for path in Path(runs_dir).glob("*/run.json")]
-    return sorted(run.id for run in found if is_alive(run))
+    return sorted(run.id for run in found if is_alive(run) and run.read_run().get("origin") != REMOTE)
 
 
 def ahead(run: RunDirectory) -> list[str]:

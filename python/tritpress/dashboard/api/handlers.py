@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -14,14 +15,15 @@ from typing import Any
 from tornado import web
 
 from tritpress.dashboard.api.errors import ApiError
-from tritpress.dashboard.api.pushed import ORIGIN, push
+from tritpress.dashboard.api.pushed import push
 from tritpress.dashboard.api.seek import offset_after, read_lines
 from tritpress.dashboard.gate import API_BODY
 from tritpress.dashboard.security import TOKEN_VARIABLE, Guard
 from tritpress.dashboard.store import RunStore
 from tritpress.errors import InputError, TritpressError, UsageError
 from tritpress.events.schema import encode
-from tritpress.runs.directory import RUN_ID, RunDirectory
+from tritpress.runs.directory import REMOTE, RUN_ID, RunDirectory
+from tritpress.runs.history import RunIndex, run_state, summary
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +112,10 @@ class Runs(Handler):
     """All runs; start one."""
 
     async def get(self) -> None:
-        self.answer({"runs": await beside(list_all, self.store.runs_dir)})
+        self.answer({"runs": await beside(index_of(self.store.runs_dir).list)})
 
     async def post(self) -> None:
-        body = self.body("model", "config", "name")
+        body = self.body("model", "config", "name", "queue")
         self.answer(await beside(start, self.store.runs_dir, body, threads=WAITING), 201)
 
 
@@ -241,25 +243,18 @@ def find(store: RunStore, run_id: str) -> RunDirectory:
     return RunDirectory(path)
 
 
-def list_all(runs_dir: Path) -> list[dict[str, Any]]:
-    """`list_runs`, each with where it is worked on."""
-    from tritpress.runs.history import list_runs
-
-    return list_runs(runs_dir)
+@functools.cache
+def index_of(runs_dir: Path) -> RunIndex:
+    """The one index of that folder for all requests: it reads again only what changed."""
+    return RunIndex(runs_dir)
 
 
 def state_of(run: RunDirectory) -> dict[str, Any]:
     """The folded state with the run's id, whether its worker lives, and where that is."""
-    from tritpress.runs.history import run_state, summary
-
     state = run_state(run)
     short = summary(run)
-    of_run = ("id", "alive", "status", "name", "tags", "note")
-    return {
-        **state,
-        **{key: short[key] for key in of_run if key in short},
-        "origin": run.read_run().get("origin", "local"),
-    }
+    of_run = ("id", "alive", "status", "name", "tags", "note", "origin")
+    return {**state, **{key: short[key] for key in of_run}}
 
 
 def events_after(path: Path, after: int, limit: int) -> tuple[list[bytes], bool]:
@@ -281,7 +276,8 @@ def start(runs_dir: Path, body: dict[str, Any]) -> dict[str, Any]:
     if name is not None and (not isinstance(name, str) or not name.strip() or len(name) > NAME):
         raise ApiError(400, f"'name' must be a text of at most {NAME} characters")
     try:
-        run = launch(model, None, make_config(values), runs_dir, name=name.strip() if name else None)
+        config, title = make_config(values), name.strip() if name else None
+        run = launch(model, None, config, runs_dir, name=title, queue=body.get("queue") is True)
     except (ValueError, OSError) as error:  # a path with a NUL, one that is too long
         raise ApiError(400, f"the run cannot be started: {error}") from None
     return {"id": run.id}
@@ -295,9 +291,7 @@ def command(run: RunDirectory, name: str, args: dict[str, Any]) -> dict[str, Any
 
     if name not in COMMANDS:
         raise ApiError(400, f"unknown command {name[:40]!r}: a run takes {', '.join(COMMANDS)}")
-    if run.read_run().get("origin") == ORIGIN:
-        raise ApiError(409, f"run {run.id} is worked on elsewhere: its worker hears no commands from here")
-    if name == "resume" and not is_alive(run):
+    if name == "resume" and not is_alive(run) and run.read_run().get("origin") != REMOTE:
         resume(run)
         return {"run": run.id, "command": name, "id": None, "resumed": True}
     return {"run": run.id, "command": name, "id": send(run, name, **args)}

@@ -19,10 +19,8 @@ from tritpress.errors import UsageError
 from tritpress.events.reader import StateReader
 from tritpress.events.schema import encode, make_event
 from tritpress.events.snapshot import fold, save_snapshot
-from tritpress.runs.directory import RunDirectory, check_run_id, write_json
+from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id, write_json
 from tritpress.runs.liveness import is_alive_record
-
-ORIGIN = "remote"
 
 EVENTS_A_PUSH = 10_000
 LOG_SIZE = 2 << 30
@@ -79,7 +77,7 @@ class PushedLog:
             run.create()
             run.write_run(new_record(run, body))
         record = run.read_run()
-        if record.get("origin") != ORIGIN:
+        if record.get("origin") != REMOTE:
             raise ApiError(409, f"run {run.id} is worked on here: only runs that were pushed take events")
         reader = StateReader(run.path)
         reader.poll()
@@ -166,7 +164,7 @@ def new_record(run: RunDirectory, body: dict[str, Any]) -> dict[str, Any]:
     return {
         "v": 1,
         "id": run.id,
-        "origin": ORIGIN,
+        "origin": REMOTE,
         "source": body["source"],
         "name": body.get("name") or run.id,
         "created": now,
@@ -178,7 +176,7 @@ def new_record(run: RunDirectory, body: dict[str, Any]) -> dict[str, Any]:
         "chosen": {},
         "status": "running",
         "pid": 0,
-        "host": ORIGIN,
+        "host": REMOTE,
         "process_start": None,
         "heartbeat": now,
         "resumes": 0,
