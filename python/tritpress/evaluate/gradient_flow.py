@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from tritpress.evaluate.perplexity import batches_of, check_windows, device_of, logits_of
+from tritpress.nn.paging import holding
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from tritpress.events.context import RunContext
 
 LOWEST, HIGHEST = 0.01, 100.0
 """A gradient norm is sound between these multiples of the norm in the original."""
@@ -71,6 +76,59 @@ def gradient_norms(
         for other, flag in flags:
             other.requires_grad_(flag)
         model.train(training)
+
+
+def gradient_norms_by_block(
+    model: nn.Module,
+    windows: np.ndarray,
+    modules: Mapping[str, nn.Module],
+    *,
+    folder: str | Path | None = None,
+    ctx: RunContext | None = None,
+) -> dict[str, float | None]:
+    """The same of a paged model, for the weights of `modules`, with one block and its gradients in memory.
+
+    `folder`: where the blocks' inputs are put aside.
+    """
+    from tritpress.events.context import NullContext
+    from tritpress.nn.surgery import find_blocks
+    from tritpress.ternarize.backward import backward
+    from tritpress.ternarize.blocks import BlockRunner
+
+    windows = check_windows(windows)
+    targets = windows.shape[0] * (windows.shape[1] - 1)
+    _, blocks = find_blocks(model)
+    inside = {id(module) for module in blocks.modules()}
+    norms: dict[str, float | None] = dict.fromkeys(modules, 0.0)
+
+    @contextlib.contextmanager
+    def around(part: nn.Module | None) -> Iterator[None]:
+        if part is None:  # a head's weights come and go with it: held for as long as they gather gradients
+            with holding(model, without=blocks):
+                chosen = {name: m for name, m in modules.items() if id(m) not in inside}
+                yield from _gather(chosen, norms, targets)
+        else:
+            members = {id(m) for m in part.modules()}
+            yield from _gather({n: m for n, m in modules.items() if id(m) in members}, norms, targets)
+
+    context = ctx or NullContext()
+    backward(BlockRunner(model, blocks, windows, context), around, context, folder)
+    return norms
+
+
+def _gather(
+    modules: Mapping[str, nn.Module], norms: dict[str, float | None], targets: int
+) -> Iterator[None]:
+    weights = {name: cast("Tensor", module.weight).requires_grad_(True) for name, module in modules.items()}
+    try:
+        yield
+        for name, weight in weights.items():
+            if weight.grad is not None:
+                norms[name] = _norm(weight.grad / targets)
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(False)
+            weight.grad = None
 
 
 def gradient_flow(

@@ -27,6 +27,7 @@ from tritpress.events.context import RunContext
 from tritpress.formats.huggingface import model_name, modules_of
 from tritpress.formats.source import SourceModel
 from tritpress.formats.targets import Target
+from tritpress.nn.paging import holding, is_placeholder
 from tritpress.nn.surgery import find_blocks, is_linear, set_weight, weight_out_in
 from tritpress.ops import reference
 from tritpress.plan import Plan, TensorPlan
@@ -90,8 +91,8 @@ def gptq_tensors(
 ) -> Iterator[tuple[str, float]]:
     """Press every target and put it into `store`; yields (name, seconds) as each one is done.
 
-    `model` is the original in float32 and is changed: pressed layers take their dequantized weights. Tensors
-    that the store has already are taken from it, and since the activations are computed anew in the same
+    `model` is the original in float32 and is changed: pressed layers take their dequantized weights (of a
+    paged model only the block at work is in memory, and it is dropped when it is done). Tensors that the store has already are taken from it, and since the activations are computed anew in the same
     order, a resumed run makes the same bytes as one that was never interrupted. Targets that are no linear
     module of a block, or that no window reaches, are fitted from their weights alone.
 
@@ -119,17 +120,18 @@ def gptq_tensors(
         return target.name, seconds
 
     runner = BlockRunner(model, blocks, windows, context)
-    for number in range(len(blocks)):
-        for target in alone.pop(number, []):
-            yield press_alone(target)
-        layers = {layer.path: layer for layer in by_block.get(number, [])}
-        twin = runner.twin(number) if CORRECTION else None
-        for stage in runner.stages(number, list(layers)):
-            yield from _press_stage(runner, number, twin, stage, layers, plan, config, store, context)
-        for layer in layers.values():
-            if not store.has(layer.target.name):
-                yield press_alone(layer.target)
-        runner.advance(number, twin)
+    for number, block in enumerate(blocks):
+        with holding(block):  # of a paged model one block at a time is in memory
+            for target in alone.pop(number, []):
+                yield press_alone(target)
+            layers = {layer.path: layer for layer in by_block.get(number, [])}
+            twin = runner.twin(number) if CORRECTION else None
+            for stage in runner.stages(number, list(layers)):
+                yield from _press_stage(runner, number, twin, stage, layers, plan, config, store, context)
+            for layer in layers.values():
+                if not store.has(layer.target.name):
+                    yield press_alone(layer.target)
+            runner.advance(number, twin)
     for rest in alone.values():
         for target in rest:
             yield press_alone(target)
@@ -304,6 +306,6 @@ def _write_parameter(model: nn.Module, target: Target, planned: TensorPlan, stor
     weight = _stored_weight(target, planned, store)
     if target.transposed:
         weight = weight.transpose(-1, -2)
-    if parameters[name].shape == weight.shape:
+    if parameters[name].shape == weight.shape and not is_placeholder(parameters[name]):
         with torch.no_grad():
             parameters[name].copy_(weight)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tritpress.errors import InputError
 from tritpress.events.context import RunContext
+from tritpress.nn.paging import resting
 
 BATCH_TOKENS = 2048
 """Tokens of one forward pass: windows are batched up to about this many."""
@@ -74,6 +75,8 @@ class BlockRunner:
     ) -> None:
         self.blocks = blocks
         self.context = context
+        self.model = model
+        self._gives_tuples = False
         ids = torch.as_tensor(windows)
         if ids.ndim != 2 or not len(ids):
             raise InputError("calibration needs at least one window of text")
@@ -82,9 +85,10 @@ class BlockRunner:
         self._calls: dict[int, list[_Call]] = {}
         self._roles: dict[str, StreamRole] = {}
         self.hidden: list[Tensor] = []
-        for batch in ids.split(size):
+        self.batches = [batch.to(device) for batch in ids.split(size)]
+        for batch in self.batches:
             context.check()
-            self.hidden.append(self._enter(model, batch.to(device)))
+            self.hidden.append(self._enter(model, batch))
         self.original_hidden = list(self.hidden)
 
     @torch.no_grad()
@@ -122,7 +126,29 @@ class BlockRunner:
     def _run(self, number: int, block: nn.Module, hidden: Tensor) -> Tensor:
         call = self._calls[len(hidden)][number]
         out = block(hidden, *call.args, **call.kwargs)
+        self._gives_tuples = isinstance(out, tuple)
         return out[0] if isinstance(out, tuple) else out
+
+    def step(self, number: int, hidden: Tensor) -> Tensor:
+        """One batch of hidden states through a block, gradients following where they are asked for."""
+        return self._run(number, self.blocks[number], hidden)
+
+    def tail(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """Logits [B, T, vocabulary] of windows whose hidden states behind the last block are known.
+
+        The model's own code makes them (last norm, head, whatever scaling there is); its blocks are passed
+        over.
+        """
+
+        def behind(*args: Any, **kwargs: Any) -> Any:
+            return (hidden,) if self._gives_tuples else hidden
+
+        with contextlib.ExitStack() as stack:
+            for block in self.blocks:
+                stack.enter_context(resting(block))
+                block.forward = behind  # type: ignore[method-assign]
+                stack.callback(block.__dict__.pop, "forward")
+            return self.model(input_ids=ids, use_cache=False).logits
 
     def twin(self, number: int) -> nn.Module:
         """A copy of a block as the original has it, to be taken before its weights are changed."""

@@ -7,7 +7,8 @@ diagonal of the empirical Fisher information, factored as in K-FAC, arXiv 1503.0
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
@@ -41,6 +42,7 @@ def calibrate(
     windows: np.ndarray,
     context: RunContext,
     config: CompressionConfig | None = None,
+    folder: str | Path | None = None,
 ) -> dict[str, Moments]:
     """Moments of every module that the windows reach, in one forward and one backward pass a batch.
 
@@ -51,22 +53,55 @@ def calibrate(
         modules: tensor name -> its linear module.
         windows: int64 [n, window] token ids.
         context: asked between batches whether to go on.
+        folder: where activations may be put aside; the system's own place for temporary files if None.
+
+    A paged model goes through block by block, so that no more than one is in memory.
 
     Raises `InputError` where there is no window or the loss is not finite.
     """
     import torch
 
+    from tritpress.nn.paging import is_paged
+
     ids = torch.as_tensor(windows)
     if ids.ndim != 2 or len(ids) == 0 or ids.shape[1] < 2:
         raise InputError("calibration needs at least one window of two tokens")
+    inputs = {name: _Mean() for name in modules}
+    gradients = {name: _Mean() for name in modules}
+    if is_paged(model):
+        _watch_by_block(model, modules, ids, inputs, gradients, context, folder)
+    else:
+        _watch(model, modules, ids, inputs, gradients, context)
+    found: dict[str, Moments] = {
+        name: {"input_moment": inputs[name].value(), "output_grad_moment": gradients[name].value()}
+        for name in modules
+        if inputs[name].count and gradients[name].count
+    }
+    if config is not None and config.planes is None:  # with the planes given there is nothing to weigh up
+        from tritpress.ternarize.prediction import plane_losses
+
+        sensitivity = {name: moments["output_grad_moment"] for name, moments in found.items()}
+        for name, losses in plane_losses(model, modules, windows, sensitivity, config, context).items():
+            found[name]["plane_losses"] = losses
+    return found
+
+
+def _watch(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    ids: Tensor,
+    inputs: dict[str, _Mean],
+    gradients: dict[str, _Mean],
+    context: RunContext,
+) -> None:
+    """One forward and one backward pass a batch over the whole model."""
+    import torch
+
     device = next(model.parameters()).device
-    inputs: dict[str, _Mean] = {}
-    gradients: dict[str, _Mean] = {}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     embeddings: nn.Module = cast(Any, model).get_input_embeddings()
     handles = [embeddings.register_forward_hook(lambda m, i, out: out.requires_grad_(True))]
     for name, module in modules.items():
-        inputs[name], gradients[name] = _Mean(), _Mean()
         handles.append(module.register_forward_hook(_hook(inputs[name], gradients[name])))
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -88,18 +123,43 @@ def calibrate(
             handle.remove()
         for parameter in trained:
             parameter.requires_grad_(True)
-    found: dict[str, Moments] = {
-        name: {"input_moment": inputs[name].value(), "output_grad_moment": gradients[name].value()}
-        for name in modules
-        if inputs[name].count and gradients[name].count
-    }
-    if config is not None and config.planes is None:  # with the planes given there is nothing to weigh up
-        from tritpress.ternarize.prediction import plane_losses
 
-        sensitivity = {name: moments["output_grad_moment"] for name, moments in found.items()}
-        for name, losses in plane_losses(model, modules, windows, sensitivity, config, context).items():
-            found[name]["plane_losses"] = losses
-    return found
+
+def _watch_by_block(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    ids: Tensor,
+    inputs: dict[str, _Mean],
+    gradients: dict[str, _Mean],
+    context: RunContext,
+    folder: str | Path | None,
+) -> None:
+    """The same over a paged model, one block in memory at a time."""
+    from tritpress.nn.surgery import find_blocks
+    from tritpress.ternarize.backward import backward
+    from tritpress.ternarize.blocks import BlockRunner
+
+    _, blocks = find_blocks(model)
+    inside = {id(module) for module in blocks.modules()}
+
+    @contextlib.contextmanager
+    def around(part: nn.Module | None) -> Iterator[None]:
+        chosen = set(map(id, part.modules())) if part is not None else set(map(id, model.modules())) - inside
+        handles = [
+            module.register_forward_hook(_hook(inputs[name], gradients[name]))
+            for name, module in modules.items()
+            if id(module) in chosen
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def progress(done: int, total: int) -> None:
+        context.emit("step.progress", step=3, done=done, total=total, detail="blocks, forth and back")
+
+    backward(BlockRunner(model, blocks, ids, context), around, context, folder, progress)
 
 
 class _Mean:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
 from tritpress.events.context import RunContext
+from tritpress.nn.paging import holding
 from tritpress.nn.surgery import find_blocks, is_linear, weight_out_in
 from tritpress.ternarize.blocks import BlockRunner, Stage
 from tritpress.ternarize.points import FitSpec
@@ -58,21 +59,22 @@ def plane_losses(
     names = {id(module): name for name, module in modules.items() if name in gradients and is_linear(module)}
     found: dict[str, np.ndarray] = {}
     for number, block in enumerate(blocks):
-        inside = {path: names[id(m)] for path, m in block.named_modules() if id(m) in names}
-        stages = runner.stages(number, list(inside))
-        everything = Stage([group for stage in stages for group in stage.groups], stop=False)
-        sums: dict[str, Tensor] = {}
-        tokens: dict[str, int] = {}
-        for seen in runner.survey(number, everything):
-            for path, x in seen.items():
-                sums[path] = sums[path] + x.T @ x if path in sums else x.T @ x
-                tokens[path] = tokens.get(path, 0) + len(x)
-        for group in everything.groups:
-            at = curvature(sums.pop(group[0]) / tokens[group[0]], config.group_size)
-            for path in group:
-                context.check()
-                name = inside[path]
-                found[name] = _losses(weight_out_in(modules[name]), gradients[name], at, config)
+        with holding(block):
+            inside = {path: names[id(m)] for path, m in block.named_modules() if id(m) in names}
+            stages = runner.stages(number, list(inside))
+            everything = Stage([group for stage in stages for group in stage.groups], stop=False)
+            sums: dict[str, Tensor] = {}
+            tokens: dict[str, int] = {}
+            for seen in runner.survey(number, everything):
+                for path, x in seen.items():
+                    sums[path] = sums[path] + x.T @ x if path in sums else x.T @ x
+                    tokens[path] = tokens.get(path, 0) + len(x)
+            for group in everything.groups:
+                at = curvature(sums.pop(group[0]) / tokens[group[0]], config.group_size)
+                for path in group:
+                    context.check()
+                    name = inside[path]
+                    found[name] = _losses(weight_out_in(modules[name]), gradients[name], at, config)
         context.emit(
             "step.progress", step=3, done=number + 1, total=len(blocks), detail="what planes would cost"
         )

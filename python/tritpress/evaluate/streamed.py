@@ -1,0 +1,88 @@
+"""The logits of fixed windows from a paged model: every block is read once for all of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tritpress.nn.paging import holding
+from tritpress.nn.surgery import find_blocks
+from tritpress.ternarize.blocks import BlockRunner
+
+if TYPE_CHECKING:
+    from tritpress.events.context import RunContext
+
+
+class Streamed(nn.Module):
+    """A paged causal language model over windows int64 [n, window] that are known beforehand.
+
+    The first call runs all windows block by block and keeps what leaves the last block (float32, [n, window,
+    hidden]); each call then makes the logits of its own windows. With `keep` those hidden states are left in
+    that .npy file and taken from it the next time. Windows other than those given go through the model
+    itself.
+    """
+
+    def __init__(
+        self, model: nn.Module, windows: np.ndarray, context: RunContext, keep: Path | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+        self.windows, self.context, self.keep = np.asarray(windows, dtype=np.int64), context, keep
+        self._places = {window.tobytes(): i for i, window in enumerate(self.windows)}
+        self._runner: BlockRunner | None = None
+        self._hidden: Any = None
+
+    def forward(self, input_ids: Tensor, **options: Any) -> Any:
+        places = [self._places.get(row.tobytes()) for row in input_ids.cpu().numpy()]
+        if None in places:
+            return self.model(input_ids=input_ids, **options)
+        hidden = self._behind_the_blocks()
+        assert self._runner is not None
+        with holding(self.model, without=self._runner.blocks):
+            at = torch.from_numpy(np.stack([hidden[i] for i in places])).to(input_ids.device)
+            return self._runner.tail(input_ids, at)
+
+    @torch.no_grad()
+    def _behind_the_blocks(self) -> np.ndarray:
+        if self._hidden is not None:
+            return self._hidden
+        _, blocks = find_blocks(self.model)
+        found = self._kept()
+        runner = BlockRunner(self.model, blocks, self.windows if found is None else self.windows[:1], self.context)
+        self._runner = runner
+        if found is None:
+            for number, block in enumerate(blocks):
+                with holding(block):
+                    for i, hidden in enumerate(runner.hidden):
+                        self.context.check()
+                        runner.hidden[i] = runner.step(number, hidden)
+            found = torch.cat(runner.hidden).float().cpu().numpy()
+            self._write(found)
+        else:  # whether blocks give tuples is seen by running one
+            with holding(blocks[0]):
+                runner.step(0, runner.hidden[0])
+        runner.hidden, runner.original_hidden = [], []
+        self._hidden = found
+        return found
+
+    def _kept(self) -> np.ndarray | None:
+        if self.keep is None or not self.keep.is_file():
+            return None
+        try:
+            found = np.load(self.keep, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        return found if found.shape[:2] == self.windows.shape and found.dtype == np.float32 else None
+
+    def _write(self, hidden: np.ndarray) -> None:
+        if self.keep is None:
+            return
+        beside = self.keep.with_suffix(".tmp")
+        with beside.open("wb") as file:
+            np.save(file, hidden, allow_pickle=False)
+        os.replace(beside, self.keep)

@@ -1,0 +1,144 @@
+"""Parts of a model that read their weights when they run and drop them afterwards.
+
+A paged model is an ordinary `nn.Module` whose blocks and large single layers hold placeholders (shapes without
+memory). Each part reads its parameters as it is called and drops them when the call ends, unless somebody
+`holding` it keeps them for longer. So a model larger than the memory can be evaluated and pressed, at the
+price of reading it once for each pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Read = Callable[[str], Tensor]
+"""Name of a parameter in the model -> its value, float32, in the parameter's shape."""
+
+SMALLEST = 1 << 20
+"""Parameters below which a part outside the blocks stays in memory."""
+
+
+class _Part:
+    """One module that comes and goes as a whole."""
+
+    def __init__(self, module: nn.Module, names: dict[int, str], read: Read, alive: Any) -> None:
+        self.read, self.alive, self.count = read, alive, 0
+        self.places = [
+            (owner, key, names[id(parameter)], tuple(parameter.shape))
+            for owner in module.modules()
+            for key, parameter in owner._parameters.items()
+            if parameter is not None
+        ]
+        self._drop()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of a module owns its weights: it is not paged."""
+        return None
+
+    def acquire(self) -> None:
+        self.count += 1
+        if self.count > 1:
+            return
+        for owner, key, name, _ in self.places:
+            parameter = self.alive.get(name)  # a weight that two parts share is read once
+            if parameter is None:
+                parameter = nn.Parameter(self.read(name), requires_grad=False)
+                self.alive[name] = parameter
+            owner._parameters[key] = parameter
+
+    def release(self) -> None:
+        self.count -= 1
+        if self.count == 0:
+            self._drop()
+
+    def _drop(self) -> None:
+        for owner, key, _, shape in self.places:
+            owner._parameters[key] = nn.Parameter(torch.zeros(()).expand(shape), requires_grad=False)
+
+
+def _before(module: nn.Module, args: Any) -> None:
+    part = module.__dict__.get("_paged")
+    if part is not None:
+        part.acquire()
+
+
+def _after(module: nn.Module, args: Any, output: Any) -> None:
+    part = module.__dict__.get("_paged")
+    if part is not None:
+        part.release()
+
+
+def page(model: nn.Module, blocks: nn.ModuleList, names: dict[int, str], read: Read) -> nn.Module:
+    """Make `model` paged, in place: every one of its blocks, and every large layer outside of them.
+
+    `names`: id of each parameter of the model -> the name that `read` knows it by. What stays in memory is
+    read now.
+    """
+    alive: Any = weakref.WeakValueDictionary()
+    originals = list(model.parameters())  # kept until the end, so that an id means one parameter
+    inside = {id(module) for block in blocks for module in block.modules()}
+    outside = [module for module in model.modules() if id(module) not in inside]
+    large = [m for m in outside if sum(p.numel() for p in m.parameters(recurse=False)) >= SMALLEST]
+    kept: dict[str, nn.Parameter] = {}
+    for owner in outside:
+        if owner not in large:
+            for key, parameter in owner._parameters.items():
+                if parameter is not None:
+                    name = names[id(parameter)]
+                    if name not in kept:
+                        kept[name] = nn.Parameter(read(name), requires_grad=False)
+                    owner._parameters[key] = kept[name]
+    for module in [*blocks, *large]:
+        module._paged = _Part(module, names, read, alive)  # type: ignore[assignment]
+        module.register_forward_pre_hook(_before)
+        module.register_forward_hook(_after, always_call=True)
+    del originals
+    return model
+
+
+def is_paged(model: nn.Module) -> bool:
+    """Whether parts of the model hold their weights only while they run."""
+    return any(module.__dict__.get("_paged") is not None for module in model.modules())
+
+
+@contextlib.contextmanager
+def holding(module: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Keep the weights of `module` and everything in it in memory; nothing happens where it is not paged.
+
+    `without`: parts (the blocks, say) that keep coming and going. What was changed in place is lost at the
+    end: the next reading brings the weights as they are on disk.
+    """
+    left_out = {id(m) for m in without}
+    parts = [m._paged for m in module.modules() if m.__dict__.get("_paged") and id(m) not in left_out]
+    taken: list[_Part] = []
+    try:
+        for part in parts:
+            part.acquire()  # type: ignore[operator]
+            taken.append(part)  # type: ignore[arg-type]
+        yield
+    finally:
+        for part in reversed(taken):
+            part.release()
+
+
+@contextlib.contextmanager
+def resting(module: nn.Module) -> Iterator[None]:
+    """Let calls of `module` pass without reading its weights (while something else runs in its place)."""
+    part = module.__dict__.get("_paged")
+    try:
+        if part is not None:
+            module._paged = None  # type: ignore[assignment]
+        yield
+    finally:
+        if part is not None:
+            module._paged = part
+
+
+def is_placeholder(tensor: Tensor) -> bool:
+    """Whether a parameter's values are not in memory now."""
+    return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
