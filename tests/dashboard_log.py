@@ -195,6 +195,7 @@ def events(
         "latency_ms": 4.21,
         "tokens_per_s": 5210.0,
         "bytes": 10_612_224,
+        "memory_bytes": 21_378_304,
     }
     packed_bytes = 3_412_000 * layers // 6
     for n, step in enumerate(STEP_NAMES, 1):
@@ -262,6 +263,9 @@ def events(
                         "lr": 2e-3,
                         "grad_norm": 0.4 + r.random() / 10,
                         "tokens_per_s": 1010.0 + r.random(),
+                        "tokens": step_number * 512,
+                        "steps": steps,
+                        **({"validation_loss": kl + 0.11 * ce} if step_number % 20 == 0 else {}),
                     },
                 )
                 yield "step.progress", {"step": 5, "done": step_number * 512, "total": steps * 512}
@@ -314,6 +318,7 @@ def events(
                     "agreement": 0.913,
                     "bytes": packed_bytes,
                     "latency_ms": 2.9,
+                    "memory_bytes": 9_120_512,
                 },
             )
             yield (
@@ -328,7 +333,9 @@ def events(
                 },
             )
             for target in all_targets:
-                yield "gradient", {"layer": target["name"], "norm": 10 ** r.uniform(-2.5, 0.5)}
+                norm = 10 ** r.uniform(-2.5, 0.5)
+                original = norm * 10 ** r.uniform(-0.5, 0.5)
+                yield "gradient", {"layer": target["name"], "norm": norm, "original": original}
             yield (
                 "figures",
                 {

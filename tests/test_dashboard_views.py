@@ -12,9 +12,9 @@ import pytest
 from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views import metrics, outputs, overview, quality, status
+from tritpress.dashboard.views.checks import check_model
 from tritpress.dashboard.views.form import (
     Form,
-    check_model,
     command_of,
     config_of,
     controls,
@@ -147,19 +147,6 @@ def test_table_before_and_after(tmp_path: Path) -> None:
     assert all(value in ("–",) for row in empty for value in row.values)
 
 
-def test_curves_keep_ends_and_extremes(tmp_path: Path) -> None:
-    values = [0.0] * 10_000
-    values[1234], values[8765] = 9.0, -9.0
-    kept = metrics.downsample(values, 2000)
-    assert len(kept) <= 2000 and {0, 1234, 8765, 9999} <= set(kept) and kept == sorted(kept)
-    assert metrics.downsample([1.0, 2.0], 2000) == [0, 1]
-    curves = metrics.curves(state_until(tmp_path))
-    assert len(curves.steps) == 120 and set(curves.values) == {"loss", "ce", "kl"}
-    skipped = state_until(tmp_path, "step.started")
-    skipped["steps"][4].update(state="skipped", reason="no text")
-    assert metrics.curve_words(skipped) == "Fine-tuning was skipped: no text"
-
-
 def test_gates_as_cards(tmp_path: Path) -> None:
     waiting = quality.gate_cards(initial_state("r"))
     assert [card.verdict for card in waiting] == ["waiting"] * 5 and waiting[0].target == "≥ 6.00×"
@@ -171,18 +158,6 @@ def test_gates_as_cards(tmp_path: Path) -> None:
     assert cards["perplexity"].verdict == "failed" and "o_proj" in cards["perplexity"].advice
     assert cards["gradient_flow"].word == "not measured" and cards["gradient_flow"].advice == "no text"
     assert cards["sparsity"].margin == "3.1 points inside the band"
-
-
-def test_gradients_mark_the_dead(tmp_path: Path) -> None:
-    state = state_until(tmp_path)
-    name = "model.layers.3.self_attn.q_proj.weight"
-    state["gradients"][name] = 0.0
-    state["gradients"]["model.layers.4.self_attn.q_proj.weight"] = None
-    found = quality.gradients(state)
-    assert len(found.points) == 42 and found.dead == 2 and "2 dead" in found.words
-    assert next(point for point in found.points if point.name == name).mark == "dead"
-    assert found.low < min(point.norm for point in found.points if point.mark == "ok") < found.high
-    assert not quality.gradients(initial_state("r")).points
 
 
 def test_outputs_side_by_side(tmp_path: Path) -> None:

@@ -1,132 +1,184 @@
-"""Curves over training steps."""
+"""Charts of lines that grow: new points are streamed, a zoom stays, a smoothed line lies over the raw one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
+import panel as pn
 from bokeh.models import (
-    BasicTicker,
     BasicTickFormatter,
     ColumnDataSource,
+    DataRange1d,
     LogTickFormatter,
     NumeralTickFormatter,
-    Range1d,
 )
-from bokeh.models.annotations import Legend, LegendItem  # mypy does not find them in bokeh.models
 from bokeh.models.renderers import GlyphRenderer
 
-from tritpress.dashboard.components.charts import chart, hover, pane
-from tritpress.dashboard.components.sources import sync
-from tritpress.dashboard.theme import MARKERS, OKABE_ITO
-from tritpress.dashboard.views.metrics import SERIES, Curves
-from tritpress.dashboard.views.quality import Gradients
+from tritpress.dashboard.components.charts import figure, hover, legend
+from tritpress.dashboard.theme import OKABE_ITO
+from tritpress.dashboard.views.curves import Chart, Line, smooth, smooth_state
 
-DASHES = ("solid", "dashed", "dotdash")
+DASHES = ("solid", "dashed", "dotdash", "dotted")
+
+HEIGHT = 270
+
+REBUILD_EVERY = 2.0
+"""Least seconds between two replacements of a long line: only one that is thinned out needs any."""
+
+LONG = 500
+
+FAINT = 0.3
 
 
-class LossCurve:
-    """Loss, cross-entropy and KL by optimizer step; each with its own colour and dash."""
+@dataclass
+class _Series:
+    """A line as the browser has it."""
 
-    def __init__(self) -> None:
-        self.source = ColumnDataSource({"step": [], **{key: [] for key in SERIES}})
-        self.figure = chart("Fine-tuning", 320)
-        plot = self.figure
-        plot.xaxis.axis_label = "Optimizer step"
-        plot.yaxis.axis_label = "Nats a token"
-        plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
-        plot.yaxis.formatter = BasicTickFormatter(use_scientific=False)
-        self.legend = Legend(
-            location="center", orientation="horizontal", items=[], label_text_font_size="12px", margin=0
+    source: ColumnDataSource
+    raw: GlyphRenderer[Any]
+    smoothed: GlyphRenderer[Any] | None
+    x: list[float] = field(default_factory=list)
+    y: list[float] = field(default_factory=list)
+    average: tuple[float, float] = (0.0, 0.0)
+    replaced: float = 0.0
+
+
+class CurveCard:
+    """One chart. `show` brings it up to date; `logarithmic` and another x axis make the figure anew."""
+
+    def __init__(self, height: int = HEIGHT) -> None:
+        self.height = height
+        self.series: dict[str, _Series] = {}
+        self.share = 0.0
+        self.behind = False
+        self._made: tuple[Any, ...] | None = None
+        self.pane = pn.pane.Bokeh(sizing_mode="stretch_width", margin=0, styles={"min-width": "0"})
+
+    def show(
+        self, chart: Chart, share: float = 0.0, logarithmic: bool = False, at_once: bool = True
+    ) -> None:
+        """Show that chart, smoothed by `share`. Without `at_once` a long line is not replaced at every call:
+        `behind` then says that it does not show all.
+        """
+        shape = (
+            chart.title,
+            chart.x_label,
+            chart.y_label,
+            logarithmic,
+            tuple(line.key for line in chart.lines),
         )
-        plot.add_layout(self.legend, "above")
-        items = []
-        for (key, title), colour, dash in zip(SERIES.items(), OKABE_ITO, DASHES):
-            line: GlyphRenderer[Any] = plot.line(
-                "step", key, source=self.source, line_color=colour, line_width=2, line_dash=dash
-            )
-            items.append((title, [line]))
-        self.legend.items = [LegendItem(label=title, renderers=lines) for title, lines in items]
-        plot.add_tools(
-            hover(
-                [items[0][1][0]],
-                [("Step", "@step{0,0}"), *((title, f"@{key}{{0.0000}}") for key, title in SERIES.items())],
-                mode="vline",
-            )
-        )
-        self.pane = pane(plot, "loss curve")
+        if shape != self._made:
+            self._make(chart, logarithmic)
+            self._made = shape
+            self.share = -1.0
+        again = share != self.share
+        if again:
+            self.share = share
+            for series in self.series.values():
+                if series.smoothed is not None:
+                    series.smoothed.visible = share > 0
+                    series.raw.glyph.line_alpha = FAINT if share > 0 else 1.0
+        self.behind = False
+        for line in chart.lines:
+            self._bring(self.series[line.key], line, again, at_once)
 
-    def show(self, curves: Curves) -> None:
-        """Bring the curves up to date; new points are streamed."""
-        nothing = [float("nan")] * len(curves.steps)
-        sync(self.source, {"step": curves.steps, **{key: curves.values.get(key, nothing) for key in SERIES}})
-
-
-class GradientChart:
-    """Gradient norm of every pressed tensor by layer, log axis; a colour and a shape for each parameter."""
-
-    def __init__(self) -> None:
-        self.range = Range1d(start=1e-3, end=1)
-        self.layers = Range1d(start=-0.6, end=5.6)
-        self.sources: dict[str, ColumnDataSource] = {}
-        self.figure = chart(
-            "Gradient norm by layer", 340, y_axis_type="log", y_range=self.range, x_range=self.layers
-        )
-        plot = self.figure
-        plot.xaxis.axis_label = "Layer"
-        plot.yaxis.axis_label = "Gradient norm"
-        plot.xaxis.ticker = BasicTicker(mantissas=[1, 2, 5], min_interval=1)
-        plot.xaxis.formatter = NumeralTickFormatter(format="0")
-        plot.yaxis.formatter = LogTickFormatter(min_exponent=2)
-        self.legend = Legend(
-            location="center", orientation="horizontal", items=[], label_text_font_size="12px", margin=0
-        )
-        plot.add_layout(self.legend, "above")
-        self.pane = pane(plot, "gradient norms")
-
-    def show(self, gradients: Gradients) -> None:
-        """Bring the points up to date."""
-        if not gradients.points:
+    def _bring(self, series: _Series, line: Line, again: bool, at_once: bool) -> None:
+        share, held = max(self.share, 0.0), len(series.x)
+        if not again and line.x == series.x and line.y == series.y:
             return
-        if (self.range.start, self.range.end) != (gradients.low, gradients.high):
-            self.range.update(start=gradients.low * 0.8, end=gradients.high * 1.25)
-        layers = [point.layer for point in gradients.points]
-        span = (min(layers) - 0.6, max(layers) + 0.6)
-        if (self.layers.start, self.layers.end) != span:
-            self.layers.update(start=span[0], end=span[1])
-        count = len(gradients.kinds)
-        for index, kind in enumerate(gradients.kinds):
-            points = [point for point in gradients.points if point.kind == kind]
-            # Parameters of one layer stand side by side instead of on top of one another.
-            shift = (index - (count - 1) / 2) * 0.5 / max(count, 1)
-            columns: dict[str, Sequence[Any]] = {
-                "x": [point.layer + shift for point in points],
-                "layer": [point.layer for point in points],
-                "norm": [point.norm for point in points],
-                "name": [point.name for point in points],
-                "state": [
-                    "finite, above zero" if point.mark == "ok" else "dead: zero or not finite"
-                    for point in points
-                ],
-                "size": [8 if point.mark == "ok" else 13 for point in points],
-            }
-            if kind in self.sources:
-                sync(self.sources[kind], columns)
-                continue
-            source = self.sources[kind] = ColumnDataSource(columns)
-            dots: GlyphRenderer[Any] = self.figure.scatter(
-                "x",
-                "norm",
-                source=source,
-                size="size",
-                marker=MARKERS[index % len(MARKERS)],
-                fill_color=OKABE_ITO[index % len(OKABE_ITO)],
-                line_color=OKABE_ITO[index % len(OKABE_ITO)],
-                fill_alpha=0.85,
-            )
-            self.figure.add_tools(
-                hover(
-                    [dots], [("Tensor", "@name"), ("Gradient norm", "@norm{0.000e+0}"), ("State", "@state")]
+        grows = held and not again and line.x[:held] == series.x and line.y[:held] == series.y
+        if grows:
+            x, y = line.x[held:], line.y[held:]
+            series.source.stream({"x": x, "y": y, "s": smooth(y, share, series.average)})
+            series.average = smooth_state(y, share, series.average)
+        else:
+            now = time.monotonic()
+            if not (at_once or again or held < LONG or now - series.replaced > REBUILD_EVERY):
+                self.behind = True
+                return
+            series.source.data = {"x": line.x, "y": line.y, "s": smooth(line.y, share)}
+            series.average = smooth_state(line.y, share)
+            series.replaced = now
+        series.x, series.y = list(line.x), list(line.y)
+
+    def _make(self, chart: Chart, logarithmic: bool) -> None:
+        plot = figure(
+            chart.title,
+            x_label=chart.x_label,
+            y_label=chart.y_label + (" (log axis)" if logarithmic else ""),
+            export_name=f"metrics-{chart.key}",
+            height=self.height,
+            zoom=True,
+            y_axis_type="log" if logarithmic else "linear",
+            x_range=DataRange1d(range_padding=0.02),
+        )
+        plot.xaxis.formatter = NumeralTickFormatter(format="0,0[.]0")
+        if logarithmic:
+            plot.yaxis.formatter = LogTickFormatter(min_exponent=3)
+        elif chart.whole:
+            plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
+        else:
+            plot.yaxis.formatter = BasicTickFormatter(power_limit_low=-4, power_limit_high=6)
+        self.series = {}
+        items = []
+        for line, colour, dash in zip(chart.lines, OKABE_ITO * 4, DASHES * 8):
+            source = ColumnDataSource({"x": [], "y": [], "s": []}, name=f"curve:{chart.key}:{line.key}")
+            smoothed: GlyphRenderer[Any] | None = None
+            raw: GlyphRenderer[Any]
+            if line.dots:
+                raw = plot.scatter("x", "y", source=source, size=8, color=colour, marker="diamond")
+                plot.line("x", "y", source=source, line_color=colour, line_width=1.5, line_dash=dash)
+            else:
+                raw = plot.line("x", "y", source=source, line_color=colour, line_width=1.8, line_dash=dash)
+                smoothed = plot.line(
+                    "x", "s", source=source, line_color=colour, line_width=2.4, visible=False
                 )
-            )
-            self.legend.items = [*self.legend.items, LegendItem(label=kind, renderers=[dots])]
+            self.series[line.key] = _Series(source, raw, smoothed)
+            items.append((line.title, [raw] if smoothed is None else [smoothed, raw]))
+            rows = [(chart.x_label, "@x{0,0.[0]}"), (line.title, "@y{0,0.[0000]}")]
+            if "e-" in f"{max((abs(v) for v in line.y if v == v), default=1):e}":
+                rows[1] = (line.title, "@y{0.000e+0}")
+            if smoothed is not None:
+                rows.append(("smoothed", rows[1][1].replace("@y", "@s")))
+            plot.add_tools(hover([raw], rows, mode="vline" if not line.dots else "mouse"))
+        legend(plot, items)
+        self.pane.object = plot
+
+
+class ChartGrid:
+    """Charts side by side, as many in a row as there is room for; each is made once and kept."""
+
+    def __init__(self) -> None:
+        self.cards: dict[str, CurveCard] = {}
+        self.box = pn.Column(
+            sizing_mode="stretch_width",
+            margin=0,
+            styles={
+                "display": "grid",
+                "grid-template-columns": "repeat(auto-fill, minmax(min(420px, 100%), 1fr))",
+                "gap": "14px 18px",
+            },
+        )
+
+    def show(self, charts: list[Chart], share: float, logarithmic: bool, at_once: bool) -> None:
+        """Show these charts and no others."""
+        keys = [chart.key for chart in charts]
+        for chart in charts:
+            card = self.cards.get(chart.key)
+            if card is None:
+                card = self.cards[chart.key] = CurveCard()
+            card.show(chart, share, logarithmic, at_once)
+        self.cards = {key: self.cards[key] for key in keys}
+        panes = [card.pane for card in self.cards.values()]
+        if list(self.box.objects) != panes:
+            self.box.objects = panes
+        if self.box.visible != bool(panes):
+            self.box.visible = bool(panes)
+
+    @property
+    def behind(self) -> bool:
+        return any(card.behind for card in self.cards.values())
+
+

@@ -8,6 +8,7 @@ from tritpress.dashboard.tabs.diff import Diff
 from tritpress.dashboard.tabs.metrics import Metrics
 from tritpress.dashboard.tabs.outputs import Outputs
 from tritpress.dashboard.tabs.overview import Overview
+from tritpress.dashboard.tabs.plugin import plugin_tabs
 from tritpress.dashboard.tabs.progress import Progress
 from tritpress.dashboard.tabs.quality import Quality
 from tritpress.dashboard.tabs.runs import Runs
@@ -19,4 +20,5 @@ TABS: tuple[type[Tab], ...] = (Runs, Overview, Progress, Metrics, Quality, Outpu
 
 def make_tabs(page: PageContext) -> list[Tab]:
     """New tabs for one page."""
-    return [kind(page) for kind in TABS]
+    tabs = [kind(page) for kind in TABS]
+    return [*tabs, *plugin_tabs(page, {tab.key for tab in tabs})]

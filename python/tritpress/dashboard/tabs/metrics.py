@@ -1,14 +1,24 @@
-"""Metrics: before and after in one table, and the curves of fine-tuning."""
+"""Metrics: before and after in one table, the curves of fine-tuning, a chart for every custom metric."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from tritpress.dashboard.components.curves import LossCurve
+import panel as pn
+import panel_material_ui as pmui
+
+from tritpress.dashboard.components.curves import ChartGrid
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
+from tritpress.dashboard.context import PageContext
+from tritpress.dashboard.plugins import plugin_charts
 from tritpress.dashboard.tabs.base import Shown, Tab
-from tritpress.dashboard.views.metrics import COLUMNS, Row, curve_words, curves, table
+from tritpress.dashboard.views import curves
+from tritpress.dashboard.views.metrics import COLUMNS, Row, curve_words, reasons, table
 from tritpress.dashboard.views.status import headline
+
+GROWING = frozenset({"finetune.step", "metric"})
+"""Events that only lengthen curves."""
 
 
 class Metrics(Tab):
@@ -17,41 +27,168 @@ class Metrics(Tab):
     interests = frozenset(
         {
             "run.started",
+            "run.paused",
             "run.finished",
             "run.failed",
             "model",
             "evaluation",
             "figures",
             "finetune.step",
+            "metric",
+            "gate",
+            "output",
             "step.started",
             "step.finished",
             "plan",
         }
     )
 
+    def __init__(self, page: PageContext) -> None:
+        super().__init__(page)
+        self.axis, self.share, self.logarithmic, self.as_tables = "step", 0.0, False, False
+        self.last: Shown | None = None
+        self._quiet = False
+
+    def query(self) -> dict[str, str]:
+        found = {"x": self.axis} if self.axis != "step" else {}
+        if self.share:
+            found["smooth"] = f"{self.share:g}"
+        if self.logarithmic:
+            found["log"] = "1"
+        return found | ({"twin": "1"} if self.as_tables else {})
+
+    def go(self, query: Mapping[str, str]) -> None:
+        self.axis = query.get("x", "step") if query.get("x") in curves.X_AXES else "step"
+        try:
+            self.share = min(max(float(query.get("smooth", 0)), 0.0), 0.99)
+        except ValueError:
+            self.share = 0.0
+        self.logarithmic, self.as_tables = query.get("log") == "1", query.get("twin") == "1"
+        if self.built:
+            self._set_controls()
+
     def build(self) -> list[Any]:
-        self.table, self.under = Fragment(), Fragment()
+        self.table, self.under, self.custom_title = Fragment(), Fragment(), Fragment()
+        self.twin, self.notes = Fragment(), Fragment()
         self.table.pane.margin = (0, 0, 20, 0)
-        self.curve = LossCurve()
-        return [self.table.pane, self.curve.pane, self.under.pane]
+        self.x_choice = pmui.RadioButtonGroup(
+            label="",
+            options={title: key for key, title in curves.X_AXES.items()},
+            size="small",
+            color="primary",
+            margin=0,
+        )
+        self.smoothing = pmui.FloatSlider(
+            label="Smoothing",
+            start=0.0,
+            end=0.99,
+            step=0.01,
+            size="small",
+            width=190,
+            margin=(0, 8, 0, 8),
+        )
+        self.log_switch = pmui.Switch(label="Log axis", size="small", margin=0)
+        self.twin_switch = pmui.Switch(label="As tables", size="small", margin=0)
+        self._set_controls()
+        for widget, name in (
+            (self.x_choice, "axis"),
+            (self.smoothing, "share"),
+            (self.log_switch, "logarithmic"),
+            (self.twin_switch, "as_tables"),
+        ):
+            widget.param.watch(lambda event, name=name: self._chosen(name, event.new), "value")
+        x_label = Fragment(Markup('<span class="soft small">By</span>'))
+        x_label.pane.sizing_mode = None
+        self.controls = pn.FlexBox(
+            x_label.pane,
+            self.x_choice,
+            self.smoothing,
+            self.log_switch,
+            self.twin_switch,
+            sizing_mode="stretch_width",
+            align_items="center",
+            gap="6px 14px",
+            margin=(0, 0, 10, 0),
+        )
+        self.training, self.custom, self.added = ChartGrid(), ChartGrid(), ChartGrid()
+        self.under.pane.margin = (6, 0, 20, 0)
+        return [
+            self.table.pane,
+            self.controls,
+            self.training.box,
+            self.under.pane,
+            self.custom_title.pane,
+            self.custom.box,
+            self.added.box,
+            self.notes.pane,
+            self.twin.pane,
+        ]
+
+    def _set_controls(self) -> None:
+        self._quiet = True
+        self.x_choice.value, self.smoothing.value = self.axis, self.share
+        self.log_switch.value, self.twin_switch.value = self.logarithmic, self.as_tables
+        self._quiet = False
+
+    def _chosen(self, name: str, value: Any) -> None:
+        if self._quiet or value is None or getattr(self, name) == value:
+            return
+        setattr(self, name, value)
+        self.update(self.last, None)
+        self.page.navigate()
+
+    @property
+    def pending(self) -> bool:
+        return self.built and self.last is not None and any(grid.behind for grid in self._grids)
+
+    def take_up(self) -> None:
+        if self.last is not None:
+            self._show_curves(self.last, at_once=False)
+
+    @property
+    def _grids(self) -> tuple[ChartGrid, ...]:
+        return self.training, self.custom, self.added
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
+        self.last = shown
+        self.controls.visible = shown is not None
         if shown is None:
             self.table.set(
-                empty("No run is open", "The figures before and after stand here, and the loss curve.")
+                empty("No run is open", "The figures before and after stand here, and every curve of a run.")
             )
-            self.under.set(Markup(""))
-            self.curve.pane.visible = False
+            for fragment in (self.under, self.custom_title, self.twin, self.notes):
+                fragment.set(Markup(""))
+            for grid in self._grids:
+                grid.show([], 0.0, False, True)
             return
-        if changed is None or changed - {"finetune.step"}:
+        growing = changed is not None and not (changed & self.interests) - GROWING
+        if not growing:
             self.table.set(_table(shown.state))
-        points = curves(shown.state)
-        self.curve.pane.visible = bool(points.steps)
-        if points.steps:
-            self.curve.show(points)
-            self.under.set(Markup('<p class="soft small">{}</p>').format(curve_words(shown.state)))
-        else:
-            self.under.set(empty("No loss curve", curve_words(shown.state)))
+        self._show_curves(shown, at_once=not growing)
+
+    def _show_curves(self, shown: Shown, at_once: bool) -> None:
+        state = shown.state
+        training = curves.training_charts(state, self.axis)
+        custom = curves.custom_charts(state, self.axis)
+        self.controls.visible = bool(training or custom or self.added.cards)
+        self.training.show(training, self.share, self.logarithmic, at_once)
+        self.custom.show(custom, self.share, self.logarithmic, at_once)
+        words = curve_words(state)
+        if training and all(chart.empty for chart in training):
+            words = f"This run's log has no {curves.X_AXES[self.axis].lower()} for its training steps."
+        under = Markup('<p class="soft small">{}</p>').format(words)
+        self.under.set(under if training else empty("No training curves", words))
+        title = Markup("")
+        if custom:
+            title = Markup('<h2 data-custom="{}">Custom metrics</h2>').format(len(custom))
+            if more := curves.left_out(state):
+                title += Markup('<p class="soft small">{} more are in the log.</p>').format(more)
+        self.custom_title.set(title)
+        added, notes = plugin_charts(state)
+        self.added.show(added, self.share, self.logarithmic, at_once)
+        self.notes.set(notes)
+        charts = [*training, *custom, *added]
+        self.twin.set(join(map(_twin, charts)) if self.as_tables else Markup(""))
 
 
 def _table(state: dict[str, Any]) -> Markup:
@@ -63,6 +200,8 @@ def _table(state: dict[str, Any]) -> Markup:
         ).format(head.ratio, head.bits, head.planes)
     header = join(Markup("<th>{}</th>").format(title) for title in COLUMNS.values())
     body = join(map(_row, table(state)))
+    why = " ".join(reasons(state))
+    note = Markup('<p class="soft small" data-why style="margin-top:10px">– {}</p>').format(why)
     return panel(
         "Before and after",
         intro
@@ -70,7 +209,8 @@ def _table(state: dict[str, Any]) -> Markup:
             '<div class="scroll"><table><thead><tr><th>'
             '<span class="visually-hidden">Figure</span></th>{}</tr></thead>'
             "<tbody>{}</tbody></table></div>"
-        ).format(header, body),
+        ).format(header, body)
+        + (note if why else Markup("")),
     )
 
 
@@ -81,3 +221,19 @@ def _row(row: Row) -> Markup:
         for when, value in zip(COLUMNS, row.values)
     )
     return Markup("<tr><th>{}{}</th>{}</tr>").format(row.title, unit, cells)
+
+
+def _twin(chart: curves.Chart) -> Markup:
+    head, rows = curves.twin_rows(chart)
+    return Markup(
+        '<div class="scroll" style="margin-top:14px"><table data-twin="{}"><caption style="text-align:left">'
+        "{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
+    ).format(
+        chart.key,
+        chart.title,
+        join(Markup("<th>{}</th>").format(word) for word in head),
+        join(
+            Markup("<tr>{}</tr>").format(join(Markup("<td>{}</td>").format(cell) for cell in row))
+            for row in rows
+        ),
+    )

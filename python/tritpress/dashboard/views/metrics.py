@@ -79,10 +79,33 @@ def table(state: State) -> list[Row]:
         ),
         row("agreement", "Same top-1 as the original", "of positions", lambda value: fig.percent(value, 2)),
         row("kl", "KL divergence", "nats a token", lambda value: fig.significant(value)),
-        row("latency_ms", "Latency", "ms a token", lambda value: fig.significant(value)),
-        row("tokens_per_s", "Evaluation speed", "tokens a second", lambda value: fig.significant(value)),
+        row("latency_ms", "Latency", "ms a generated token", lambda value: fig.significant(value)),
+        row("tokens_per_s", "Speed", "tokens a second, four windows at once", fig.significant),
+        row("memory_bytes", "Memory", "parameters, buffers and kernels' copies", fig.size),
         row("tokens", "Tokens measured", "", fig.count),
     ]
+
+
+def reasons(state: State) -> list[str]:
+    """Why figures of the table are not there, a sentence each."""
+    found, said = state["evaluations"], []
+    for whens, number in ((("before",), 2), (("packed", "dequantized"), 7)):
+        missing = [COLUMNS[when] for when in whens if when not in found]
+        if not missing:
+            continue
+        step, names = state["steps"][number - 1], " and ".join(missing).lower()
+        if step["state"] == "skipped":
+            said.append(f"The {names} is not measured: {step['reason']}.")
+        elif step["state"] in ("waiting", "running") and state["status"] in ("created", "running", "paused"):
+            said.append(f"The {names} is measured in step {number}.")
+        else:
+            why = (state["gates"].get("perplexity") or {}).get("advice")
+            said.append(
+                f"The {names} is not measured{': ' + why.removeprefix('not measured: ') if why else ''}."
+            )
+    if any("memory_bytes" not in figures for figures in found.values()):
+        said.append("Memory was not measured when this run was evaluated.")
+    return [sentence.replace("packed and dequantized is", "packed and dequantized are") for sentence in said]
 
 
 def _dtype_bits(name: str | None) -> str:
@@ -115,31 +138,6 @@ def _kept(found: dict[str, Any], when: str) -> str:
     )
 
 
-SERIES = {"loss": "Loss", "ce": "Cross-entropy", "kl": "KL to the original"}
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Points of fine-tuning: the steps and, for each series, its values (NaN where there is none)."""
-
-    steps: list[float]
-    values: dict[str, list[float]]
-
-
-def curves(state: State, limit: int = POINTS) -> Curves:
-    """Loss, cross-entropy and KL by optimizer step, at most `limit` points each."""
-    points = list(state["finetune"])
-    last = state.get("finetune_last")
-    if last and points and last.get("step", 0) > points[-1].get("step", 0):
-        points.append(last)
-    points = [points[i] for i in downsample([_number(point.get("loss")) for point in points], limit)]
-    steps = [float(point.get("step", index)) for index, point in enumerate(points)]
-    values = {key: [_number(point.get(key)) for point in points] for key in SERIES}
-    return Curves(
-        steps, {key: column for key, column in values.items() if any(value == value for value in column)}
-    )
-
-
 def downsample(values: Sequence[float], limit: int) -> list[int]:
     """Indices of at most `limit` values that keep the ends and every stretch's least and largest value."""
     count = len(values)
@@ -155,10 +153,6 @@ def downsample(values: Sequence[float], limit: int) -> list[int]:
             kept.add(min(stretch, key=values.__getitem__))
             kept.add(max(stretch, key=values.__getitem__))
     return sorted(kept)
-
-
-def _number(value: Any) -> float:
-    return float(value) if fig.known(value) else float("nan")
 
 
 def curve_words(state: State) -> str:

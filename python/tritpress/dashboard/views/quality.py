@@ -1,8 +1,9 @@
-"""The Quality tab as data: five gates, and the gradient norm of every pressed tensor."""
+"""The Quality tab as data: five gates, the gradient norm of every pressed tensor, the alerts."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class GateCard:
     target: str
     margin: str
     advice: str
+    commands: tuple[str, ...] = ()
 
 
 def gate_cards(state: State) -> list[GateCard]:
@@ -55,8 +57,26 @@ def _card(name: str, gate: dict[str, Any] | None) -> GateCard:
         actual_words(name, gate.get("actual")),
         words,
         _margin(name, target, gate.get("actual")),
-        gate.get("advice") or "",
+        *_advice(gate.get("advice") or ""),
     )
+
+
+COMMAND = re.compile(r"(?:Run )?(tritpress compress .+? --overwrite)")
+
+
+def _advice(text: str) -> tuple[str, tuple[str, ...]]:
+    """Advice with its command lines taken out, and these, to be copied."""
+    commands = tuple(found.group(1) for found in COMMAND.finditer(text))
+    number = 0
+
+    def below(found: re.Match[str]) -> str:
+        nonlocal number
+        number += 1
+        word = "The command" if found.group().startswith("Run ") else "the command"
+        return f"{word} {number} below" if len(commands) > 1 else f"{word} below"
+
+    words = COMMAND.sub(below, text)
+    return re.sub(r"([Tt]he command(?: \d)? below)\.", r"\1 does.", words), commands
 
 
 def actual_words(name: str, actual: float | None) -> str:
@@ -86,57 +106,100 @@ def _margin(name: str, target: Any, actual: float | None) -> str:
     return f"{abs(100 * better):.1f} points {'of room' if better >= 0 else 'beyond the limit'}"
 
 
+LAYERS_A_PAGE = 32
+
+DEAD, EXPLODING = 0.01, 100.0
+"""Shares of the same tensor's gradient in the original: the gate's limits."""
+
+MARK_WORDS = {"ok": "", "dead": "✕ dead", "broken": "✕ not finite", "exploding": "▲ exploding"}
+
+
 @dataclass(frozen=True)
 class GradientPoint:
-    """`mark` is ok or dead (zero or not finite); dead ones are drawn at the foot of the chart."""
+    """`mark` is one of `MARK_WORDS`; what has no norm to draw lies at the foot of the chart."""
 
     name: str
     kind: str
     layer: int
     norm: float
     mark: str
+    shown: str
+    original: float | None
+    before: str
 
 
 @dataclass(frozen=True)
-class Gradients:
+class GradientPage:
+    """The points of one page of layers; `low` and `high` are those of the whole model."""
+
     points: tuple[GradientPoint, ...]
     kinds: tuple[str, ...]
     low: float
     high: float
-    dead: int
+    first: int
+    last: int
+    page: int
+    pages: int
+    bad: int
     words: str
 
 
-def gradients(state: State) -> Gradients:
-    """Gradient norm of each pressed tensor of the dequantized model, by layer."""
+def gradients(state: State, page: int = 0) -> GradientPage:
+    """Gradient norm of each pressed tensor of the dequantized model, `LAYERS_A_PAGE` layers at a time."""
     where = {target["name"]: target for target in state.get("targets") or []}
-    norms = state["gradients"]
-    alive = [norm for norm in norms.values() if fig.known(norm) and norm > 0]
+    norms, originals = state["gradients"], state.get("gradients_original") or {}
+    alive = [norm for norm in (*norms.values(), *originals.values()) if fig.known(norm) and norm > 0]
     low = 10 ** math.floor(math.log10(min(alive))) if alive else 1e-3
     high = 10 ** math.ceil(math.log10(max(alive))) if alive else 1.0
-    high = high if high > low else low * 10
-    points, dead = [], 0
-    for name, norm in norms.items():
-        target = where.get(name, {})
-        kind = target.get("kind") if target.get("kind") in KINDS else "other"
-        layer = target.get("layer")
-        healthy = fig.known(norm) and norm > 0
-        dead += not healthy
-        points.append(
-            GradientPoint(
-                name,
-                kind or "other",
-                -1 if layer is None else int(layer),
-                float(norm) if healthy else low,
-                "ok" if healthy else "dead",
-            )
-        )
-    kinds = tuple(kind for kind in KINDS if any(point.kind == kind for point in points))
-    return Gradients(tuple(points), kinds, low, high, dead, _gradient_words(state, len(points), dead, alive))
+    points = [
+        _gradient_point(name, norm, originals.get(name), where.get(name, {}), low)
+        for name, norm in norms.items()
+    ]
+    layers = sorted({point.layer for point in points})
+    pages = max(-(-len(layers) // LAYERS_A_PAGE), 1)
+    page = min(max(page, 0), pages - 1)
+    shown = layers[page * LAYERS_A_PAGE : (page + 1) * LAYERS_A_PAGE] or [0]
+    bad = [point for point in points if point.mark != "ok"]
+    return GradientPage(
+        tuple(point for point in points if shown[0] <= point.layer <= shown[-1]),
+        tuple(kind for kind in KINDS if any(point.kind == kind for point in points)),
+        low,
+        high if high > low else low * 10,
+        shown[0],
+        shown[-1],
+        page,
+        pages,
+        len(bad),
+        _gradient_words(state, points, bad),
+    )
 
 
-def _gradient_words(state: State, total: int, dead: int, alive: list[float]) -> str:
-    if not total:
+def _gradient_point(
+    name: str, norm: float | None, original: float | None, target: dict[str, Any], low: float
+) -> GradientPoint:
+    kind, layer = target.get("kind"), target.get("layer")
+    mark = "ok"
+    if not fig.known(norm):
+        mark = "broken"
+    elif norm <= 0 or (fig.known(original) and norm < DEAD * original):
+        mark = "dead"
+    elif fig.known(original) and norm > EXPLODING * original:
+        mark = "exploding"
+    drawn = float(norm) if fig.known(norm) and norm > 0 else low
+    return GradientPoint(
+        name,
+        kind if kind in KINDS else "other",
+        -1 if layer is None else int(layer),
+        drawn,
+        mark,
+        fig.significant(norm) if fig.known(norm) else "not finite",
+        float(original) if fig.known(original) and original > 0 else None,
+        fig.significant(original),
+    )
+
+
+def _gradient_words(state: State, points: list[GradientPoint], bad: list[GradientPoint]) -> str:
+    if not points:
         step = state["steps"][6]
         if step["state"] == "skipped":
             return f"Not measured: {step['reason']}"
@@ -144,7 +207,55 @@ def _gradient_words(state: State, total: int, dead: int, alive: list[float]) -> 
             gate = state["gates"].get("gradient_flow") or {}
             return f"Not measured. {gate.get('advice') or ''}".strip()
         return "Measured in step 7, by a backward pass through the dequantized model."
-    words = f"{fig.plural(total, 'tensor')}"
+    alive = [norm for norm in state["gradients"].values() if fig.known(norm) and norm > 0]
+    said = [fig.plural(len(points), "tensor")]
     if alive:
-        words += f" · norms from {fig.significant(min(alive), 2)} to {fig.significant(max(alive), 2)}"
-    return words + (f" · {dead} dead or not finite" if dead else " · none dead")
+        said.append(f"norms from {fig.significant(min(alive), 2)} to {fig.significant(max(alive), 2)}")
+    for mark, word in (("dead", "dead"), ("broken", "not finite"), ("exploding", "exploding")):
+        count = sum(point.mark == mark for point in bad)
+        if count:
+            said.append(f"{count} {word}")
+    if not bad:
+        said.append("none dead or exploding")
+    return " · ".join(said)
+
+
+@dataclass(frozen=True)
+class AlertLine:
+    """An alert; `mark` and `level` say how bad it is without colour."""
+
+    t: float
+    level: str
+    tone: str
+    mark: str
+    rule: str
+    message: str
+
+
+def alert_lines(state: State) -> list[AlertLine]:
+    """All alerts that the state keeps, newest first."""
+    return [
+        AlertLine(
+            float(alert.get("t") or 0),
+            str(alert.get("level") or "warning"),
+            "bad" if alert.get("level") in ("critical", "error") else "warning",
+            "✕" if alert.get("level") in ("critical", "error") else "!",
+            str(alert.get("rule") or fig.NOTHING),
+            str(alert.get("message") or ""),
+        )
+        for alert in reversed(state["alerts"])
+    ]
+
+
+def alert_rules(state: State) -> str:
+    """What watches this run, in a sentence."""
+    config = state.get("config") or {}
+    if "alerts" not in config:
+        return "This run was made before there were alerts."
+    rules, told = config["alerts"], []
+    for key, word in (("alert_webhook", "a webhook"), ("alert_command", "a command")):
+        if config.get(key):
+            told.append(word)
+    if not rules:
+        return "No rules watch this run."
+    return f"Rules: {', '.join(rules)}." + (f" Sent to {' and '.join(told)}." if told else "")

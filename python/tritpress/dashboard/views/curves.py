@@ -1,0 +1,167 @@
+"""Curves as data: training figures and custom metrics by step, tokens or time, smoothed on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.metrics import POINTS, downsample
+from tritpress.dashboard.views.status import State
+
+X_AXES = {"step": "Step", "tokens": "Tokens", "time": "Time"}
+X_LABELS = {"step": "Training step", "tokens": "Tokens trained on", "time": "Minutes since the start"}
+
+CUSTOM_CHARTS = 60
+"""At most so many custom metrics get a chart on one page."""
+
+TWIN_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series; NaN where a value is none. `dots` marks single points, for series with few."""
+
+    key: str
+    title: str
+    x: list[float]
+    y: list[float]
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What one chart shows."""
+
+    key: str
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    whole: bool = False  # y in whole numbers with thousands apart
+
+    @property
+    def empty(self) -> bool:
+        return not any(line.x for line in self.lines)
+
+
+TRAINING: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
+    ("loss", "Loss", "Nats a token", (("loss", "Training"), ("validation_loss", "Validation"))),
+    ("kl", "KL divergence from the original", "Nats a token", (("kl", "KL divergence"),)),
+    ("ce", "Cross-entropy", "Nats a token", (("ce", "Cross-entropy"),)),
+    ("grad_norm", "Gradient norm", "Norm", (("grad_norm", "Gradient norm"),)),
+    ("lr", "Learning rate", "Rate", (("lr", "Learning rate"),)),
+    ("tokens_per_s", "Training speed", "Tokens a second", (("tokens_per_s", "Tokens a second"),)),
+)
+"""Key, title, y label and series (key of the event, name) of each chart of fine-tuning."""
+
+
+def training_charts(state: State, x: str = "step") -> list[Chart]:
+    """The charts of fine-tuning that have any value; at most `POINTS` points a series."""
+    points = list(state["finetune"])
+    last = state.get("finetune_last")
+    if last and points and last.get("step", 0) > points[-1].get("step", 0):
+        points.append(last)
+    started = state.get("started")
+    xs = [_x_of(point, x, started) for point in points]
+    found = []
+    for key, title, y_label, series in TRAINING:
+        lines = []
+        for name, words in series:
+            ys = [_number(point.get(name)) for point in points]
+            sparse = name == "validation_loss"
+            lines.append(_line(name, words, xs, ys, sparse))
+        lines = [line for line in lines if any(value == value for value in line.y)]
+        if lines:
+            found.append(Chart(key, title, X_LABELS[x], y_label, tuple(lines), key == "tokens_per_s"))
+    return found
+
+
+def custom_charts(state: State, x: str = "step") -> list[Chart]:
+    """A chart for each custom metric, in the order of their first values."""
+    started, found = state.get("started"), []
+    for name, points in list(state["metrics"].items())[:CUSTOM_CHARTS]:
+        axis = x
+        xs = [_x_of(_named(point), axis, started) for point in points]
+        if not any(value == value for value in xs):  # no training step was under way: by time
+            axis = "time"
+            xs = [_x_of(_named(point), axis, started) for point in points]
+        ys = [_number(point[1]) for point in points]
+        line = _line("value", name, xs, ys, sparse=False)
+        found.append(Chart(f"metric:{name}", name, X_LABELS[axis], "Value", (line,)))
+    return found
+
+
+def left_out(state: State) -> int:
+    """Custom metrics beyond those that get a chart."""
+    return max(len(state["metrics"]) - CUSTOM_CHARTS, 0)
+
+
+def smooth(values: Sequence[float], share: float, before: tuple[float, float] = (0.0, 0.0)) -> list[float]:
+    """Exponential moving average in which each value weighs `1 - share` of the rest; NaN is passed over.
+
+    `before` is (sum, weight) of what came earlier; `smooth_state` gives it. Corrected for its start, so that
+    the first value is the first average.
+    """
+    total, weight = before
+    found = []
+    for value in values:
+        if value == value:
+            total, weight = share * total + (1 - share) * value, share * weight + (1 - share)
+        found.append(total / weight if weight and value == value else float("nan"))
+    return found
+
+
+def smooth_state(
+    values: Sequence[float], share: float, before: tuple[float, float] = (0.0, 0.0)
+) -> tuple[float, float]:
+    """Where `smooth` stands after those values."""
+    total, weight = before
+    for value in values:
+        if value == value:
+            total, weight = share * total + (1 - share) * value, share * weight + (1 - share)
+    return total, weight
+
+
+def twin_rows(chart: Chart) -> tuple[list[str], list[list[str]]]:
+    """The chart as a table of at most `TWIN_ROWS` rows: headings and rows, ends kept."""
+    main = max(chart.lines, key=lambda line: len(line.x))
+    rows = []
+    others = [dict(zip(line.x, line.y)) for line in chart.lines]
+    marks = sorted({x for line in chart.lines if line.dots for x in line.x})
+    chosen = main.x if len(main.x) <= TWIN_ROWS else [
+        main.x[round(i * (len(main.x) - 1) / (TWIN_ROWS - 1))] for i in range(TWIN_ROWS)
+    ]  # fmt: skip
+    if marks:
+        chosen = sorted({*chosen, *marks})
+    for x in chosen:
+        rows.append([_x_words(x), *(fig.significant(values.get(x), 4) for values in others)])
+    return [chart.x_label, *(line.title for line in chart.lines)], rows
+
+
+def _line(key: str, title: str, xs: list[float], ys: list[float], sparse: bool) -> Line:
+    kept = [i for i in range(len(xs)) if xs[i] == xs[i] and (not sparse or ys[i] == ys[i])]
+    if len(kept) > POINTS:
+        kept = [kept[i] for i in downsample([ys[i] for i in kept], POINTS)]
+    return Line(key, title, [xs[i] for i in kept], [ys[i] for i in kept], dots=sparse)
+
+
+def _named(point: Sequence[Any]) -> dict[str, Any]:
+    """A point of a custom metric, [time, value, training step, tokens], with names."""
+    return dict(zip(("t", "value", "step", "tokens"), point))
+
+
+def _x_of(point: dict[str, Any], axis: str, started: float | None) -> float:
+    if axis == "time":
+        t = _number(point.get("t"))
+        return (t - started) / 60 if started is not None else float("nan")
+    return _number(point.get(axis))
+
+
+def _x_words(x: float) -> str:
+    return fig.count(x) if x == int(x) else fig.significant(x, 4)
+
+
+def _number(value: Any) -> float:
+    return float(value) if fig.known(value) else float("nan")
