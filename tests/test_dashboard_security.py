@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from server_helper import TOKEN, ask, port_and_log, serve_command, serving
 from tritpress.dashboard import security
 from tritpress.dashboard.security import Guard, host_name, is_loopback, make_guard, page_rights
 from tritpress.errors import UsageError
+from tritpress.events import EventWriter
 
 pytest.importorskip("panel", reason="the dashboard's packages are not installed")
 
@@ -333,12 +333,18 @@ def test_the_api_under_a_bare_panel_serve(bare: tuple[int, str]) -> None:
 @pytest.mark.browser
 def test_a_page_of_a_bare_panel_serve_acts_on_loopback_alone(browser: Any, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    make_run(runs, "live", name="at work")
+    run = make_run(runs, "live", name="at work")
+    writer = EventWriter(run.path)
+    writer.emit("run.started", model="/models/m", out="out", config={}, name="at work")
+    writer.close()
     host = others_address()
 
-    def can_start(address: str, *options: str) -> bool:
+    def acts(address: str) -> bool:
+        """Whether the Stop button of a page opened under that address sends its command."""
         port, log = port_and_log(tmp_path)
-        command = [sys.executable, "-m", "panel", "serve", MAIN, "--port", str(port), *options]
+        command = [sys.executable, "-m", "panel", "serve", MAIN, "--port", str(port)]
+        command += ["--allow-websocket-origin", f"{address}:{port}"]
+        run.commands_path.unlink(missing_ok=True)
         with serving(command, port, log, host=address, TRITPRESS_RUNS=str(runs)):
             page = browser.new_page()
             page.set_default_timeout(15_000)
@@ -346,15 +352,20 @@ def test_a_page_of_a_bare_panel_serve_acts_on_loopback_alone(browser: Any, tmp_p
                 open_page(page, f"http://{address}:{port}/dashboard?run=live")
                 page.get_by_text("at work").first.wait_for()
                 page.wait_for_timeout(500)
-                stop = page.get_by_role("button", name=re.compile("^Stop"))
-                return bool(stop.is_enabled())
+                stop = page.get_by_role("button", name="Stop", exact=True)
+                if stop.is_enabled():
+                    stop.click()
+                    page.wait_for_timeout(1500)
+                if not run.commands_path.exists():
+                    page.get_by_text("nobody has signed in").first.wait_for()
+                return run.commands_path.exists()
             finally:
                 page.close()
 
-    assert can_start("127.0.0.1", "--allow-websocket-origin", "127.0.0.1")
+    assert acts("127.0.0.1")
     if host is None:
         pytest.skip("this machine has no address but loopback")
-    assert not can_start(host, "--allow-websocket-origin", host)
+    assert not acts(host)
 
 
 @pytest.mark.browser

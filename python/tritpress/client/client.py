@@ -76,7 +76,7 @@ class Client:
             time.sleep(RETRY)
 
     def command(
-        self, run_id: str, name: str, *, wait: bool | float = True, **args: Any
+        self, run_id: str, command: str, /, *, wait: bool | float = True, **args: Any
     ) -> dict[str, Any]:
         """Send pause, resume, stop or set (with `args`) to the run's worker.
 
@@ -85,7 +85,7 @@ class Client:
         up by "resume": the answer then has `resumed` and no id.
         """
         seconds = 10.0 if wait is True else float(wait)
-        body = {"command": name, "args": args, "wait": seconds}
+        body = {"command": command, "args": args, "wait": seconds}
         path = self.server.path("runs", run_id, "commands")
         return dict(self.server.ask("POST", path, body, self.server.timeout + seconds))
 

@@ -31,9 +31,9 @@ def list_runs(runs_dir: str | Path | None = None) -> list[dict[str, Any]]:
 
     Keys: id, name, tags, note, path, status, alive, after, origin (local or remote), created, started,
     updated, seconds, model, out, step (1-7 or None), step_name, layers_done, layers_total, ratio_file,
-    bits_per_weight, planes_mean, perplexity_change, accuracy_kept, gates {name: true | false | null}, error, exit_code. `status` is
-    run.json's, except that a run whose worker is gone without a word is "died". Name, tags and note are those
-    of `labels.json` where there is one.
+    bits_per_weight, planes_mean, perplexity_change, accuracy_kept, gates {name: true | false | null}, error,
+    exit_code. `status` is run.json's, except that a run whose worker is gone without a word is "died". Name,
+    tags and note are those of `labels.json` where there is one.
     """
     return RunIndex(runs_dir).list()
 
