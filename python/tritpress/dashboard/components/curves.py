@@ -11,6 +11,7 @@ from bokeh.models import (
     BasicTickFormatter,
     ColumnDataSource,
     DataRange1d,
+    LogTicker,
     LogTickFormatter,
     NumeralTickFormatter,
 )
@@ -112,13 +113,15 @@ class CurveCard:
             height=self.height,
             zoom=True,
             y_axis_type="log" if logarithmic else "linear",
-            x_range=DataRange1d(range_padding=0.02),
+            x_range=DataRange1d(range_padding=0.02, only_visible=True),
+            y_range=DataRange1d(default_span=_span_of_constants(chart), only_visible=True),
         )
         plot.xaxis.formatter = NumeralTickFormatter(format="0,0[.]0")
         if logarithmic:
+            plot.yaxis.ticker = LogTicker(desired_num_ticks=5, num_minor_ticks=0)
             plot.yaxis.formatter = LogTickFormatter(min_exponent=3)
         elif chart.whole:
-            plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
+            plot.yaxis.formatter = NumeralTickFormatter(format="0,0[.]0")
         else:
             plot.yaxis.formatter = BasicTickFormatter(power_limit_low=-4, power_limit_high=6)
         self.series = {}
@@ -145,6 +148,11 @@ class CurveCard:
             plot.add_tools(hover([raw], rows, mode="vline" if not line.dots else "mouse"))
         legend(plot, items)
         self.pane.object = plot
+
+
+def _span_of_constants(chart: Chart) -> float:
+    """Height of the axis while all values are the same."""
+    return max((abs(y) for line in chart.lines for y in line.y[:1] if y == y), default=0.0) or 1.0
 
 
 class ChartGrid:

@@ -61,7 +61,7 @@ class GradientChart:
 
     def show(self, found: GradientPage) -> None:
         """Bring the points up to date."""
-        ends = (found.low * 0.8, found.high * 1.25)
+        ends = (found.low * 0.6, found.high * 4)  # room for what is written over a point
         if (self.range.start, self.range.end) != ends:
             self.range.update(start=ends[0], end=ends[1])
         span = (found.first - 0.6, found.last + 0.6)

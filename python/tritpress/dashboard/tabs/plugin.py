@@ -25,9 +25,9 @@ class PluginTab(Tab):
     """A tab made by a function from the state, or around a `Tab` of the plug-in's own."""
 
     def __init__(self, page: PageContext, name: str, title: str, made_by: Any, key: str) -> None:
-        super().__init__(page)
         self.plugin, self.made_by, self.key, self.title = name, made_by, key, title
         self.interests = ALL
+        super().__init__(page)
         self.inner: Tab | None = None
         self.trouble = Fragment()
         self.charts: list[CurveCard] = []

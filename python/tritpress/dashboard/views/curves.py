@@ -109,7 +109,8 @@ def smooth(values: Sequence[float], share: float, before: tuple[float, float] = 
     for value in values:
         if value == value:
             total, weight = share * total + (1 - share) * value, share * weight + (1 - share)
-        found.append(total / weight if weight and value == value else float("nan"))
+        # Twelve digits: a constant stays one, whatever the sums lose.
+        found.append(float(f"{total / weight:.12g}") if weight and value == value else float("nan"))
     return found
 
 
