@@ -33,6 +33,7 @@ FLOORS: dict[str, int] = {
     "generate": 7,
     "bench": 8,
     "costs": 6,
+    "knapsack": 5,
     "bench_generate": 6,
     "decoder": 5,
     "inspect": 5,

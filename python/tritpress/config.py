@@ -18,6 +18,9 @@ from tritpress.events.rules import DEFAULT_RULES, parse_rules
 GROUP_SIZES = (0, 32, 64, 128, 256)
 """Inputs that share one scale; 0 stands for the whole row."""
 
+BASE_GROUP_SIZE = 64
+"""The group size where neither the user nor the planner chose another."""
+
 SPARSITY_CEILING = 0.44
 """Share of zero codes that a fit may reach unless `sparsity="free"`: the gate's upper limit is 0.45."""
 
@@ -37,6 +40,11 @@ def size_class(parameters: int) -> str:
 
 EXCLUSIVE = {
     ("target_ratio", "planes"): "give {0} or {1}, not both: the planes decide the ratio",
+    ("plan", "target_ratio"): "give {0} or {1}, not both: the plan says what each tensor gets",
+    ("plan", "planes"): "give {0} or {1}, not both: the plan says how many planes each tensor gets",
+    ("plan", "group_size"): "give {0} or {1}, not both: the plan says each tensor's group size",
+    ("plan", "sparsity"): "give {0} or {1}, not both: the plan says how each tensor's zeros are held",
+    ("plan", "threshold"): "give {0} or {1}, not both: the plan says how each tensor's zeros are held",
     ("sparsity", "threshold"): "give {0} or {1}, not both: each decides the zeros",
     ("epochs", "tokens", "minutes"): "give one budget for fine-tuning: {0}, {1} or {2}",
 }
@@ -83,7 +91,9 @@ class CompressionConfig(BaseModel):
     planes: int | None = Field(None, ge=1, le=3, description="the same number of planes for every tensor")
     method: Literal["auto", "fast", "gptq"] = "auto"
     fit: Literal["exact", "twn", "absmean"] = "exact"
-    group_size: int = Field(64, description="inputs that share a scale; 0 is the whole row")
+    group_size: int | None = Field(
+        None, description="inputs that share a scale; 0 is the whole row; None lets the planner choose"
+    )
     sparsity: float | Literal["free"] | None = Field(None, description="share of zero codes in each tensor")
     threshold: float | None = Field(None, ge=0.0, le=4.0, description="relative to the group's mean |w|")
     text: list[str] = Field(default_factory=list, description="files and folders of text")
@@ -143,8 +153,8 @@ class CompressionConfig(BaseModel):
 
     @field_validator("group_size")
     @classmethod
-    def _known_group_size(cls, value: int) -> int:
-        if value not in GROUP_SIZES:
+    def _known_group_size(cls, value: int | None) -> int | None:
+        if value is not None and value not in GROUP_SIZES:
             raise ValueError("must be 32, 64, 128, 256, or 0 for the whole row")
         return value
 
@@ -174,6 +184,11 @@ class CompressionConfig(BaseModel):
                     },
                 )
         return self
+
+    @property
+    def base_group_size(self) -> int:
+        """The group size that was asked for, else the usual one."""
+        return BASE_GROUP_SIZE if self.group_size is None else self.group_size
 
     @property
     def max_sparsity(self) -> float | None:

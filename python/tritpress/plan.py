@@ -1,7 +1,8 @@
-"""Which tensor gets how many planes: the plan that meets a target ratio with the least predicted loss.
+"""Which tensor gets how many planes in groups of what size: the plan that meets a target ratio with the least
+predicted loss.
 
 The sizes are exact (the writers' own layout); the losses are second-order estimates (`tritpress.costs`);
-between them lies a multiple-choice knapsack, solved by dynamic programming over the bytes. Needs no torch.
+between them lies a multiple-choice knapsack (`tritpress.knapsack`). Needs no torch.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tritpress.config import CompressionConfig
-from tritpress.costs import embedding_cost, plane_costs
+from tritpress.config import BASE_GROUP_SIZE, GROUP_SIZES, CompressionConfig
+from tritpress.costs import Choice, Cost, choice_costs, embedding_cost
 from tritpress.errors import UsageError
 from tritpress.formats.packed import packed_size
 from tritpress.formats.source import SourceModel
 from tritpress.formats.targets import Target, find_embeddings
+from tritpress.knapsack import knapsack
 
 MAX_PLANES = 3
-_CELLS = 20_000
-"""Steps into which the knapsack divides the bytes that are free to spend."""
 
 
 class TensorPlan(BaseModel):
@@ -40,11 +40,18 @@ class TensorPlan(BaseModel):
     experts: list[int] = Field(default_factory=list)
     transposed: bool = False
     planes: int = Field(ge=1, le=3)
-    group_size: int = 64
+    group_size: int = BASE_GROUP_SIZE
     threshold: float | None = None
     sparsity: float | None = None
     max_sparsity: float | None = None
     predicted_loss: float | None = None
+
+    @field_validator("group_size")
+    @classmethod
+    def _known_group_size(cls, value: int) -> int:
+        if value not in GROUP_SIZES:
+            raise ValueError("must be 32, 64, 128, 256, or 0 for the whole row")
+        return value
 
     @property
     def weights(self) -> int:
@@ -101,7 +108,8 @@ class Plan(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"{path} is not a plan: {where}: {first['msg']}") from None
+            words = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{path} is not a plan: {where}: {words}") from None
 
 
 def read_plan(path: str | Path, source: SourceModel, targets: list[Target]) -> Plan:
@@ -128,7 +136,8 @@ def read_plan(path: str | Path, source: SourceModel, targets: list[Target]) -> P
 
 def largest_reachable(source: SourceModel, targets: list[Target], config: CompressionConfig) -> float:
     """`ratio_file` of the smallest plan. Raises `UsageError` where the explicit target is above it."""
-    smallest = _uniform(targets, config, 1, _embedding_choices(source)[-1])
+    widest = {target.name: (1, group_sizes(target, config)[-1]) for target in targets}
+    smallest = _chosen(targets, config, widest, _embedding_choices(source)[-1])
     largest_ratio = source.bytes_fp32 / packed_size(source, smallest)
     if config.target_ratio is not None and config.target_ratio > largest_ratio:
         raise UsageError(
@@ -136,6 +145,18 @@ def largest_reachable(source: SourceModel, targets: list[Target], config: Compre
             f"int8 embeddings give at most {_round_down(largest_ratio):.2f}"
         )
     return largest_ratio
+
+
+def group_sizes(target: Target, config: CompressionConfig) -> list[int]:
+    """The group sizes to choose from, rising: the one asked for, or those that differ for this tensor."""
+    if config.group_size is not None:
+        return [config.group_size]
+    found = []
+    for size in GROUP_SIZES[1:]:
+        found.append(size)
+        if size >= target.cols:
+            break
+    return found
 
 
 def make_plan(
@@ -153,26 +174,61 @@ def make_plan(
 
     Raises `UsageError` where an explicit target is beyond reach, naming the largest ratio that works.
     """
+    return plans_for(source, targets, config, calibration, [config.target_ratio])[0]
+
+
+def plans_for(
+    source: SourceModel,
+    targets: list[Target],
+    config: CompressionConfig,
+    calibration: Mapping[str, Any] | None,
+    ratios: list[float | None],
+) -> list[Plan]:
+    """What `make_plan` makes for each of several targets, the costs estimated once."""
     largest_ratio = largest_reachable(source, targets, config)
     if config.planes is not None:
-        return _forced(source, targets, config, calibration)
-    target = config.target_ratio
-    if target is None:
-        target = min(source.class_ratio, _round_down(largest_ratio))
-    costs = plane_costs(targets, config, calibration, range(1, MAX_PLANES + 1))
-    best: Plan | None = None
-    for embeddings in _embedding_choices(source):
-        plan = _uniform(targets, config, 1, embeddings)
-        extra = embedding_cost(source, targets, costs) if embeddings == "int8" else 0.0
-        if not _fill(source, plan, costs, target):
-            continue
-        plan.predicted_loss = extra + sum(costs[n][p.planes - 1].loss for n, p in plan.tensors.items())
-        if best is None or plan.predicted_loss < _loss(best):
-            best = plan
-    assert best is not None  # the smallest plan meets the target
-    for name, planned in best.tensors.items():
-        planned.predicted_loss = costs[name][planned.planes - 1].loss
-    return _finish(source, best, target, calibration)
+        return [_forced(source, targets, config, calibration)]
+    every = {
+        t.name: [(p, g) for p in range(1, MAX_PLANES + 1) for g in group_sizes(t, config)] for t in targets
+    }
+    costs = choice_costs(targets, config, calibration, every)
+    plans = []
+    for ratio in ratios:
+        target = min(source.class_ratio, _round_down(largest_ratio)) if ratio is None else ratio
+        found = []
+        for embeddings in _embedding_choices(source):
+            plan = _solved(source, targets, config, costs, target, embeddings)
+            if plan is not None:
+                extra = embedding_cost(source, targets, costs) if embeddings == "int8" else 0.0
+                _price(plan, costs, extra)
+                found.append(_finish(source, plan, target, calibration))
+        # One of them at least: the smallest plan meets the target. A file that leaves more than 1 % of what
+        # another one uses of the bytes granted is none to choose.
+        largest = max(plan.predicted_bytes or 0 for plan in found)
+        found = [plan for plan in found if (plan.predicted_bytes or 0) >= 0.99 * largest]
+        plans.append(min(found, key=_loss))
+    return plans
+
+
+def foretell(
+    source: SourceModel,
+    targets: list[Target],
+    config: CompressionConfig,
+    calibration: Mapping[str, Any] | None,
+    plan: Plan,
+) -> Plan:
+    """A plan made or edited elsewhere, with the losses that its choices are predicted to cost."""
+    asked = {name: [(p.planes, p.group_size)] for name, p in plan.tensors.items()}
+    costs = choice_costs(targets, config, calibration, asked)
+    plan = plan.model_copy(deep=True)
+    _price(plan, costs, embedding_cost(source, targets, costs) if plan.embeddings == "int8" else 0.0)
+    return _finish(source, plan, None, calibration)
+
+
+def _price(plan: Plan, costs: Mapping[str, Mapping[Choice, Cost]], extra: float) -> None:
+    for name, planned in plan.tensors.items():
+        planned.predicted_loss = costs[name][planned.planes, planned.group_size].loss
+    plan.predicted_loss = extra + sum(p.predicted_loss or 0.0 for p in plan.tensors.values())
 
 
 def _loss(plan: Plan) -> float:
@@ -188,15 +244,12 @@ def _forced(
     """The same number of planes everywhere; int8 embeddings only where fp16 ones would miss the class's
     ratio."""
     assert config.planes is not None
+    same = {target.name: (config.planes, config.base_group_size) for target in targets}
     for embeddings in _embedding_choices(source):
-        plan = _uniform(targets, config, config.planes, embeddings)
+        plan = _chosen(targets, config, same, embeddings)
         if source.bytes_fp32 / packed_size(source, plan) >= source.class_ratio:
             break
-    costs = plane_costs(targets, config, calibration, [config.planes])
-    for name, planned in plan.tensors.items():
-        planned.predicted_loss = costs[name][0].loss
-    plan.predicted_loss = sum(cost[0].loss for cost in costs.values())
-    return _finish(source, plan, None, calibration)
+    return foretell(source, targets, config, calibration, plan)
 
 
 def _finish(
@@ -218,8 +271,11 @@ def _round_down(ratio: float) -> float:
     return math.floor(ratio * 100) / 100
 
 
-def _uniform(
-    targets: list[Target], config: CompressionConfig, planes: int, embeddings: Literal["fp16", "int8"]
+def _chosen(
+    targets: list[Target],
+    config: CompressionConfig,
+    choices: Mapping[str, Choice],
+    embeddings: Literal["fp16", "int8"],
 ) -> Plan:
     tensors = {
         target.name: TensorPlan(
@@ -230,8 +286,8 @@ def _uniform(
             cols=target.cols,
             experts=list(target.experts),
             transposed=target.transposed,
-            planes=planes,
-            group_size=config.group_size,
+            planes=choices[target.name][0],
+            group_size=choices[target.name][1],
             threshold=config.threshold,
             sparsity=config.target_sparsity,
             max_sparsity=config.max_sparsity,
@@ -241,70 +297,32 @@ def _uniform(
     return Plan(tensors=tensors, embeddings=embeddings)
 
 
-def _fill(source: SourceModel, plan: Plan, costs: Mapping[str, Any], target: float) -> bool:
-    """Raise `plan` (one plane everywhere) to the best planes that fit the target; False where not even it
-    fits."""
-    limit = math.floor(source.bytes_fp32 / target)
-    while source.bytes_fp32 / limit < target:  # the division's own rounding
+def _solved(
+    source: SourceModel,
+    targets: list[Target],
+    config: CompressionConfig,
+    costs: Mapping[str, Mapping[Choice, Cost]],
+    target_ratio: float,
+    embeddings: Literal["fp16", "int8"],
+) -> Plan | None:
+    """The best choices within the target's bytes; None where not even the smallest ones fit."""
+    limit = math.floor(source.bytes_fp32 / target_ratio)
+    while source.bytes_fp32 / limit < target_ratio:  # the division's own rounding
         limit -= 1
-    free = limit - packed_size(source, plan)
-    if free < 0:
-        return False
-    names = list(plan.tensors)
-    step = [plan.tensors[name].nbytes for name in names]  # bytes of one more plane
-    losses = np.array([[cost.loss for cost in costs[name]] for name in names])
-    while True:
-        chosen = knapsack(losses, np.array(step), free)
-        for name, planes in zip(names, chosen):
-            plan.tensors[name].planes = int(planes) + 1
+    choices = [list(costs[t.name]) for t in targets]
+    losses = [np.array([costs[t.name][c].loss for c in own]) for t, own in zip(targets, choices)]
+    least = {t.name: min(own, key=lambda c: (c[0], -c[1])) for t, own in zip(targets, choices)}
+    plan = _chosen(targets, config, least, embeddings)
+    sizes = []
+    for planned, own in zip(plan.tensors.values(), choices):
+        sized = [planned.model_copy(update={"planes": p, "group_size": g}).nbytes for p, g in own]
+        sizes.append(np.array(sized))
+    room = limit - (packed_size(source, plan) - sum(p.nbytes for p in plan.tensors.values()))
+    while (found := knapsack(sizes, losses, room)) is not None:
+        for planned, own, index in zip(plan.tensors.values(), choices, found):
+            planned.planes, planned.group_size = own[int(index)]
         over = packed_size(source, plan) - limit
         if over <= 0:
-            return True
-        free -= over  # headers have grown: their digits are not in `step`
-
-
-def knapsack(losses: np.ndarray, step: np.ndarray, free: int) -> np.ndarray:
-    """Choice c[t] per tensor that makes sum losses[t, c] least with sum c[t] * step[t] <= free.
-
-    losses float64 [tensors, choices], step int [tensors] bytes. Dynamic programming over bytes rounded up to
-    `_CELLS` steps (so that the answer always fits), then what the rounding left over is spent greedily.
-    """
-    tensors, choices = losses.shape
-    cells = min(_CELLS, max(200, 40_000_000 // max(1, tensors)))
-    unit = max(1, -(-free // cells))
-    size = free // unit + 1
-    best = np.zeros(size)
-    taken = np.zeros((tensors, size), dtype=np.int8)
-    for t in range(tensors):
-        fresh = np.full(size, np.inf)
-        for c in range(choices):
-            cost = -(-c * int(step[t]) // unit)
-            if cost >= size:
-                break
-            candidate = best[: size - cost] + losses[t, c]
-            better = candidate < fresh[cost:]
-            fresh[cost:][better] = candidate[better]
-            taken[t, cost:][better] = c
-        best = fresh
-    cell = int(np.argmin(best))
-    chosen = np.zeros(tensors, dtype=np.int64)
-    for t in range(tensors - 1, -1, -1):
-        chosen[t] = taken[t, cell]
-        cell -= -(-int(chosen[t]) * int(step[t]) // unit)
-    _spend(losses, step, free - int((chosen * step).sum()), chosen)
-    return chosen
-
-
-def _spend(losses: np.ndarray, step: np.ndarray, left: int, chosen: np.ndarray) -> None:
-    """Use bytes that are left for whatever gains most a byte."""
-    while True:
-        best, gain = -1, 0.0
-        for t in range(len(chosen)):
-            if chosen[t] + 1 < losses.shape[1] and step[t] <= left:
-                value = (losses[t, chosen[t]] - losses[t, chosen[t] + 1]) / step[t]
-                if value > gain:
-                    best, gain = t, value
-        if best < 0:
-            return
-        chosen[best] += 1
-        left -= int(step[best])
+            return plan
+        room -= over  # headers have grown: their digits are not in `sizes`
+    return None

@@ -44,7 +44,7 @@ def ternarize_(
             result = ternarize(
                 weight.float().contiguous().cpu().numpy(),
                 fit=config.fit,
-                group_size=config.group_size,
+                group_size=config.base_group_size,
                 planes=config.planes or 1,
                 threshold=config.threshold,
                 sparsity=config.target_sparsity,
@@ -57,7 +57,7 @@ def ternarize_(
             torch.from_numpy(result.codes).to(weight.device),
             torch.from_numpy(result.scales).to(weight.device),
             in_features=weight.shape[1],
-            group_size=config.group_size,
+            group_size=config.base_group_size,
             bias=None if bias is None else bias.detach(),
             activation_bits=activation_bits,
         )

@@ -70,7 +70,7 @@ def plane_losses(
                     sums[path] = sums[path] + x.T @ x if path in sums else x.T @ x
                     tokens[path] = tokens.get(path, 0) + len(x)
             for group in everything.groups:
-                at = curvature(sums.pop(group[0]) / tokens[group[0]], config.group_size)
+                at = curvature(sums.pop(group[0]) / tokens[group[0]], config.base_group_size)
                 for path in group:
                     context.check()
                     name = inside[path]
@@ -93,7 +93,7 @@ def _losses(weight: Tensor, gradient: np.ndarray, at: Curvature, config: Compres
     for planes in range(1, MAX_PLANES + 1):
         spec = FitSpec(
             planes=planes,
-            group_size=config.group_size,
+            group_size=config.base_group_size,
             fit=config.fit,
             threshold=config.threshold,
             sparsity=config.target_sparsity,
