@@ -174,10 +174,8 @@ def compress(
             rich_help_panel=o.TERNARIZATION,
         ),
     ] = None,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option("--text", metavar="PATH", help="File or folder of text; may be given again."),
-    ] = None,
+    text: o.TextOrSelfOption = None,
+    text_field: o.TextFieldOption = None,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -293,6 +291,7 @@ def compress(
         "fit": fit,
         "group_size": group_size,
         "text": [str(path) for path in text] if text else None,
+        "text_field": text_field,
         "plan": None if plan is None else str(plan),
         "finetune": finetune,
         "epochs": epochs,
@@ -337,6 +336,7 @@ def compress(
 def evaluate(
     path: o.ModelPathArgument,
     text: o.TextOption = None,
+    text_field: o.TextFieldOption = None,
     tokens: Annotated[int, typer.Option(min=256, help="Held-out tokens at most.")] = 32_768,
     window: Annotated[int, typer.Option(min=16, help="Tokens in one window.")] = 256,
     device: o.DeviceOption = o.Device.auto,
@@ -350,6 +350,7 @@ def evaluate(
     found = evaluate_directory(
         path,
         [str(each) for each in text or []],
+        text_field=text_field or "text",
         tokens=tokens,
         window=window,
         device=device.value,

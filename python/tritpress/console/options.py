@@ -64,6 +64,21 @@ TextOption = Annotated[
     list[Path] | None,
     typer.Option("--text", metavar="PATH", help="File or folder of text; may be given again."),
 ]
+TextOrSelfOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--text",
+        metavar="PATH",
+        help="File or folder of text (.txt, .md, .py, .jsonl, .parquet); may be given again. 'self': the model "
+        "writes its own.",
+    ),
+]
+TextFieldOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text-field", metavar="NAME", help="Field of .jsonl lines, column of .parquet files (default: text)."
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, max=1024, metavar="N", help="Threads (default: as many as cores)."),

@@ -15,13 +15,14 @@ from tritpress.evaluate.perplexity import evaluate_model
 from tritpress.formats.huggingface import load_tokenizer
 from tritpress.formats.packed_reader import is_packed
 from tritpress.loading import load
-from tritpress.text import builtin_splits, load_splits, token_windows
+from tritpress.text import FIELD, builtin_splits, load_splits, token_windows
 
 
 def evaluate_directory(
     path: str | Path,
     text: list[str] | None = None,
     *,
+    text_field: str = FIELD,
     reference: str | Path | None = None,
     window: int = 256,
     tokens: int = 32_768,
@@ -41,7 +42,7 @@ def evaluate_directory(
     device = choose_device(device)
     if threads:
         torch.set_num_threads(threads)
-    splits = load_splits(text) if text else builtin_splits()
+    splits = load_splits(text, text_field) if text else builtin_splits()
     tokenizer = load_tokenizer(path)
     model = load(path, activation_bits=activation_bits, device=device)
     settings: Any = model.config

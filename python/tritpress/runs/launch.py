@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tritpress.config import CompressionConfig, make_config
+from tritpress.config import SELF_TEXT, CompressionConfig, make_config
 from tritpress.errors import InputError, TritpressError, UsageError
 from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id, default_runs_dir, new_run_id
 from tritpress.runs.liveness import is_alive
@@ -59,7 +59,7 @@ def _write_new(
     """Make the folder and its run.json; `after` names the runs to wait for."""
     run.create()
     # A resume may come from another folder.
-    texts = [str(Path(text).expanduser().absolute()) for text in config.text]
+    texts = [text if text == SELF_TEXT else str(Path(text).expanduser().absolute()) for text in config.text]
     plan = str(Path(config.plan).expanduser().absolute()) if config.plan is not None else None
     now = time.time()
     run.write_run(
@@ -147,7 +147,7 @@ def check_request(model: str | Path, out: str | Path, config: CompressionConfig)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"cannot write the output {out}: {there} is not a folder that may be written to")
     for text in config.text:
-        if not Path(text).expanduser().exists():
+        if text != SELF_TEXT and not Path(text).expanduser().exists():
             raise UsageError(f"there is no text at {text}: --text takes a file or a folder")
     if config.plan is not None and not Path(config.plan).expanduser().is_file():
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from tritpress.config import SELF_TEXT
 from tritpress.errors import UsageError
 from tritpress.formats.checks import check_finite
 from tritpress.formats.source import SourceModel, open_source
@@ -14,7 +15,7 @@ from tritpress.plan import largest_reachable, read_plan
 from tritpress.reference import is_reference_model, reference_model_path
 from tritpress.report import model_facts
 from tritpress.steps.work import Work
-from tritpress.text import SPLITS, builtin_splits, load_splits
+from tritpress.text import SPLITS, Splits, builtin_splits, load_splits
 
 
 def load(work: Work) -> None:
@@ -154,7 +155,7 @@ def has_reference_weights(source: SourceModel) -> bool:
 def _find_text(work: Work) -> None:
     config = work.config
     if config.text:
-        work.splits = load_splits(config.text)
+        work.splits = _given_splits(work)
     elif has_reference_weights(work.source):
         work.splits = builtin_splits()
     else:
@@ -166,9 +167,23 @@ def _find_text(work: Work) -> None:
         work.text_facts = {
             "source": work.splits.source,
             **{f"{split}_sha256": work.splits.sha256(split) for split in SPLITS},
+            "near_duplicates_left_out": work.splits.left_out,
             "held_out_tokens": None,
             "window": work.window,
         }
+
+
+def _given_splits(work: Work) -> Splits:
+    config = work.config
+    if SELF_TEXT not in config.text:
+        return load_splits(config.text, config.text_field)
+    if len(config.text) > 1:
+        raise UsageError("--text self stands alone: give the model's own text or files, not both")
+    if work.torch_missing:
+        raise UsageError(f"--text self: {work.torch_missing}")
+    from tritpress.steps.self_text import self_written_splits
+
+    return self_written_splits(work)
 
 
 def _choose_method(work: Work) -> None:

@@ -1,0 +1,20 @@
+"""Text for a run: read, split by document into four parts that never mix, cut into windows of tokens."""
+
+from tritpress.text.documents import FIELD, Document
+from tritpress.text.duplicates import drop_near_duplicates
+from tritpress.text.splits import SPLITS, Splits, builtin_splits, load_splits, split_of
+from tritpress.text.windows import TrainingWindows, token_windows, tokenize
+
+__all__ = [
+    "FIELD",
+    "SPLITS",
+    "Document",
+    "Splits",
+    "TrainingWindows",
+    "builtin_splits",
+    "drop_near_duplicates",
+    "load_splits",
+    "split_of",
+    "token_windows",
+    "tokenize",
+]
