@@ -42,6 +42,7 @@ def test_a_run_from_the_page(page: Any, server: str, runs_dir: Path) -> None:
     set_number(page, "Calibration tokens", 1024)
     set_number(page, "Evaluation tokens", 1024)
     # Two planes everywhere: the search for the best mix of planes takes longer than all the rest.
+    page.get_by_role("button", name="Planes", exact=True).click()
     page.get_by_role("combobox", name="Planes").click()
     page.get_by_role("menuitem", name="2", exact=True).click()
     button(page, "Start").click()

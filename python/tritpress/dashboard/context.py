@@ -55,7 +55,7 @@ class PageContext:
         then: Callable[[Any], None] | None = None,
     ) -> None:
         """Start a run in the background, as the Start button does; `then(run)` instead of opening it."""
-        self.session.steering.start_run(model, config_values, name, then)
+        self.session.starting.start_run(model, config_values, name, then)
 
     def send(self, run_id: str, command: str, **args: Any) -> None:
         """Send a command to that run's worker; the page says what the worker answered."""

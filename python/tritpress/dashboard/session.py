@@ -10,10 +10,12 @@ import panel_material_ui as pmui
 from panel.util import edit_readonly
 
 from tritpress.dashboard.components.html import Fragment, Markup
+from tritpress.dashboard.components.toasts import AlertWatch, Toasts
 from tritpress.dashboard.components.viewport import Viewport
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.routing import Routing
 from tritpress.dashboard.sidebar import Sidebar
+from tritpress.dashboard.starting import Starting
 from tritpress.dashboard.steering import Steering
 from tritpress.dashboard.store import Feed, RunStore
 from tritpress.dashboard.tabs import make_tabs
@@ -42,10 +44,12 @@ class Session:
         self.clock = 0.0
         self.default = Form(model=default_model())
         self.routing, self.steering = Routing(self), Steering(self)
+        self.starting = Starting(self)
         self.sidebar = Sidebar(
+            self.context,
             self.default,
             {
-                "start": self.steering.start,
+                "start": self.starting.start,
                 "toggle": self.steering.toggle,
                 "stop": self.steering.stop,
                 "reset": self.steering.ask_reset,
@@ -66,6 +70,8 @@ class Session:
             styles={"flex": "0 1 300px", "min-width": "200px"},
         )
         self.selector.param.watch(self._selected, "value")
+        self.banner = Fragment(_read_only(self.context.why_not) if not self.context.may_act else "")
+        self.banner.pane.visible = not self.context.may_act
         self.bar = Fragment()
         self.bar.pane.styles = {"flex": "1 1 420px", "min-width": "0"}
         self.strip = pn.FlexBox(
@@ -82,12 +88,21 @@ class Session:
             margin=(0, 12, 0, 12),
         )
         self.shown_tabs.param.watch(self._tab_chosen, "active")
+        self.toasts, self.alerts = Toasts(), AlertWatch()
         self.viewport = Viewport()
         self.viewport.param.watch(lambda event: setattr(self, "visible", bool(event.new)), "visible")
         self.page = pmui.Page(
             title="tritpress",
             sidebar=self.sidebar.objects,
-            main=[self.strip, self.shown_tabs, self.steering.dialog, self.viewport],
+            main=[
+                self.banner.pane,
+                self.strip,
+                self.shown_tabs,
+                self.steering.dialog,
+                self.starting.dialog,
+                self.toasts.area,
+                self.viewport,
+            ],
             sidebar_width=320,
             sidebar_resizable=False,
             busy_indicator=None,
@@ -126,9 +141,8 @@ class Session:
         feed = self.feed
         version = feed.version if feed is not None else -1
         list_changed = self.store.list_version != self.seen_list
-        clock = (
-            now - self.clock >= 1.0 and feed is not None and feed.state["status"] in ("created", "running")
-        )
+        moving = feed is not None and feed.state["status"] in ("created", "queued", "running")
+        clock = moving and now - self.clock >= 1.0
         tab = self.tab
         waiting = self.steering.busy or tab.pending
         if version == self.seen and not list_changed and not clock and not waiting:
@@ -151,6 +165,9 @@ class Session:
         if fresh:
             self._show_bar()
             self.apply_controls()
+            if feed is not None:
+                for tone, text in self.alerts.new(feed.state["alerts"]):
+                    self.toasts.show(tone, text)
         changed: set[str] | None = None
         if tab.seen >= 0 and feed is not None and not everything:
             changed = feed.changed_since(tab.seen)
@@ -166,14 +183,15 @@ class Session:
         feed = self.feed
         if feed is None:
             return None
-        return Shown(feed.state, feed.lost, time.time(), dict(feed.progress_base), feed.path)
+        bases, samples = dict(feed.progress_base), dict(feed.samples)
+        return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, feed.recent)
 
     def _show_bar(self) -> None:
         feed = self.feed
         if feed is None:
             self.bar.set(Markup('<div class="bar"><span class="soft">No run is open.</span></div>'))
             return
-        status, head = status_of(feed.state, feed.lost), headline(feed.state)
+        status, head = status_of(feed.state, feed.lost, feed.gone), headline(feed.state)
         figure = Markup("")
         if head.ratio != fig.NOTHING:
             figure = Markup(
@@ -186,7 +204,7 @@ class Session:
                 '<span class="name">{}</span>{}</div>'
             ).format(
                 status.tone,
-                "lost" if feed.lost else feed.state["status"],
+                "gone" if feed.gone else "lost" if feed.lost else feed.state["status"],
                 status.mark,
                 status.label,
                 feed.state.get("name") or feed.id,
@@ -199,9 +217,20 @@ class Session:
         state = feed.state if feed is not None else None
         self.sidebar.apply(
             controls(
-                state, feed is not None and feed.lost, self.sidebar.check.ok, self.steering.waiting
+                state,
+                feed is not None and feed.lost,
+                self.sidebar.ready,
+                self.steering.waiting,
+                self.context.may_act,
+                self.context.why_not,
             )
         )
+
+    def say(self, tone: str, text: str) -> None:
+        """Say something below the buttons, and in the corner too when it must not be missed."""
+        self.sidebar.say(tone, text)
+        if text and tone in ("bad", "warning", "good"):
+            self.toasts.show(tone, text)
 
     # Which run, which tab
 
@@ -221,11 +250,12 @@ class Session:
         self.steering.pending = None
         for tab in self.tabs:
             tab.forget()
+        self.alerts.begin(self.feed.state["alerts"] if self.feed is not None else [])
         if self.feed is not None:
             self.sidebar.fill(form_of(self.feed.state, self.default))
             self.sidebar.say("neutral", "")
         elif run_id:
-            self.sidebar.say("bad", f"There is no run {run_id!r} in {self.store.runs_dir}.")
+            self.say("bad", f"There is no run {run_id!r} in {self.store.runs_dir}.")
         self.refresh_list()
         self.refresh(everything=True)
 
@@ -258,3 +288,10 @@ class Session:
             self.store.close(self.feed)
             self.feed = None
         self.store.leave()
+
+
+def _read_only(why_not: str) -> Markup:
+    return Markup(
+        '<div class="note warning" role="status" data-read-only style="margin:14px 20px 0"><span>'
+        "<b>This page only shows runs.</b> {}</span></div>"
+    ).format(why_not)

@@ -1,8 +1,7 @@
-"""The sidebar: what to press and how, and the buttons that start and steer the run."""
+"""The sidebar: what to press and how, presets, and the buttons that start and steer the run."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,170 +9,155 @@ from typing import TYPE_CHECKING, Any
 import panel as pn
 import panel_material_ui as pmui
 
+from tritpress.dashboard.components.copybox import CopyBox
 from tritpress.dashboard.components.html import Fragment, Markup, join
-from tritpress.dashboard.views.form import Controls, Form, ModelCheck, check_model, command_of, toml_of
-from tritpress.errors import UsageError
+from tritpress.dashboard.presets import (
+    BUILT_IN,
+    NAME_LENGTH,
+    apply_preset,
+    delete_preset,
+    load_presets,
+    save_preset,
+)
+from tritpress.dashboard.sidebar_fields import MARGIN, Fields, heading, put
+from tritpress.dashboard.views.checks import ModelCheck, TextCheck, check_model, check_text
+from tritpress.dashboard.views.form import SETTINGS_FILE, Controls, Form, command_of, toml_of
+from tritpress.errors import TritpressError, UsageError
 
 if TYPE_CHECKING:
     from bokeh.server.callbacks import TimeoutCallback
 
-MARGIN = (8, 14, 4, 14)
-BUDGET_LABELS = {"epochs": "Epochs", "tokens": "Tokens", "minutes": "Minutes"}
-AMOUNT_LABELS = {
-    "epochs": "Epochs of training",
-    "tokens": "Tokens of training",
-    "minutes": "Minutes of training",
-}
-BUDGET_START = {"epochs": 1.0, "tokens": 100_000.0, "minutes": 5.0}
+    from tritpress.dashboard.context import PageContext
+
 CHECK_DELAY = 250
-"""Milliseconds without typing after which the path is looked at."""
+"""Milliseconds without typing after which a path is looked at."""
+
+NO_PRESET = "Choose a preset"
 
 
 class Sidebar:
     """The form and the buttons. What a button does is the session's business (`actions`)."""
 
-    def __init__(self, form: Form, actions: dict[str, Callable[[], None]]) -> None:
+    def __init__(self, page: PageContext, form: Form, actions: dict[str, Callable[[], None]]) -> None:
+        self.page = page
         self.default = form
         self.check = ModelCheck(False, "", ())
+        self.text_check = TextCheck(True, "")
         self._check_due: TimeoutCallback | None = None
-        self._filling = False
+        self._controls = Controls(False, False, False, False, False, True, "Pause")
+        self.fields = Fields()
         self._build()
         self._connect(actions)
         self.fill(form)
 
     def _build(self) -> None:
-        wide: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": MARGIN, "size": "small"}
-        self.model = pmui.TextInput(label="Model folder", placeholder="/path/to/a/model", **wide)
-        self.found = Fragment()
-        self.found.pane.margin = (0, 14, 6, 14)
-        self.own_ratio = pmui.Switch(
-            label="Own target ratio", value=False, size="small", margin=(6, 14, 0, 16)
-        )
-        self.ratio = pmui.FloatSlider(
-            label="Ratio",
-            start=4,
-            end=12,
-            step=0.25,
-            value=6,
-            sizing_mode="stretch_width",
-            size="small",
-            margin=(0, 20, 0, 20),
-            format="0.00",
-        )
-        self.own_sparsity = pmui.Switch(
-            label="Own sparsity", value=False, size="small", margin=(6, 14, 0, 16)
-        )
-        self.sparsity = pmui.FloatSlider(
-            label="Sparsity",
-            start=0.2,
-            end=0.6,
-            step=0.01,
-            value=0.35,
-            sizing_mode="stretch_width",
-            size="small",
-            margin=(0, 20, 0, 20),
-            format="0 %",
-        )
-        self.finetune = pmui.Switch(label="Fine-tune", value=True, size="small", margin=(6, 14, 4, 16))
-        self.budget = pmui.RadioButtonGroup(
-            label="",
-            options={title: key for key, title in BUDGET_LABELS.items()},
-            value="tokens",
-            size="small",
-            margin=(4, 14, 4, 14),
-            color="primary",
-        )
-        self.amount = pmui.FloatInput(
-            label="Tokens of training", value=100_000, start=0.1, format="0,0.[0]", **wide
-        )
-        self.grokfast = pmui.FloatInput(
-            label="Grokfast λ (lambda)", value=0.1, start=0.0, end=10.0, step=0.05, **wide
-        )
-        self.method = pmui.Select(
-            label="Method",
-            options={"Automatic": "auto", "Fast (no text)": "fast", "GPTQ sweep": "gptq"},
-            **wide,
-        )
-        self.planes = pmui.Select(
-            label="Planes",
-            options={"By the ratio": 0, "1 (1.58-bit)": 1, "2": 2, "3": 3},
-            value=0,
-            **wide,
-        )
-        self.seed = pmui.IntInput(label="Seed", value=0, start=0, **wide)
-        self.calibration = pmui.IntInput(
-            label="Calibration tokens", value=16_384, start=256, step=1024, **wide
-        )
-        self.evaluation = pmui.IntInput(label="Evaluation tokens", value=32_768, start=256, step=1024, **wide)
-        self.equal = Fragment()
-        self.equal.pane.margin = (4, 14, 8, 14)
+        fields = self.fields
+        self.found, self.text_found, self.extra = Fragment(), Fragment(), Fragment()
+        for fragment in (self.found, self.text_found, self.extra):
+            fragment.pane.margin = (0, 14, 6, 14)
+        self.equal_command = CopyBox(title="The same on the command line", margin=(8, 14, 4, 14))
+        self.equal_toml = CopyBox(title=f"The same as {SETTINGS_FILE}", margin=(8, 14, 8, 14))
+        self.wrong = Fragment()
+        self.wrong.pane.margin = (4, 14, 4, 14)
+        self.message = Fragment()
+        self.message.pane.margin = (4, 14, 12, 14)
+        self._build_presets()
         self.more = pmui.Accordion(
             (
                 "More settings",
-                pn.Column(
-                    self.method,
-                    self.planes,
-                    self.seed,
-                    self.calibration,
-                    self.evaluation,
-                    self.equal.pane,
-                    sizing_mode="stretch_width",
-                    margin=0,
+                _column(
+                    fields.method,
+                    fields.optimizer,
+                    fields.outputs,
+                    fields.device,
+                    fields.seed,
+                    fields.calibration,
+                    fields.evaluation,
+                    self.extra.pane,
                 ),
             ),
+            ("Command line and TOML", _column(self.equal_command, self.equal_toml)),
+            ("Presets", _column(self.preset_name, pn.Row(self.preset_save, self.preset_delete, margin=0))),
             sizing_mode="stretch_width",
             margin=(6, 14, 6, 14),
             title_variant="body2",
             disable_gutters=True,
         )
-        button: dict[str, Any] = {"sizing_mode": "stretch_width", "size": "medium", "disable_elevation": True}
-        self.start = pmui.Button(
-            label="Start", icon="play_arrow", color="primary", margin=(10, 14, 4, 14), **button
-        )
-        self.toggle = pmui.Button(
-            label="Pause", icon="pause", variant="outlined", margin=(4, 4, 4, 14), **button
-        )
-        self.stop = pmui.Button(label="Stop", icon="stop", variant="outlined", margin=(4, 14, 4, 4), **button)
-        self.reset = pmui.Button(
-            label="Reset", icon="restart_alt", variant="text", margin=(4, 14, 4, 14), **button
-        )
-        self.message = Fragment()
-        self.message.pane.margin = (4, 14, 12, 14)
-        self.fields = (
-            self.model,
-            self.own_ratio,
-            self.ratio,
-            self.own_sparsity,
-            self.sparsity,
-            self.finetune,
-            self.budget,
-            self.amount,
-            self.grokfast,
-            self.method,
-            self.planes,
-            self.seed,
-            self.calibration,
-            self.evaluation,
-        )
+        self._build_buttons()
         self.objects = [
-            _heading("Model"),
-            self.model,
+            heading("Model"),
+            fields.model,
             self.found.pane,
-            _heading("Compression"),
-            self.own_ratio,
-            self.ratio,
-            self.own_sparsity,
-            self.sparsity,
-            _heading("Fine-tuning"),
-            self.finetune,
-            self.budget,
-            self.amount,
-            self.grokfast,
+            self.preset,
+            heading("Compression"),
+            fields.target,
+            fields.ratio,
+            fields.planes,
+            heading("Zeros"),
+            fields.zeros,
+            fields.zeros_words.pane,
+            fields.sparsity,
+            fields.threshold,
+            heading("Text"),
+            fields.text,
+            self.text_found.pane,
+            heading("Fine-tuning"),
+            fields.finetune,
+            fields.budget,
+            fields.amount,
+            fields.grokfast,
             self.more,
-            self.start,
-            pn.Row(self.toggle, self.stop, sizing_mode="stretch_width", margin=0),
-            self.reset,
+            self.wrong.pane,
+            *self.buttons,
             self.message.pane,
+        ]
+
+    def _build_presets(self) -> None:
+        self.own: dict[str, dict[str, Any]] = {}
+        self.preset = pmui.Select(
+            label="Preset", options=[NO_PRESET], sizing_mode="stretch_width", margin=MARGIN, size="small"
+        )
+        self.preset_name = pmui.TextInput(
+            label="Name of a preset",
+            placeholder="what these settings are for",
+            max_length=NAME_LENGTH,
+            sizing_mode="stretch_width",
+            margin=MARGIN,
+            size="small",
+        )
+        small: dict[str, Any] = {"size": "small", "variant": "outlined", "margin": (4, 4, 10, 14)}
+        self.preset_save = pmui.Button(label="Save preset", icon="bookmark_add", **small)
+        self.preset_delete = pmui.Button(label="Delete", icon="bookmark_remove", **small)
+        self._list_presets()
+
+    def _build_buttons(self) -> None:
+        button: dict[str, Any] = {"sizing_mode": "stretch_width", "size": "medium", "disable_elevation": True}
+        self.start = pmui.Button(label="Start", icon="play_arrow", color="primary", margin=0, **button)
+        self.toggle = pmui.Button(label="Pause", icon="pause", variant="outlined", margin=0, **button)
+        self.stop = pmui.Button(label="Stop", icon="stop", variant="outlined", margin=0, **button)
+        self.reset = pmui.Button(label="Reset", icon="restart_alt", variant="text", margin=0, **button)
+        # A disabled button shows no tooltip of its own: what is around it does.
+        self.hints = {
+            name: pmui.Tooltip(
+                part,
+                title="",
+                placement="top",
+                describe_child=True,
+                sizing_mode="stretch_width",
+                margin=margin,
+            )
+            for name, part, margin in (
+                ("start", self.start, (10, 14, 4, 14)),
+                ("toggle", self.toggle, (4, 4, 4, 14)),
+                ("stop", self.stop, (4, 14, 4, 4)),
+                ("reset", self.reset, (4, 14, 4, 14)),
+            )
+        }
+        hints = self.hints
+        self.buttons = [
+            hints["start"],
+            pn.Row(hints["toggle"], hints["stop"], sizing_mode="stretch_width", margin=0),
+            hints["reset"],
         ]
 
     def _connect(self, actions: dict[str, Callable[[], None]]) -> None:
@@ -187,62 +171,35 @@ class Sidebar:
             (self.reset, "reset"),
         ):
             button.on_click(partial(act, name))
-        self.model.param.watch(self._typed, "value_input")
-        self.model.param.watch(lambda _: self.look(), "value")
-        self.budget.param.watch(self._budget_chosen, "value")
-        for field in self.fields[1:]:
-            field.param.watch(lambda _: self._settle(), "value")
+        fields = self.fields
+        for typed in (fields.model, fields.text):
+            typed.param.watch(self._typed, "value_input")
+            typed.param.watch(lambda _: self.look(), "value")
+        for field in fields.all:
+            if field not in (fields.model, fields.text):
+                field.param.watch(lambda _: self._settle(), "value")
+        self.preset.param.watch(self._preset_chosen, "value")
+        self.preset_save.on_click(lambda _: self._change_presets(self._save_preset))
+        self.preset_delete.on_click(lambda _: self._change_presets(self._delete_preset))
+        self.preset_name.param.watch(lambda _: self._settle_presets(), "value_input")
 
     def form(self) -> Form:
         """What is chosen now."""
-        return Form(
-            model=self.check.path or self.model.value.strip(),
-            ratio=float(self.ratio.value) if self.own_ratio.value else None,
-            sparsity=float(self.sparsity.value) if self.own_sparsity.value else None,
-            finetune=self.finetune.value,
-            budget=self.budget.value,
-            amount=self.amount.value or 0,
-            grokfast_lambda=self.grokfast.value if self.grokfast.value is not None else 0.0,
-            method=self.method.value,
-            planes=self.planes.value or None,
-            seed=self.seed.value or 0,
-            calibration_tokens=self.calibration.value or 0,
-            evaluation_tokens=self.evaluation.value or 0,
-        )
+        return self.fields.form(self.check.path or self.fields.model.value.strip())
 
     def fill(self, form: Form) -> None:
         """Show these choices."""
-        self._filling = True
-        try:
-            self.own_ratio.value = form.ratio is not None
-            if form.ratio is not None:
-                self.ratio.param.update(start=min(4, form.ratio), end=max(12, form.ratio), value=form.ratio)
-            self.own_sparsity.value = form.sparsity is not None
-            if form.sparsity is not None:
-                self.sparsity.param.update(
-                    start=min(0.2, form.sparsity), end=max(0.6, form.sparsity), value=form.sparsity
-                )
-            self.finetune.value = form.finetune
-            self.budget.value = form.budget
-            self.amount.param.update(label=AMOUNT_LABELS[form.budget], value=float(form.amount))
-            self.grokfast.value = form.grokfast_lambda
-            self.method.value = form.method if form.method in self.method.options.values() else "auto"
-            self.planes.value = form.planes or 0
-            self.seed.value = form.seed
-            self.calibration.value = form.calibration_tokens
-            self.evaluation.value = form.evaluation_tokens
-            self.model.value = form.model
-        finally:
-            self._filling = False
+        self.fields.fill(form)
         self.look()
 
     def look(self) -> None:
-        """Look at the model's folder now and say what it is."""
-        if self._filling:
+        """Look at the model's folder and the texts now and say what they are."""
+        fields = self.fields
+        if fields.filling:
             return
-        self.check = check_model(self.model.value_input or self.model.value or "")
-        if self.check.default_ratio is not None and not self.own_ratio.value:
-            self.ratio.value = min(max(self.check.default_ratio, self.ratio.start), self.ratio.end)
+        self.check = check_model(fields.model.value_input or fields.model.value or "")
+        if self.check.default_ratio is not None and fields.target.value == "class":
+            put(fields.ratio, value=min(max(self.check.default_ratio, fields.ratio.start), fields.ratio.end))
         tone, mark = ("good", "✓") if self.check.ok else ("bad", "✕")
         first, *rest = self.check.lines
         self.found.set(
@@ -254,21 +211,38 @@ class Sidebar:
                 join(Markup('<div class="soft break">{}</div>').format(line) for line in rest),
             )
         )
+        self.text_check = check_text(fields.paths(), self.check.reference)
+        self.text_found.set(
+            Markup('<div class="small {} break" data-text-check="{}">{}{}</div>').format(
+                "soft" if self.text_check.ok else "bad",
+                "ok" if self.text_check.ok else "bad",
+                "" if self.text_check.ok else "✕ ",
+                self.text_check.words,
+            )
+        )
         self._settle()
 
+    @property
+    def ready(self) -> bool:
+        """Whether a run can start with what is chosen."""
+        return self.check.ok and self.text_check.ok
+
     def apply(self, controls: Controls) -> None:
-        """Enable what means something."""
+        """Enable what means something; the tooltips say why the rest does not."""
         self._controls = controls
-        _set(self.start, disabled=not controls.start)
         resume = controls.toggle == "Resume"
-        _set(
+        put(self.start, disabled=not controls.start)
+        put(
             self.toggle,
             label=controls.toggle,
             icon="play_arrow" if resume else "pause",
             disabled=not (controls.resume if resume else controls.pause),
         )
-        _set(self.stop, disabled=not controls.stop)
-        _set(self.reset, disabled=not controls.reset)
+        put(self.stop, disabled=not controls.stop)
+        put(self.reset, disabled=not controls.reset)
+        for name, hint in self.hints.items():
+            part = getattr(self, name)
+            put(hint, title=controls.why.get(name, "") if part.disabled else "")
         self._settle()
 
     def say(self, tone: str, text: str) -> None:
@@ -279,40 +253,32 @@ class Sidebar:
             else Markup("")
         )
 
-    _controls = Controls(False, False, False, False, False, True, "Pause")
-
     def _settle(self) -> None:
-        if self._filling:
+        if self.fields.filling:
             return
-        editable = self._controls.form
-        enabled = {
-            self.ratio: self.own_ratio.value and not self.planes.value,
-            self.own_ratio: not self.planes.value,
-            self.sparsity: self.own_sparsity.value,
-            self.budget: self.finetune.value,
-            self.amount: self.finetune.value,
-            self.grokfast: self.finetune.value,
-        }
-        for field in self.fields:
-            _set(field, disabled=not (editable and enabled.get(field, True)))
+        self.fields.settle(self._controls.form)
+        self._settle_presets()
+        extra = self.fields.extra
+        self.extra.set(
+            Markup('<p class="soft small">Also as in the run that was opened: {}</p>').format(
+                ", ".join(f"{key} {value}" for key, value in extra.items())
+            )
+            if extra
+            else Markup("")
+        )
         try:
             form = self.form()
-            text = command_of(form)
-            toml = toml_of(form)
+            command, toml = command_of(form), toml_of(form)
         except UsageError as error:
-            self.equal.set(Markup('<p class="small bad">{}</p>').format(error))
+            self.wrong.set(Markup('<p class="small bad" role="alert">✕ {}</p>').format(error))
             return
-        self.equal.set(
-            Markup(
-                '<div class="soft small">The same on the command line</div><pre class="code mono">{}</pre>'
-                '<div class="soft small" style="margin-top:8px">The same as a TOML file</div>'
-                '<pre class="code mono">{}</pre>'
-            ).format(text, toml or "# every setting at its default")
-        )
+        self.wrong.set(Markup(""))
+        put(self.equal_command, text=command)
+        put(self.equal_toml, text=toml or "# every setting at its default")
 
     def _typed(self, event: Any) -> None:
         doc = pn.state.curdoc
-        if self._filling or doc is None or event.new == event.old:
+        if self.fields.filling or doc is None or event.new == event.old:
             return
         if self._check_due is not None:
             doc.remove_timeout_callback(self._check_due)
@@ -324,24 +290,55 @@ class Sidebar:
         self.on_checked()
 
     def on_checked(self) -> None:
-        """Called after the model's folder was looked at; the session sets it."""
+        """Called after the paths were looked at; the session sets it."""
 
-    def _budget_chosen(self, event: Any) -> None:
-        if not self._filling:
-            self.amount.param.update(label=AMOUNT_LABELS[event.new], value=BUDGET_START[event.new])
+    # Presets
 
-    def set_default(self, **changes: Any) -> None:
-        """Change what Reset goes back to."""
-        self.default = dataclasses.replace(self.default, **changes)
+    def _list_presets(self, value: str = NO_PRESET) -> None:
+        try:
+            self.own = load_presets(self.page.store.runs_dir)
+        except TritpressError as error:
+            self.own = {}
+            self.say("warning", str(error))
+        self.preset.param.update(options=[NO_PRESET, *BUILT_IN, *self.own], value=value)
+
+    def _preset_chosen(self, event: Any) -> None:
+        settings = BUILT_IN.get(event.new, self.own.get(event.new))
+        if settings is None or event.new == event.old:
+            return
+        try:
+            self.fill(apply_preset(self.form(), settings, self.default))
+        except UsageError as error:
+            self.page.say("bad", f"The preset {event.new} cannot be used: {error}")
+        self.preset_name.value = event.new if event.new in self.own else ""
+
+    def _change_presets(self, change: Callable[[], str]) -> None:
+        if not self.page.may_act:
+            self.page.say("bad", self.page.why_not)
+            return
+        try:
+            value = change()
+        except TritpressError as error:
+            self.page.say("bad", str(error))
+            return
+        self._list_presets(value)
+        self._settle_presets()
+
+    def _save_preset(self) -> str:
+        return save_preset(self.page.store.runs_dir, self.preset_name.value_input or "", self.form())
+
+    def _delete_preset(self) -> str:
+        delete_preset(self.page.store.runs_dir, self.preset_name.value_input or "")
+        self.preset_name.value = ""
+        return NO_PRESET
+
+    def _settle_presets(self) -> None:
+        name = (self.preset_name.value_input or "").strip()
+        may = self.page.may_act
+        put(self.preset, disabled=not self._controls.form)
+        put(self.preset_save, disabled=not (may and name and name not in BUILT_IN))
+        put(self.preset_delete, disabled=not (may and name in self.own))
 
 
-def _set(part: Any, **values: Any) -> None:
-    changed = {key: value for key, value in values.items() if getattr(part, key) != value}
-    if changed:
-        part.param.update(**changed)
-
-
-def _heading(text: str) -> pn.pane.HTML:
-    fragment = Fragment(Markup('<h2 style="margin:0">{}</h2>').format(text))
-    fragment.pane.margin = (14, 14, 2, 14)
-    return fragment.pane
+def _column(*parts: Any) -> pn.Column:
+    return pn.Column(*parts, sizing_mode="stretch_width", margin=0)

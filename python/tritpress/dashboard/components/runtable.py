@@ -30,7 +30,8 @@ export function render({ model }) {
   const head = el("tr")
   if (model.kind === "runs") head.append(el("th", { className: "box" }, all))
   for (const title of HEADS[model.kind]) {
-    head.append(title ? el("th", { className: `${LEFT.has(title) ? "left" : ""} ${title.toLowerCase()}` }, title)
+    const className = `${LEFT.has(title) ? "left" : ""} ${title.toLowerCase()}`
+    head.append(title ? el("th", { className }, title)
                       : el("th", {}, el("span", { className: "visually-hidden" }, "Actions")))
   }
   const table = el("table", { className: "runs" }, el("thead", {}, head), body)
@@ -145,7 +146,7 @@ CSS = """
 .runs .box { width: 28px; padding-left: 2px; text-align: left; }
 .runs .box + th, .runs .box + td { text-align: left; }
 .runs tbody tr:hover { background: color-mix(in srgb, var(--ink) 4%, transparent); }
-.runs td.state { white-space: normal; min-width: 110px; max-width: 210px; }
+.runs td.state { white-space: normal; min-width: 150px; max-width: 220px; }
 .runs input { accent-color: var(--accent); width: 16px; height: 16px; margin: 2px 0 0; }
 .tag {
   border: 1px solid var(--line); border-radius: 999px; padding: 0 8px; font-size: 12px; white-space: nowrap;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ class Shown:
     now: float
     progress_bases: dict[int, tuple[float, float]]
     path: Path
+    samples: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    """Step -> (time, done) of its progress so far, evenly thinned."""
+    recent: list[dict[str, Any]] = field(default_factory=list)
+    """The last events, those apart that come too thick to be read."""
 
 
 class Tab(ABC):

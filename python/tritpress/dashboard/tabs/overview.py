@@ -1,54 +1,89 @@
-"""Overview: where the run stands, its five figures, its seven steps, its log."""
+"""Overview: where the run stands, its figures with their targets, its steps, its events, what is next."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from panel import FlexBox
+import panel_material_ui as pmui
+from panel import Column, FlexBox
 
-from tritpress.dashboard.components.html import Fragment, Markup, empty, join, note, panel
+from tritpress.dashboard.components.eventlog import EventLog
+from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
+from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.events import KINDS, LEVELS, EventSearch, event_lines
 from tritpress.dashboard.views.overview import StepLine, Tile, facts, step_lines, tiles
-from tritpress.dashboard.views.status import elapsed, status_of
+from tritpress.dashboard.views.status import elapsed, next_words, status_of
 
 STEP_MARKS = {"waiting": "", "running": "▸", "done": "✓", "skipped": "–", "failed": "✕"}
 STEP_TONES = {"waiting": "neutral", "running": "live", "done": "good", "skipped": "neutral", "failed": "bad"}
-LOG_LINES = 60
+
+LOG_EVERY = 0.5
+"""Seconds between two looks at the list of events: a page of text need not change more often."""
+
+OF_LOG = frozenset({"layer.finished", "output", "handoff", "command.ack"})
+"""Event types that only the list of events shows."""
 
 
 class Overview(Tab):
     key = "overview"
     title = "Overview"
-    interests = frozenset(
-        {
-            CLOCK,
-            "liveness",
-            "run.started",
-            "run.paused",
-            "run.resumed",
-            "run.finished",
-            "run.failed",
-            "step.started",
-            "step.progress",
-            "step.finished",
-            "model",
-            "plan",
-            "figures",
-            "evaluation",
-            "gate",
-            "log",
-            "alert",
-        }
-    )
+    interests = OF_LOG | {
+        CLOCK,
+        "labels",
+        "liveness",
+        "run.started",
+        "run.queued",
+        "run.paused",
+        "run.resumed",
+        "run.finished",
+        "run.failed",
+        "step.started",
+        "step.progress",
+        "step.finished",
+        "model",
+        "plan",
+        "figures",
+        "evaluation",
+        "gate",
+        "log",
+        "alert",
+    }
+
+    def __init__(self, page: PageContext) -> None:
+        super().__init__(page)
+        self.search = EventSearch()
+        self.last: Shown | None = None
+        self.listed: list[dict[str, Any]] | None = None
+        self.listed_at = 0.0
+        self._quiet = False
+
+    def query(self) -> dict[str, str]:
+        found = {"find": self.search.words, "kind": self.search.kind, "level": self.search.level}
+        return {key: value for key, value in found.items() if value and value != "info"}
+
+    def go(self, query: Mapping[str, str]) -> None:
+        kind, level = query.get("kind", ""), query.get("level", "info")
+        self.search = EventSearch(
+            query.get("find", ""), kind if kind in KINDS else "", level if level in LEVELS else "info"
+        )
+        if self.built:
+            self._show_search()
+
+    def forget(self) -> None:
+        super().forget()
+        self.search, self.last, self.listed = EventSearch(), None, None
 
     def build(self) -> list[Any]:
         self.status, self.figures, self.steps = Fragment(), Fragment(), Fragment()
-        self.facts, self.log = Fragment(), Fragment()
+        self.facts = Fragment()
         self.steps.pane.styles = {"flex": "3 1 400px", "min-width": "0"}
         self.facts.pane.styles = {"flex": "2 1 320px", "min-width": "0"}
-        for fragment in (self.status, self.figures, self.log):
+        for fragment in (self.status, self.figures):
             fragment.pane.margin = (0, 0, 14, 0)
         pair = FlexBox(
             self.steps.pane,
@@ -58,33 +93,140 @@ class Overview(Tab):
             align_items="start",
             margin=(0, 0, 14, 0),
         )
-        return [self.status.pane, self.figures.pane, pair, self.log.pane]
+        return [self.status.pane, self.figures.pane, pair, self._build_log()]
+
+    def _build_log(self) -> Any:
+        field: dict[str, Any] = {"size": "small", "margin": 0, "sizing_mode": "stretch_width"}
+        self.find = pmui.TextInput(
+            label="Find in events", styles={"flex": "2 1 180px", "width": "auto"}, **field
+        )
+        self.kind = pmui.Select(
+            label="About",
+            options={"Anything": "", **{title: key for key, title in KINDS.items()}},
+            value="",
+            styles={"flex": "1 1 130px", "width": "auto"},
+            **field,
+        )
+        self.level = pmui.Select(
+            label="Level",
+            options={title: key for key, title in LEVELS.items()},
+            value="info",
+            styles={"flex": "1 1 150px", "width": "auto"},
+            **field,
+        )
+        self.events, self.no_events = EventLog(), Fragment()
+        title = Fragment(Markup('<h2 style="margin:0">Events</h2>'))
+        self._show_search()
+        self.find.param.watch(lambda event: self._searched(words=event.new.strip()), "value_input")
+        self.kind.param.watch(lambda event: self._searched(kind=event.new or ""), "value")
+        self.level.param.watch(lambda event: self._searched(level=event.new or "info"), "value")
+        tools = FlexBox(
+            self.find,
+            self.kind,
+            self.level,
+            sizing_mode="stretch_width",
+            gap="10px 12px",
+            margin=(10, 0, 8, 0),
+        )
+        self.log = Column(
+            title.pane,
+            tools,
+            self.no_events.pane,
+            self.events,
+            sizing_mode="stretch_width",
+            margin=0,
+            styles={
+                "border": "1px solid color-mix(in srgb, var(--panel-on-surface-color) 16%, transparent)",
+                "border-radius": "8px",
+                "padding": "14px 16px",
+            },
+        )
+        return self.log
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
+        self.last = shown
+        self.log.visible = shown is not None
         if shown is None:
             self.status.set(
                 empty("No run is open", "Open one from the list of runs, or choose a model and press Start.")
             )
-            for fragment in (self.figures, self.steps, self.facts, self.log):
+            for fragment in (self.figures, self.steps, self.facts):
                 fragment.set(Markup(""))
             return
         state = shown.state
-        status = status_of(state, shown.lost)
-        spent = elapsed(state, shown.now, shown.lost)
-        working = state["status"] in ("created", "running", "paused") and not shown.lost
-        spent_words = f" {'At work for' if working else 'Took'} {fig.duration(spent)}." if spent else ""
-        sentence = status.sentence + spent_words
-        self.status.set(note(status.tone, sentence))
-        self.figures.set(
-            Markup('<div class="tiles">{}</div>').format(join(_tile(tile) for tile in tiles(state)))
+        if changed is None or changed - OF_LOG:
+            self.status.set(_status(shown))
+            lines = step_lines(state, shown.now, shown.progress_bases, shown.lost, shown.samples)
+            self.steps.set(
+                panel("Steps", Markup('<ol class="steps">{}</ol>').format(join(map(_step, lines))))
+            )
+        if changed is None or changed - OF_LOG - {CLOCK, "step.progress"}:
+            self.figures.set(
+                Markup('<div class="tiles">{}</div>').format(join(_tile(tile) for tile in tiles(state)))
+            )
+            rows = join(
+                Markup("<dt>{}</dt><dd>{}</dd>").format(fact.name, fact.value)
+                for fact in facts(state, shown.now)
+            )
+            self.facts.set(panel("Run", Markup("<dl>{}</dl>").format(rows)))
+        if changed is None or self.pending:
+            self.take_up()
+
+    @property
+    def pending(self) -> bool:
+        return (
+            self.built
+            and self.last is not None
+            and self.last.recent is not self.listed
+            and time.monotonic() - self.listed_at >= LOG_EVERY
         )
-        lines = step_lines(state, shown.now, shown.progress_bases, shown.lost)
-        self.steps.set(panel("Steps", Markup('<ol class="steps">{}</ol>').format(join(map(_step, lines)))))
-        rows = join(
-            Markup("<dt>{}</dt><dd>{}</dd>").format(fact.name, fact.value) for fact in facts(state, shown.now)
-        )
-        self.facts.set(panel("Run", Markup("<dl>{}</dl>").format(rows)))
-        self.log.set(_log(state))
+
+    def take_up(self) -> None:
+        """Show the events that came."""
+        if self.last is None:
+            return
+        self.listed, self.listed_at = self.last.recent, time.monotonic()
+        lines = event_lines(self.listed, self.search)
+        if lines != self.events.lines:
+            self.events.lines = lines
+        self.events.visible = bool(lines)
+        self.no_events.set(self._no_events(bool(lines)))
+
+    def _no_events(self, some: bool) -> Markup:
+        if some:
+            return Markup("")
+        if self.search != EventSearch():
+            return empty("No event matches", "Change the words, the kind or the level above.")
+        return empty("No events yet", "What the run does is listed here as it happens.")
+
+    def _show_search(self) -> None:
+        self._quiet = True
+        try:
+            self.find.value, self.kind.value = self.search.words, self.search.kind
+            self.level.value = self.search.level
+        finally:
+            self._quiet = False
+
+    def _searched(self, **changes: str) -> None:
+        search = replace(self.search, **changes)
+        if self._quiet or search == self.search:
+            return
+        self.search = search
+        self.take_up()
+        self.page.navigate()
+
+
+def _status(shown: Shown) -> Markup:
+    state = shown.state
+    status = status_of(state, shown.lost)
+    spent = elapsed(state, shown.now, shown.lost)
+    working = state["status"] in ("created", "running", "paused") and not shown.lost
+    spent_words = f" {'At work for' if working else 'Took'} {fig.duration(spent)}." if spent else ""
+    following = next_words(state, shown.lost)
+    more = Markup('<p class="soft small" data-next><b>Next</b> {}</p>').format(following) if following else ""
+    return Markup('<div class="note {}"><span role="status">{}</span><span>{}</span>{}</div>').format(
+        status.tone, status.sentence, spent_words, more
+    )
 
 
 def _tile(tile: Tile) -> Markup:
@@ -122,18 +264,3 @@ def _step(line: StepLine) -> Markup:
         line.detail,
         track,
     )
-
-
-def _log(state: dict[str, Any]) -> Markup:
-    lines = sorted([*state["log"], *state["alerts"]], key=lambda line: line.get("t") or 0)[-LOG_LINES:]
-    if not lines:
-        return Markup("")
-    rows = join(
-        Markup('<li><span class="soft">{}</span><span class="{}">{}</span></li>').format(
-            time.strftime("%H:%M:%S", time.localtime(line.get("t") or 0)),
-            {"warning": "warning", "error": "bad"}.get(line.get("level") or "", ""),
-            line.get("message", ""),
-        )
-        for line in reversed(lines)
-    )
-    return panel("Log", Markup('<ul class="log small" tabindex="0" aria-label="Log">{}</ul>').format(rows))

@@ -97,7 +97,11 @@ class Runs(Tab):
             **field,
         )
         self.tag = pmui.Select(
-            label="Tag", options={"Any tag": ""}, value="", styles={"flex": "1 1 110px", "width": "auto"}, **field
+            label="Tag",
+            options={"Any tag": ""},
+            value="",
+            styles={"flex": "1 1 110px", "width": "auto"},
+            **field,
         )
         self.order = pmui.Select(
             label="Order",

@@ -3,50 +3,67 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tritpress.config import SIZE_CLASSES, CompressionConfig, make_config
-from tritpress.dashboard.views import figures as fig
+from tritpress.config import SIZE_CLASSES, UNSAFE_OVER_API, CompressionConfig, make_config
 from tritpress.dashboard.views.status import State
-from tritpress.errors import TritpressError
 
 BUDGETS = ("epochs", "tokens", "minutes")
 
 
 @dataclass(frozen=True)
 class Form:
-    """Everything that can be chosen before a run. `ratio` and `sparsity` None: tritpress chooses."""
+    """Everything that can be chosen before a run. `ratio`, `sparsity`, `threshold` None: tritpress chooses.
+
+    `extra` holds settings that the sidebar has no field for; they come from a run that was opened.
+    """
 
     model: str = ""
     ratio: float | None = None
-    sparsity: float | None = None
+    planes: int | None = None
+    sparsity: float | str | None = None  # "free" lifts the ceiling
+    threshold: float | None = None
+    method: str = "auto"
     finetune: bool = True
     budget: str = "tokens"
     amount: float = 100_000
+    optimizer: str = "mugrokfast"
     grokfast_lambda: float = 0.1
-    method: str = "auto"
-    planes: int | None = None
+    outputs: str = "both"
+    text: tuple[str, ...] = ()
+    device: str = "auto"
     seed: int = 0
     calibration_tokens: int = 16_384
     evaluation_tokens: int = 32_768
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+PLAIN = (
+    "planes",
+    "sparsity",
+    "threshold",
+    "method",
+    "finetune",
+    "optimizer",
+    "grokfast_lambda",
+    "outputs",
+    "device",
+    "seed",
+    "calibration_tokens",
+    "evaluation_tokens",
+)
+"""Fields of the form that are fields of the configuration by the same name."""
 
 
 def config_of(form: Form) -> CompressionConfig:
     """The configuration of the run. Raises `UsageError` with one sentence when the choices do not fit."""
-    values: dict[str, Any] = {
-        "target_ratio": form.ratio if form.planes is None else None,
-        "planes": form.planes,
-        "sparsity": form.sparsity,
-        "method": form.method,
-        "finetune": form.finetune,
-        "grokfast_lambda": form.grokfast_lambda,
-        "seed": form.seed,
-        "calibration_tokens": form.calibration_tokens,
-        "evaluation_tokens": form.evaluation_tokens,
-    }
+    values: dict[str, Any] = {**form.extra, **{key: getattr(form, key) for key in PLAIN}}
+    values["target_ratio"] = form.ratio if form.planes is None else None
+    values["text"] = list(form.text)
     if form.finetune:
         values[form.budget] = form.amount if form.budget == "minutes" else int(form.amount)
     return make_config(values)
@@ -57,68 +74,38 @@ def form_of(state: State, default: Form) -> Form:
     config = state.get("config") or {}
     if not config:
         return default
-    budget = next((key for key in BUDGETS if config.get(key) is not None), default.budget)
-    sparsity = config.get("sparsity")
-    return Form(
-        model=(state.get("model") or {}).get("path") or default.model,
-        ratio=config.get("target_ratio"),
-        sparsity=sparsity if fig.known(sparsity) else None,
-        finetune=config.get("finetune") is not False,
-        budget=budget,
-        amount=config.get(budget) or default.amount,
-        grokfast_lambda=config.get("grokfast_lambda", default.grokfast_lambda),
-        method=config.get("method", default.method),
-        planes=config.get("planes"),
-        seed=config.get("seed", default.seed),
-        calibration_tokens=config.get("calibration_tokens", default.calibration_tokens),
-        evaluation_tokens=config.get("evaluation_tokens", default.evaluation_tokens),
-    )
+    return fill_form(replace(default, model=(state.get("model") or {}).get("path") or default.model), config)
 
 
-@dataclass(frozen=True)
-class ModelCheck:
-    """What lies at a path: `ok` when it can be pressed, else `lines` says in a sentence what is wrong."""
-
-    ok: bool
-    path: str
-    lines: tuple[str, ...]
-    default_ratio: float | None = None
-
-
-def check_model(path: str) -> ModelCheck:
-    """Look at the headers of the model at `path`; reads no weights."""
-    from tritpress.formats.source import open_source
-    from tritpress.formats.targets import find_targets
-
-    text = path.strip()
-    if not text:
-        return ModelCheck(
-            False, "", ("Give the folder of a Hugging Face model (config.json and safetensors).",)
-        )
-    full = os.path.abspath(os.path.expanduser(text))
-    try:
-        source = open_source(full)
-        targets = find_targets(source)
-    except (TritpressError, OSError, ValueError, KeyError) as error:
-        return ModelCheck(False, full, (str(error) or type(error).__name__,))
-    layers = len({target.layer for target in targets})
-    return ModelCheck(
-        True,
-        full,
-        (
-            f"{source.architecture} · {fig.large_count(source.parameters)} parameters"
-            f" · {source.source_dtype}",
-            f"{fig.plural(layers, 'layer')} · {fig.plural(len(targets), 'tensor')} to press · "
-            f"{fig.size(source.bytes_on_disk)} on disk",
-            f"Size class {source.size_class}: {fig.ratio(source.class_ratio)} unless chosen otherwise",
-        ),
-        source.class_ratio,
+def fill_form(form: Form, config: Mapping[str, Any]) -> Form:
+    """`form` with the settings of that configuration, which may hold only some fields."""
+    known = CompressionConfig().model_dump(mode="json")
+    given = {**known, **{key: value for key, value in config.items() if key in known}}
+    budget = next((key for key in BUDGETS if given[key] is not None), None)
+    shown = {"target_ratio", "text", *PLAIN, *BUDGETS}
+    extra = {
+        key: value
+        for key, value in given.items()
+        if key not in shown and key not in UNSAFE_OVER_API and key != "overwrite" and value != known[key]
+    }
+    return replace(
+        form,
+        **{key: given[key] for key in PLAIN if key != "finetune"},
+        ratio=given["target_ratio"],
+        finetune=given["finetune"] is not False,
+        budget=budget or form.budget,
+        amount=given[budget] if budget else form.amount,
+        text=tuple(given["text"]),
+        extra=extra,
     )
 
 
 @dataclass(frozen=True)
 class Controls:
-    """Which buttons mean something; `toggle` is what the second button does now."""
+    """Which buttons mean something; `toggle` is what the second button does now.
+
+    `why` says for each button that means nothing (start, toggle, stop, reset) why.
+    """
 
     start: bool
     pause: bool
@@ -127,21 +114,50 @@ class Controls:
     reset: bool
     form: bool
     toggle: str  # Pause or Resume
+    why: Mapping[str, str] = field(default_factory=dict)
 
 
-def controls(state: State | None, lost: bool, model_ok: bool, waiting: bool = False) -> Controls:
-    """`waiting`: a command was sent and not yet acknowledged."""
+WAITING = "A moment: the last button is not done yet"
+
+
+def controls(
+    state: State | None,
+    lost: bool,
+    model_ok: bool,
+    waiting: bool = False,
+    may_act: bool = True,
+    why_not: str = "",
+) -> Controls:
+    """`waiting`: a command was sent and not yet acknowledged. `may_act` False: the page only shows."""
     status = None if state is None else "lost" if lost else state["status"]
-    at_work = status in ("created", "running", "paused")
+    at_work = status in ("created", "queued", "running", "paused")
     can_resume = status in ("paused", "stopped", "failed", "lost")
+    can_stop = status in ("queued", "running", "paused")
+    free = may_act and not waiting
+    why = {}
+    if at_work:
+        why["start"] = "This run is not over. For another one choose New run above, or Reset"
+    elif not model_ok:
+        why["start"] = "Give a model folder first"
+    why["toggle"] = {
+        None: "No run is open",
+        "finished": "The run is finished",
+        "created": "The worker is still starting",
+        "queued": "The run has not begun: it waits for others",
+    }.get(status, "")
+    why["stop"] = "" if can_stop else "No run is open" if status is None else "The run is not at work"
+    why["reset"] = "No run is open" if status is None else ""
+    for name in ("start", "toggle", "stop"):
+        why[name] = why_not if not may_act else WAITING if waiting else why.get(name, "")
     return Controls(
-        start=not at_work and model_ok and not waiting,
-        pause=status == "running" and not waiting,
-        resume=can_resume and not waiting,
-        stop=status in ("running", "paused") and not waiting,
+        start=not at_work and model_ok and free,
+        pause=status == "running" and free,
+        resume=can_resume and free,
+        stop=can_stop and free,
         reset=status is not None,
         form=not at_work,
         toggle="Resume" if can_resume else "Pause",
+        why=why,
     )
 
 
@@ -149,36 +165,60 @@ FLAGS = {
     "target_ratio": "--ratio",
     "planes": "--planes",
     "method": "--method",
+    "fit": "--fit",
+    "group_size": "--group-size",
     "sparsity": "--sparsity",
+    "threshold": "--threshold",
+    "plan": "--plan",
     "epochs": "--epochs",
     "tokens": "--tokens",
     "minutes": "--minutes",
+    "optimizer": "--optimizer",
     "grokfast_lambda": "--grokfast-lambda",
+    "activation_bits": "--activation-bits",
     "seed": "--seed",
+    "device": "--device",
+    "threads": "--threads",
+    "alert_webhook": "--alert-webhook",
 }
+TEXT_FLAGS = {"text": "--text", "alerts": "--alert"}
+WHOLE_FLAGS: dict[str, dict[Any, str]] = {
+    "finetune": {True: "--finetune", False: "--no-finetune"},
+    "outputs": {"packed": "--packed-only", "dequantized": "--dequantized-only"},
+    "evaluate": {False: "--no-eval"},
+}
+SETTINGS_FILE = "settings.toml"
+
+
+def chosen(form: Form) -> dict[str, Any]:
+    """The settings that differ from the default."""
+    default = CompressionConfig().model_dump(mode="json")
+    config = config_of(form).model_dump(mode="json")
+    return {key: value for key, value in config.items() if value != default[key]}
 
 
 def toml_of(form: Form) -> str:
     """The choices as a file for `tritpress compress --config`; only what differs from the default."""
-    chosen = config_of(form).model_dump(mode="json")
-    default = CompressionConfig().model_dump(mode="json")
-    lines = [f"{key} = {json.dumps(value)}" for key, value in chosen.items() if value != default[key]]
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in chosen(form).items())
     return "\n".join(lines)
 
 
 def command_of(form: Form) -> str:
-    """The equal command line."""
-    import shlex
-
-    chosen = config_of(form).model_dump(mode="json")
-    default = CompressionConfig().model_dump(mode="json")
+    """The equal command line; with `--config` where a setting has no option of its own."""
     parts = ["tritpress", "compress", shlex.quote(form.model or "MODEL"), "-o", "OUT"]
+    settings = chosen(form)
+    if settings.keys() - FLAGS.keys() - TEXT_FLAGS.keys() - WHOLE_FLAGS.keys():
+        return " ".join([*parts, "--config", SETTINGS_FILE])
     for key, flag in FLAGS.items():
-        if chosen[key] != default[key]:
-            value = chosen[key]
-            parts += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
-    if chosen["finetune"] is not None:
-        parts.append("--finetune" if chosen["finetune"] else "--no-finetune")
+        if key in settings:
+            value = settings[key]
+            parts += [flag, f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))]
+    for key, flag in TEXT_FLAGS.items():
+        for value in settings.get(key) or (["none"] if key in settings else []):
+            parts += [flag, shlex.quote(value)]
+    for key, words in WHOLE_FLAGS.items():
+        if key in settings and settings[key] in words:
+            parts.append(words[settings[key]])
     return " ".join(parts)
 
 
@@ -191,3 +231,4 @@ def default_model() -> str:
 
     path = Path(reference_model_path())
     return str(path) if path.is_dir() else ""
+

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.eta import time_left_words
 from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import (
     STEP_TITLES,
+    Samples,
     State,
     gate_target_words,
     gate_title,
     headline,
-    seconds_left,
+    step_left,
 )
 
 DEFAULT_TARGETS: dict[str, Any] = {
@@ -67,7 +70,7 @@ def tiles(state: State) -> list[Tile]:
             "Size",
             fig.size(after),
             f"from {fig.size(before)} in float32" if fig.known(before) else "written in step 6",
-            "",
+            _size_target(before, gates.get("ratio")),
             None,
         ),
         _tile(
@@ -88,6 +91,12 @@ def tiles(state: State) -> list[Tile]:
         ),
         _tile("accuracy", fig.percent(figures.get("accuracy_kept")), _top1(state), gates),
     ]
+
+
+def _size_target(before: float | None, gate: dict[str, Any] | None) -> str:
+    """The bytes that the ratio's gate allows."""
+    ratio = (gate or {}).get("target") or DEFAULT_TARGETS["ratio"]
+    return f"≤ {fig.size(before / ratio)}" if fig.known(before) and fig.known(ratio) else ""
 
 
 def _tile(name: str, value: str, beside: str, gates: dict[str, Any]) -> Tile:
@@ -117,10 +126,17 @@ STEP_WORDS = {
 
 
 def step_lines(
-    state: State, now: float, bases: dict[int, tuple[float, float]] | None = None, lost: bool = False
+    state: State,
+    now: float,
+    bases: dict[int, tuple[float, float]] | None = None,
+    lost: bool = False,
+    samples: Samples | None = None,
 ) -> list[StepLine]:
     """The seven steps with their times; a running one with how far it is, unless its worker is gone."""
-    lines = [_step_line(step, state, now, (bases or {}).get(step["n"])) for step in state["steps"]]
+    lines = [
+        _step_line(step, state, now, (bases or {}).get(step["n"]), (samples or {}).get(step["n"], ()))
+        for step in state["steps"]
+    ]
     if not lost:
         return lines
     return [
@@ -131,7 +147,13 @@ def step_lines(
     ]
 
 
-def _step_line(step: dict[str, Any], state: State, now: float, base: tuple[float, float] | None) -> StepLine:
+def _step_line(
+    step: dict[str, Any],
+    state: State,
+    now: float,
+    base: tuple[float, float] | None,
+    samples: Sequence[tuple[float, float]],
+) -> StepLine:
     title, about = STEP_TITLES[step["n"]]
     share, time, detail = None, "", step.get("detail") or ""
     if step["state"] == "running":
@@ -140,9 +162,8 @@ def _step_line(step: dict[str, Any], state: State, now: float, base: tuple[float
         if fig.known(step.get("started")) and state["status"] == "running":
             time = fig.duration(int(max(now - step["started"], 0)) or None)
             time = "" if time == fig.NOTHING else time.replace(".0 s", " s")
-        left = seconds_left(step, now, base) if state["status"] == "running" else None
-        if left is not None:
-            detail = " · ".join(part for part in (detail, f"about {fig.rough_duration(left)} left") if part)
+        left = step_left(step, now, base, samples) if state["status"] == "running" else None
+        detail = " · ".join(part for part in (detail, time_left_words(left)) if part)
         detail = detail or about
     elif step["state"] in ("done", "failed"):
         time, detail = fig.duration(step.get("seconds")) if step["state"] == "done" else "", about

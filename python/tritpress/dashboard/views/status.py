@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tritpress.dashboard.views.eta import TimeLeft, time_left, time_left_words
 from tritpress.dashboard.views.figures import (
     NOTHING,
     known,
     percent,
     plural,
     ratio,
-    rough_duration,
     significant,
 )
 
@@ -40,8 +41,13 @@ class Status:
     sentence: str
 
 
-def status_of(state: State, lost: bool = False) -> Status:
-    """The run's status; `lost` when it says it is at work but its worker process is gone."""
+def status_of(state: State, lost: bool = False, gone: bool = False) -> Status:
+    """The run's status; `lost` when it says it is at work but its worker process is gone.
+
+    `gone`: its folder was deleted or moved away.
+    """
+    if gone:
+        return Status("Deleted", "neutral", "○", "This run's folder is no longer there.")
     if lost:
         return Status(
             "Worker gone",
@@ -50,6 +56,10 @@ def status_of(state: State, lost: bool = False) -> Status:
             "The worker process ended without a word. What is finished is on disk: Resume goes on.",
         )
     kind = state["status"]
+    if kind == "queued":
+        after = state.get("after") or []
+        waits = f"{plural(len(after), 'run')} ({', '.join(after[:3])}{', …' if len(after) > 3 else ''})"
+        return Status("Queued", "live", "◷", f"Begins when {waits} ended; stop it to take it out.")
     if kind == "created":
         return Status("Starting", "live", "●", "The worker process is starting.")
     if kind == "running":
@@ -186,17 +196,69 @@ def seconds_left(
     return max((now - started) * (step["total"] - step["done"]) / done, 0.0)
 
 
+Samples = Mapping[int, Sequence[tuple[float, float]]]
+
+
+def step_left(
+    step: dict[str, Any] | None,
+    now: float,
+    base: tuple[float, float] | None = None,
+    samples: Sequence[tuple[float, float]] = (),
+) -> TimeLeft | None:
+    """What is left of the running step: by its samples, else by its first report."""
+    left = time_left(step, now, samples)
+    if left is None and (seconds := seconds_left(step, now, base)) is not None:
+        left = TimeLeft(seconds)
+    return left
+
+
 def eta_words(
-    state: State, now: float, lost: bool = False, bases: dict[int, tuple[float, float]] | None = None
+    state: State,
+    now: float,
+    lost: bool = False,
+    bases: dict[int, tuple[float, float]] | None = None,
+    samples: Samples | None = None,
 ) -> str:
-    """How long the running step will take, or why nobody can say."""
+    """How long the running step will take and how sure that is, or why nobody can say."""
     if state["status"] == "paused":
         return "paused"
     step = running_step(state)
     if lost or step is None or state["status"] != "running":
         return NOTHING
-    left = seconds_left(step, now, (bases or {}).get(step["n"]))
-    return f"about {rough_duration(left)} left in this step" if left is not None else "no estimate yet"
+    left = step_left(step, now, (bases or {}).get(step["n"]), (samples or {}).get(step["n"], ()))
+    words = time_left_words(left)
+    return words.replace(" left", " left in this step", 1) if words else "no estimate yet"
+
+
+NEXT = {
+    "paused": "Resume goes on with the next tensor or training step.",
+    "stopped": "Resume takes it up from what is finished; Start begins a new run.",
+    "failed": "Resume takes it up from what is finished. The worker's last words are in worker.log.",
+    "finished": "Quality has the five gates, Outputs the two models and how to load them.",
+}
+
+
+def next_words(state: State, lost: bool = False) -> str:
+    """What happens next, in one sentence."""
+    status = state["status"]
+    if lost:
+        return NEXT["failed"]
+    if status == "queued":
+        return "It begins by itself, also when every page is closed."
+    if status == "paused" or status in NEXT:
+        return NEXT[status]
+    wanted = [
+        step["n"]
+        for step in state["steps"]
+        if step["state"] == "waiting"
+        and not (step["n"] == 5 and (state.get("config") or {}).get("finetune") is False)
+    ]
+    if not wanted:
+        return "This is the last step; then the gates are judged." if running_step(state) else ""
+    first, *rest = wanted
+    title, about = STEP_TITLES[first]
+    then = ", ".join(STEP_TITLES[n][0].lower() for n in rest)
+    return f"{title}: {about[0].lower()}{about[1:]}" + (f"; then {then}." if then else ".")
 
 
 def elapsed(state: State, now: float, lost: bool = False) -> float | None:

@@ -1,0 +1,68 @@
+"""The list of events of a run; lines that are on the page already are left alone when new ones come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import param
+from panel.custom import JSComponent
+
+from tritpress.dashboard.theme import STYLES
+
+CSS = """
+ol { list-style: none; margin: 0; padding: 0; max-height: 340px; overflow-y: auto; }
+ol:focus-visible { outline: 2px solid var(--accent); }
+li {
+  display: grid; grid-template-columns: 64px 92px minmax(0, 1fr); gap: 0 10px; padding: 4px 0;
+  border-top: 1px solid var(--line); font-size: 12.5px; overflow-wrap: anywhere;
+}
+li:first-child { border-top: 0; }
+@media (max-width: 560px) { li { grid-template-columns: 60px minmax(0, 1fr); } li .kind { display: none; } }
+"""
+
+
+class EventLog(JSComponent):
+    """Shows `lines`, newest first (see `views.events.event_lines`)."""
+
+    lines = param.List(default=[])
+
+    _esm = """
+    export function render({ model }) {
+      const list = document.createElement("ol")
+      list.tabIndex = 0
+      list.setAttribute("aria-label", "Events, newest first")
+      let shown = new Map()
+      const part = (name, text) => {
+        const made = document.createElement("span")
+        made.className = name
+        made.textContent = text
+        return made
+      }
+      const draw = () => {
+        const next = new Map()
+        for (const line of model.lines) {
+          let row = shown.get(line.key)
+          if (!row) {
+            row = document.createElement("li")
+            row.dataset.level = line.level
+            row.append(part("soft", line.time), part("soft kind", line.kind),
+                       part(line.tone, line.mark ? `${line.mark} ${line.text}` : line.text))
+          }
+          next.set(line.key, row)
+        }
+        for (const [key, row] of shown) if (!next.has(key)) row.remove()
+        let place = list.firstChild
+        for (const row of next.values()) {
+          if (row === place) place = place.nextSibling
+          else list.insertBefore(row, place)
+        }
+        shown = next
+      }
+      model.on("lines", draw)
+      draw()
+      return list
+    }
+    """
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(sizing_mode="stretch_width", margin=0, stylesheets=[STYLES, CSS], **params)

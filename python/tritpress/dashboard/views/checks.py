@@ -1,0 +1,106 @@
+"""What lies at the paths that the sidebar asks for, said at once: the model's headers, the texts' files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritpress.dashboard.views import figures as fig
+from tritpress.errors import TritpressError
+
+FILES_LOOKED_AT = 5000
+"""A folder of more text files is not counted to its end while someone types."""
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """What lies at a path: `ok` when it can be pressed, else `lines` says in a sentence what is wrong."""
+
+    ok: bool
+    path: str
+    lines: tuple[str, ...]
+    default_ratio: float | None = None
+    reference: bool = False
+
+
+def check_model(path: str) -> ModelCheck:
+    """Look at the headers of the model at `path`; reads no weights."""
+    from tritpress.formats.source import open_source
+    from tritpress.formats.targets import find_targets
+    from tritpress.reference import is_reference_model
+
+    text = path.strip()
+    if not text:
+        return ModelCheck(
+            False, "", ("Give the folder of a Hugging Face model (config.json and safetensors).",)
+        )
+    full = os.path.abspath(os.path.expanduser(text))
+    try:
+        source = open_source(full)
+        targets = find_targets(source)
+    except (TritpressError, OSError, ValueError, KeyError) as error:
+        return ModelCheck(False, full, (str(error) or type(error).__name__,))
+    layers = len({target.layer for target in targets})
+    return ModelCheck(
+        True,
+        full,
+        (
+            f"{source.architecture} · {fig.large_count(source.parameters)} parameters"
+            f" · {source.source_dtype}",
+            f"{fig.plural(layers, 'layer')} · {fig.plural(len(targets), 'tensor')} to press · "
+            f"{fig.size(source.bytes_on_disk)} on disk",
+            f"Size class {source.size_class}: {fig.ratio(source.class_ratio)} unless chosen otherwise",
+        ),
+        source.class_ratio,
+        is_reference_model(full),
+    )
+
+
+@dataclass(frozen=True)
+class TextCheck:
+    ok: bool
+    words: str
+
+
+def check_text(paths: Sequence[str], reference: bool) -> TextCheck:
+    """Look for the texts; reads none. `reference`: the built-in model has a text of its own."""
+    if not paths:
+        if reference:
+            return TextCheck(True, "The built-in text: the interpreter's standard library.")
+        return TextCheck(
+            True, "No text: nothing is calibrated, fine-tuned or measured; only the ratio can be judged."
+        )
+    files, size = 0, 0
+    for path in paths:
+        found = Path(path).expanduser()
+        if not found.exists():
+            return TextCheck(False, f"There is no text at {path}.")
+        inside = _text_files(found)
+        if not inside:
+            return TextCheck(False, f"{path} holds no .txt, .md, .py or .jsonl file.")
+        files += len(inside)
+        size += sum(inside)
+    more = "more than " if files >= FILES_LOOKED_AT else ""
+    return TextCheck(True, f"{more}{fig.plural(files, 'file')} · {fig.size(size)}")
+
+
+def _text_files(root: Path) -> list[int]:
+    """Sizes of the text files below `root`, or of `root` itself."""
+    from tritpress.text import SUFFIXES
+
+    if root.is_file():
+        return [root.stat().st_size]
+    found: list[int] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.endswith(SUFFIXES) and not name.startswith("."):
+                try:
+                    found.append(os.stat(os.path.join(folder, name)).st_size)
+                except OSError:
+                    continue
+        if len(found) >= FILES_LOOKED_AT:
+            break
+    return found

@@ -1,0 +1,210 @@
+"""Events as lines to read: a time, what it is about, how grave it is, and a sentence."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.quality import actual_words
+from tritpress.dashboard.views.status import STEP_TITLES, gate_target_words, gate_title
+
+Event = dict[str, Any]
+
+KINDS = {
+    "run": "Run",
+    "step": "Steps",
+    "layer": "Tensors",
+    "evaluation": "Evaluations",
+    "gate": "Gates",
+    "output": "Outputs",
+    "alert": "Alerts",
+    "command": "Commands",
+    "log": "Messages",
+}
+LEVELS = {"info": "Everything", "warning": "Warnings and worse", "error": "Errors"}
+MARKS = {"info": "", "warning": "!", "error": "✕"}
+TONES = {"info": "", "warning": "warning", "error": "bad"}
+SHOWN = 200
+
+
+@dataclass(frozen=True)
+class EventLine:
+    """`level` is info, warning or error; `key` tells the lines of a run apart."""
+
+    key: int
+    time: str
+    kind: str
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class EventSearch:
+    words: str = ""
+    kind: str = ""
+    level: str = "info"
+
+
+def event_lines(events: Sequence[Event], search: EventSearch = EventSearch()) -> list[dict[str, Any]]:
+    """The last lines that `search` finds, newest first, as plain dicts with mark and tone."""
+    found = []
+    least = list(LEVELS).index(search.level) if search.level in LEVELS else 0
+    words = search.words.casefold().split()
+    for event in reversed(events):
+        line = event_line(event)
+        if line is None or (search.kind and line.kind != search.kind):
+            continue
+        text = line.text.casefold()
+        if list(LEVELS).index(line.level) < least or not all(word in text for word in words):
+            continue
+        found.append(
+            {
+                **asdict(line),
+                "kind": KINDS[line.kind],
+                "mark": MARKS[line.level],
+                "tone": TONES[line.level],
+            }
+        )
+        if len(found) == SHOWN:
+            break
+    return found
+
+
+def event_line(event: Event) -> EventLine | None:
+    """The line of one event; None for those that say nothing by themselves."""
+    describe = DESCRIBE.get(event["type"])
+    if describe is None:
+        return None
+    kind, level, text = describe(event)
+    when = time.strftime("%H:%M:%S", time.localtime(event.get("t") or 0))
+    return EventLine(event.get("seq") or 0, when, kind, level, text)
+
+
+Described = tuple[str, str, str]
+
+
+def _started(event: Event) -> Described:
+    return "run", "info", "The run was taken up again" if event.get("resumed") else "The run began"
+
+
+def _finished(event: Event) -> Described:
+    if event.get("status") == "stopped":
+        return "run", "warning", "The run was stopped"
+    gates = "a gate failed" if event.get("exit_code") else "no gate failed"
+    return "run", "info", f"The run is finished: {gates}"
+
+
+def _failed(event: Event) -> Described:
+    return "run", "error", f"The run failed: {event.get('error') or 'without a reason'}"
+
+
+def _queued(event: Event) -> Described:
+    return "run", "info", f"Waits in the queue for {', '.join(map(str, event.get('after') or ()))}"
+
+
+def _step(event: Event) -> str:
+    title = STEP_TITLES.get(event.get("step") or 0, (str(event.get("name")), ""))[0]
+    return f"Step {event.get('step')}, {title.lower()}"
+
+
+def _step_finished(event: Event) -> Described:
+    if event.get("skipped"):
+        return "step", "info", f"{_step(event)}: skipped, {event['skipped']}"
+    return "step", "info", f"{_step(event)}: done in {fig.duration(event.get('seconds'))}"
+
+
+def _model(event: Event) -> Described:
+    model = event.get("model") or {}
+    weights = fig.large_count(model.get("parameters"))
+    return "run", "info", f"Found {model.get('architecture')}, {weights} weights"
+
+
+def _layer(event: Event) -> Described:
+    parts = (
+        f"{fig.ratio(event.get('ratio'))} smaller",
+        fig.plural(event["planes"], "plane") if isinstance(event.get("planes"), int) else "",
+        f"{fig.percent(event.get('sparsity'))} zeros",
+        f"cosine {fig.significant(event.get('cosine'), 4)}",
+    )
+    return "layer", "info", f"{event.get('name')}: {', '.join(part for part in parts if part)}"
+
+
+def _evaluation(event: Event) -> Described:
+    what = {"before": "Original", "packed": "Packed", "dequantized": "Dequantized"}
+    when = str(event.get("when"))
+    return (
+        "evaluation",
+        "info",
+        f"{what.get(when, when)}: perplexity {fig.significant(event.get('perplexity'), 4)}, "
+        f"top-1 {fig.percent(event.get('top1'))}",
+    )
+
+
+def _gate(event: Event) -> Described:
+    name, passed = str(event.get("name")), event.get("passed")
+    verdict = {True: "passed", False: "failed", None: "not measured"}[passed]
+    return (
+        "gate",
+        "warning" if passed is False else "info",
+        f"{gate_title(name)} {verdict}: {actual_words(name, event.get('actual'))} "
+        f"(target {gate_target_words(name, event.get('target'))})",
+    )
+
+
+def _handoff(event: Event) -> Described:
+    items = event.get("items") or []
+    passed = sum(item.get("passed") is True for item in items)
+    level = "warning" if any(item.get("passed") is False for item in items) else "info"
+    return "output", level, f"Handoff: {passed} of {fig.plural(len(items), 'check')} passed"
+
+
+def _output(event: Event) -> Described:
+    path = str(event.get("path"))
+    name = os.path.join(os.path.basename(os.path.dirname(path)), os.path.basename(path))
+    return "output", "info", f"Wrote {name} ({fig.size(event.get('bytes'))})"
+
+
+def _alert(event: Event) -> Described:
+    level = "error" if event.get("level") == "critical" else "warning"
+    return "alert", level, str(event.get("message") or event.get("rule"))
+
+
+def _ack(event: Event) -> Described:
+    ok = event.get("ok", True)
+    text = f"{event.get('command')}: {event.get('detail') or ('done' if ok else 'refused')}"
+    return "command", "info" if ok else "warning", text
+
+
+def _log(event: Event) -> Described:
+    level = str(event.get("level") or "info")
+    return "log", level if level in LEVELS else "info", str(event.get("message") or "")
+
+
+DESCRIBE: dict[str, Callable[[Event], Described]] = {
+    "run.started": _started,
+    "run.queued": _queued,
+    "run.paused": lambda _: ("run", "info", "Paused"),
+    "run.resumed": lambda event: ("run", "info", f"Went on after {fig.duration(event.get('seconds'))}"),
+    "run.finished": _finished,
+    "run.failed": _failed,
+    "step.started": lambda event: ("step", "info", f"{_step(event)}: began"),
+    "step.finished": _step_finished,
+    "model": _model,
+    "plan": lambda event: (
+        "run",
+        "info",
+        f"The plan is made: {fig.ratio(event.get('predicted_ratio'))} expected",
+    ),
+    "layer.finished": _layer,
+    "evaluation": _evaluation,
+    "gate": _gate,
+    "handoff": _handoff,
+    "output": _output,
+    "alert": _alert,
+    "command.ack": _ack,
+    "log": _log,
+}
