@@ -66,12 +66,14 @@ def choice_costs(
             continue
         also = [] if swept is None else [(planes, base) for planes, _ in asked]
         fitted = _fitted(target, config, moments, [*asked, *also], total)
-        if swept is not None:
-            for planes, group in asked:
-                own, plain = fitted[planes, group], fitted[planes, base]
-                grown = own.loss / plain.loss if plain.loss > 0 else 1.0
-                fitted[planes, group] = Cost(float(swept[planes - 1]) * grown, own.relative)
-        out[target.name] = {choice: fitted[choice] for choice in asked}
+        if swept is None:
+            out[target.name] = {choice: fitted[choice] for choice in asked}
+            continue
+        out[target.name] = {}
+        for planes, group in asked:
+            own, plain = fitted[planes, group], fitted[planes, base]
+            grown = own.loss / plain.loss if plain.loss > 0 else 1.0
+            out[target.name][planes, group] = Cost(float(swept[planes - 1]) * grown, own.relative)
     if calibration is not None:
         _fill_unseen(targets, calibration, out)
     return out

@@ -14,7 +14,7 @@ from tritpress.dashboard.theme import CURRENT, FONT, NEUTRAL, OKABE_ITO
 from tritpress.dashboard.views.progress import SPARSITY_BAND, Bar, Board, SparsityTarget, Window
 
 NAN = float("nan")
-COLUMNS = ("y", "row", "value", "low", "high", "text", "colour", "state")
+COLUMNS = ("y", "row", "value", "middle", "low", "high", "text", "colour", "state")
 
 
 class SparsityBars:
@@ -53,8 +53,15 @@ class SparsityBars:
             location=0.44, dimension="height", line_color=CURRENT, line_width=2, line_dash="dashed"
         )
         plot.add_layout(self.band)
-        bars = plot.hbar(
-            y="y", right="value", height=0.7, source=self.source, fill_color="colour", line_color=None
+        # Not hbar: bokeh draws the bars of rows beyond the page as lines along the frame's edge.
+        bars = plot.rect(
+            x="middle",
+            y="y",
+            width="value",
+            height=0.7,
+            source=self.source,
+            fill_color="colour",
+            line_color=None,
         )
         plot.segment("low", "y", "high", "y", source=self.source, line_color=NEUTRAL, line_width=2)
         plot.text(
@@ -81,7 +88,7 @@ class SparsityBars:
                 ],
             )
         )
-        self.pane = pane(plot, "sparsity bars")
+        self.pane = pane(plot, "zeros-by-layer")
 
     def show(
         self, board: Board, window: Window, target: SparsityTarget, changed: Sequence[int], everything: bool
@@ -115,10 +122,11 @@ class SparsityBars:
 
 
 def _line(y: int, bar: Bar) -> tuple[object, ...]:
+    half = None if bar.value is None else bar.value / 2
     return (
         y,
         bar.row,
-        *(NAN if part is None else part for part in (bar.value, bar.low, bar.high)),
+        *(NAN if part is None else part for part in (bar.value, half, bar.low, bar.high)),
         bar.text,
         CLEAR if bar.value is None else OKABE_ITO[0] if bar.inside else CURRENT,
         "" if bar.inside is None else "inside" if bar.inside else "outside: marked !",

@@ -23,7 +23,7 @@ from bokeh.palettes import Cividis256
 
 from tritpress.dashboard.components.charts import figure, hover, pane, title_of
 from tritpress.dashboard.theme import CURRENT, FONT, NEUTRAL, WAITING
-from tritpress.dashboard.views.progress import Board, Cell, Map, Window
+from tritpress.dashboard.views.progress import LAYERS_A_PAGE, Board, Cell, Map, Window
 from tritpress.dashboard.views.shades import Shade, all_figures
 
 HOVER = {
@@ -58,6 +58,17 @@ def plot_height(rows: int) -> int:
     return max(rows, 3) * row_height(max(rows, 3)) + 96
 
 
+TURN = """
+  // The browser moves the window by itself; what the server says a moment later is the same.
+  const [height, rows] = range.tags, page = cb_obj.value
+  if (height === undefined || page === null || page === undefined) return
+  const first = Math.min(page * SIZE, rows - 1), last = Math.min(first + SIZE, rows) - 1
+  range.setv({start: first + height - 0.5, end: first - 0.5})
+  for (const frame of [light, dark]) frame.setv({top: first - 0.5, bottom: last + 0.5})
+""".replace("SIZE", str(LAYERS_A_PAGE))
+"""Run by the pagination: `range` is that of `Rows`, `light` and `dark` the minimap's frames."""
+
+
 class Rows:
     """The rows that a page shows, as a range of row numbers; the first one stands on top."""
 
@@ -82,6 +93,8 @@ class Rows:
 
     def show(self, window: Window) -> None:
         """Move to that page. The last page keeps the height of the others."""
+        if self.range.tags != [window.height, window.rows]:
+            self.range.tags = [window.height, window.rows]
         span = (window.first + window.height - 0.5, window.first - 0.5)
         if (self.range.start, self.range.end) != span:
             self.range.update(start=span[0], end=span[1])
@@ -163,7 +176,7 @@ class Heatmap:
             margin=6,
         )
         plot.add_layout(self.bar, "right")
-        self.pane = pane(plot, "heatmap")
+        self.pane = pane(plot, "layers-and-parameters")
 
     def on_click(self, callback: Callable[[Cell], None]) -> None:
         """Call `callback` with the cell that was clicked."""
@@ -263,4 +276,4 @@ def _coloured(cell: Cell, shade: Shade, low: float, high: float) -> tuple[float,
     if found is None:
         return float("nan"), text, CURRENT if cell.state in ("current", "failed") else NEUTRAL
     share = (found - low) / (high - low) if high > low else 0.0
-    return found, text, "#10181d" if share > 0.5 else "#ffffff"
+    return found, text, "#10181d" if share > 0.47 else "#ffffff"

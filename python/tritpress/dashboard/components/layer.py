@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import panel_material_ui as pmui
+import param
 from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, FixedTicker, Range1d
 from bokeh.models.annotations import Span  # mypy does not find it in bokeh.models
 from panel import Column, FlexBox, Row
+from panel.custom import JSComponent
 
 from tritpress.dashboard.components.charts import figure, hover, pane, title_of
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
@@ -18,6 +20,24 @@ from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.layer import Histogram, LayerView, Scales
 
 PER_CENT = "return (tick * 100).toFixed(tick < 0.095 ? 1 : 0) + ' %'"
+
+
+class Anchor(JSComponent):
+    """Scrolls to where it stands, when `asked` moves and that place is low on the screen or below it."""
+
+    asked = param.Integer(default=0)
+
+    _esm = """
+    export function render({ model }) {
+      const mark = document.createElement("span")
+      model.on("asked", () => setTimeout(() => {
+        if (mark.getBoundingClientRect().top < window.innerHeight * 0.6) return
+        const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches
+        mark.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" })
+      }, 60))
+      return mark
+    }
+    """
 
 
 class LayerPanel:
@@ -44,7 +64,9 @@ class LayerPanel:
             styles={"flex": "1 1 340px", "min-width": "0"},
         )
         self.body = FlexBox(left, self.charts, sizing_mode="stretch_width", gap="16px", align_items="start")
+        self.anchor = Anchor(height=0, margin=0)
         self.row = Column(
+            self.anchor,
             Row(self.head.pane, self.close, sizing_mode="stretch_width", align="center", margin=0),
             self.body,
             sizing_mode="stretch_width",
@@ -94,7 +116,7 @@ class LayerPanel:
         made.add_tools(hover([bars], [("From", "@from"), ("To", "@to"), ("Share", "@top{0.00 %}")]))
         self.scale_figure = made
         self.scale_pane = pane(made, "scales")
-        self.histogram_panes = [pane(made, title_of(made).text) for made in self.histograms]
+        self.histogram_panes = [pane(made, str(made.name)) for made in self.histograms]
         self.charts = Column(
             *self.histogram_panes,
             self.scale_pane,
@@ -121,6 +143,10 @@ class LayerPanel:
         self._head(name, place)
         self.row.visible = True
 
+    def reveal(self) -> None:
+        """Bring the view into sight."""
+        self.anchor.asked += 1
+
     def say(self, title: str, text: str) -> None:
         """There are no figures, and why."""
         self.facts.set(empty(title, text))
@@ -131,7 +157,9 @@ class LayerPanel:
         self._head(view.name, view.place)
         rows = join(Markup("<dt>{}</dt><dd>{}</dd>").format(fact.name, fact.value) for fact in view.facts)
         why = join(Markup('<p style="margin-bottom:7px">{}</p>').format(sentence) for sentence in view.why)
-        missing = Markup('<p class="soft small" data-missing style="margin-top:10px">{}</p>').format(view.missing)
+        missing = Markup('<p class="soft small" data-missing style="margin-top:10px">{}</p>').format(
+            view.missing
+        )
         self.facts.set(
             panel("Chosen, and why", Markup('<div class="why" data-why>{}</div>').format(why))
             + Markup('<div style="height:12px"></div>')

@@ -73,7 +73,7 @@ class Minimap:
         for frame in self.frames:
             plot.add_layout(frame)
         plot.add_tools(hover([cells], [("Layer", "@row"), ("Parameter", "@column"), ("State", "@state")]))
-        self.pane = pane(plot, "minimap")
+        self.pane = pane(plot, "whole-model")
         self.pane.sizing_mode = "fixed"
         self.pane.width = WIDTH
 
@@ -107,7 +107,7 @@ class Minimap:
         place: dict[str, Any] = {
             "x": [cell.x for cell in marked],
             "y": [cell.y for cell in marked],
-            "marker": ["triangle" if cell.state == "current" else "x" for cell in marked],
+            "marker": ["triangle" if cell.state == "current" else "square_x" for cell in marked],
         }
         if {key: list(at) for key, at in self.now.data.items()} != place:
             self.now.data = place

@@ -262,6 +262,8 @@ class Progress(Tab):
         if cell is not None:
             self.cursor, self.number, self.follow = (cell.y, cell.x), cell.y // LAYERS_A_PAGE, False
         self._again()
+        if name:
+            self.parts.panel.reveal()
 
     def _key(self, key: str) -> None:
         y, x = self.cursor

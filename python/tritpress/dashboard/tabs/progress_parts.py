@@ -9,7 +9,7 @@ import panel_material_ui as pmui
 
 from tritpress.dashboard.components.bars import SparsityBars
 from tritpress.dashboard.components.gridtable import GridKeys, GridTable
-from tritpress.dashboard.components.heatmap import Heatmap, Rows
+from tritpress.dashboard.components.heatmap import TURN, Heatmap, Rows
 from tritpress.dashboard.components.html import Fragment, Markup, join
 from tritpress.dashboard.components.layer import LayerPanel
 from tritpress.dashboard.components.minimap import Minimap
@@ -56,6 +56,8 @@ class Parts:
         self.heatmap = Heatmap(self.rows)
         self.minimap = Minimap(self.heatmap)
         self.bars = SparsityBars(self.rows)
+        light, dark = self.minimap.frames
+        self.pages.jscallback(args={"range": self.rows.range, "light": light, "dark": dark}, value=TURN)
         self.keys = GridKeys(sizing_mode="stretch_width", margin=(8, 0, 0, 0))
         self.twin = GridTable(sizing_mode="stretch_width", margin=(8, 0, 0, 0))
         self.panel = LayerPanel()
@@ -107,12 +109,14 @@ class Parts:
             part.visible = False
         self.panel.hide()
 
-    def show_tools(
-        self, window: Window, shade: str, follow: bool, layer: int | None, shown: Shown
-    ) -> None:
+    def show_tools(self, window: Window, shade: str, follow: bool, layer: int | None, shown: Shown) -> None:
         """Bring the controls to what is shown; the caller keeps their own events away."""
-        if (self.pages.count, self.pages.value) != (window.pages, window.page):
-            self.pages.param.update(count=window.pages, value=window.page)
+        if window.pages > self.pages.count:  # the number of pages bounds the page: one after the other
+            self.pages.count = window.pages
+        if self.pages.value != window.page:
+            self.pages.value = window.page
+        if self.pages.count != window.pages:
+            self.pages.count = window.pages
         if self.metric.value != shade:
             self.metric.value = shade
         if layer is not None and self.layer.value != layer:
@@ -150,14 +154,14 @@ def now_bar(shown: Shown) -> Markup:
 
 def where_words(window: Window, where: Map) -> Markup:
     """`Layers 32–63 of 126`."""
-    if window.pages < 2:
-        return Markup('<span class="soft small" data-where>{}</span>').format(
-            fig.plural(window.rows, "layer")
-        )
-    rows = where.rows
-    return Markup('<span class="soft small" data-where>Layers {}–{} of {}</span>').format(
-        rows[window.first], rows[window.last], window.rows
-    )
+    layers = sum(row != OUTSIDE for row in where.rows)
+    words = fig.plural(layers, "layer")
+    if window.pages > 1:
+        shown = [row for row in where.rows[window.first : window.last + 1] if row != OUTSIDE]
+        words = f"Layers {shown[0]}–{shown[-1]} of {layers}" if shown else f"Beside the {words}"
+    if OUTSIDE in where.rows[window.first : window.last + 1]:
+        words += " and what lies outside them"
+    return Markup('<span class="soft small" data-where>{}</span>').format(words)
 
 
 def legend(board: Board) -> Markup:
@@ -167,9 +171,10 @@ def legend(board: Board) -> Markup:
     if any(bar.inside is False for bar in board.bars):
         signs.append("! outside the band")
     if any(len(cell.names) > 1 for cell in board.cells):
-        signs.append("experts are folded: mean of a cell's tensors, 3/8 while they are pressed")
-    return Markup('<p class="soft small">{}</p>').format(
-        " · ".join(["Click a cell, or choose one by keyboard, for its tensor", *signs])
+        signs.append("3/8 so many of a cell's tensors pressed; when all are, their mean")
+    words = "Click a cell, or choose one by keyboard, to see its tensor."
+    return Markup('<p class="soft small" data-signs>{}</p>').format(
+        f"{words} Signs: {'; '.join(signs)}." if signs else words
     )
 
 

@@ -307,4 +307,4 @@ def pressed_words(state: State) -> str:
     total = len(state.get("targets") or [])
     if not total:
         return "the tensors are found in step 1"
-    return f"{len(state['layers'])} of {fig.plural(total, 'tensor')} pressed"
+    return f"{len(state['layers']):,} of {fig.plural(total, 'tensor')} pressed"
