@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tritpress.config import EXCLUSIVE
 from tritpress.errors import InputError, UsageError
 from tritpress.plan import Plan
 from tritpress.runs.details import TensorDetails, load_details
@@ -305,8 +306,10 @@ def tuned_plan(
 
 
 def tuned_config(config: Mapping[str, Any], plan: Path) -> dict[str, Any]:
-    """The configuration of a new run by that plan, which replaces the old one's ratio and planes."""
-    return {**config, "plan": str(plan), "target_ratio": None, "planes": None, "overwrite": False}
+    """The configuration of a new run by that plan, without what a plan decides in its place."""
+    decided = {field for fields in EXCLUSIVE if "plan" in fields for field in fields}
+    kept = {key: value for key, value in config.items() if key not in decided}
+    return {**kept, "plan": str(plan), "overwrite": False}
 
 
 def toml_of_config(config: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.tabs.base import Tab
+from tritpress.dashboard.tabs.compare import Compare
 from tritpress.dashboard.tabs.diff import Diff
 from tritpress.dashboard.tabs.metrics import Metrics
 from tritpress.dashboard.tabs.outputs import Outputs
@@ -14,7 +15,7 @@ from tritpress.dashboard.tabs.quality import Quality
 from tritpress.dashboard.tabs.runs import Runs
 from tritpress.dashboard.tabs.tuning import Tuning
 
-TABS: tuple[type[Tab], ...] = (Runs, Overview, Progress, Metrics, Quality, Outputs, Diff, Tuning)
+TABS: tuple[type[Tab], ...] = (Runs, Overview, Progress, Metrics, Quality, Outputs, Compare, Diff, Tuning)
 """In the order of the page."""
 
 

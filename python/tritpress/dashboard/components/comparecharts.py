@@ -1,0 +1,65 @@
+"""Curves of several runs in one chart, each with its own colour, dash and name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bokeh.models import ColumnDataSource, NumeralTickFormatter
+from panel import FlexBox
+
+from tritpress.dashboard.components.charts import figure, hover, legend, pane
+from tritpress.dashboard.components.sources import sync
+from tritpress.dashboard.theme import OKABE_ITO
+from tritpress.dashboard.views.compare import Overlay
+
+DASHES = ("solid", "dashed", "dotdash", "dotted", "dashdot", "solid")
+
+
+class OverlayCharts:
+    """Made for a list of runs; `show` brings the curves up to date."""
+
+    def __init__(self) -> None:
+        self.row = FlexBox(sizing_mode="stretch_width", gap="12px", align_items="start")
+        self.sources: dict[str, list[ColumnDataSource]] = {}
+        self.made: tuple[Any, ...] = ()
+
+    def show(self, names: Sequence[str], overlays: Sequence[Overlay]) -> None:
+        """`names` are the runs' names in the order of the lines."""
+        shown = [overlay for overlay in overlays if not overlay.empty]
+        kind = (tuple(names), tuple((overlay.key, overlay.x_label) for overlay in shown))
+        if kind != self.made:
+            self.made = kind
+            self.row.objects = [self._chart(names, overlay) for overlay in shown]
+        for overlay in shown:
+            for source, (x, y) in zip(self.sources[overlay.key], overlay.lines):
+                sync(source, {"x": x, "y": y})
+
+    def _chart(self, names: Sequence[str], overlay: Overlay) -> Any:
+        made = figure(
+            overlay.title,
+            x_label=overlay.x_label,
+            y_label=overlay.y_label,
+            export_name=f"compare {overlay.key}",
+            height=320,
+            zoom=True,
+        )
+        made.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        items, lines = [], []
+        self.sources[overlay.key] = []
+        for place, name in enumerate(names):
+            source = ColumnDataSource({"x": [], "y": []})
+            self.sources[overlay.key].append(source)
+            line: Any = made.line(
+                "x", "y", source=source, name=name, line_width=2,
+                line_color=OKABE_ITO[place], line_dash=DASHES[place],
+            )  # fmt: skip
+            lines.append(line)
+            items.append((name if len(name) < 40 else f"{name[:38]}…", [line]))
+        added = legend(made, items)
+        added.orientation = "vertical" if len(names) > 3 else "horizontal"
+        rows = [("Run", "$name"), (overlay.x_label, "@x{0,0}"), (overlay.title, "@y{0.0000}")]
+        made.add_tools(hover(lines, rows))
+        part = pane(made, overlay.title)
+        part.styles = {"flex": "1 1 420px", "min-width": "0"}
+        return part

@@ -1,0 +1,174 @@
+"""The Compare tab as data: two to six runs side by side, as they are to be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.curves import training_charts
+from tritpress.dashboard.views.quality import actual_words
+from tritpress.dashboard.views.runs import WORDS
+from tritpress.dashboard.views.status import gate_title
+from tritpress.runs.comparison import Figure, Side, figures, gates, settings
+
+SHOW: dict[str, Callable[[Any], str]] = {
+    "bytes": fig.size,
+    "ratio_file": fig.ratio,
+    "ratio_layers": fig.ratio,
+    "ratio_disk": fig.ratio,
+    "bits_per_weight": lambda value: f"{value:.2f}" if fig.known(value) else fig.NOTHING,
+    "planes_mean": lambda value: f"{value:.2f}" if fig.known(value) else fig.NOTHING,
+    "sparsity": fig.percent,
+    "perplexity_before": lambda value: fig.significant(value, 4),
+    "perplexity": lambda value: fig.significant(value, 4),
+    "perplexity_change": lambda value: fig.change(value, 2),
+    "top1": lambda value: fig.percent(value, 2),
+    "accuracy_kept": lambda value: fig.percent(value, 2),
+    "agreement": lambda value: fig.percent(value, 2),
+    "latency_ms": lambda value: f"{fig.significant(value)} ms" if fig.known(value) else fig.NOTHING,
+    "tokens_per_s": lambda value: f"{fig.significant(value)} tokens/s" if fig.known(value) else fig.NOTHING,
+    "seconds": fig.duration,
+}
+
+MARKS = {True: ("✓", "good", "passed"), False: ("✕", "bad", "failed"), None: ("?", "neutral", "not measured")}
+
+
+@dataclass(frozen=True)
+class Head:
+    """One run at the top of its column."""
+
+    id: str
+    name: str
+    label: str
+    tone: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`best`: among the best of its row; `tone` and `mark` say a gate's verdict."""
+
+    text: str
+    best: bool = False
+    tone: str = ""
+    mark: str = ""
+    word: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    title: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    heads: tuple[Head, ...]
+    differing: tuple[Row, ...]
+    same: tuple[Row, ...]
+    figures: tuple[Row, ...]
+    gates: tuple[Row, ...]
+
+
+def compare(sides: Sequence[Side]) -> Comparison:
+    """Everything but the curves."""
+    rows = [
+        (
+            row.differs,
+            Row(row.key, row.key.replace("_", " "), tuple(Cell(value_words(v)) for v in row.values)),
+        )
+        for row in settings(sides)
+    ]
+    return Comparison(
+        tuple(map(_head, sides)),
+        tuple(row for differs, row in rows if differs),
+        tuple(row for differs, row in rows if not differs),
+        tuple(map(_figure, figures(sides))),
+        tuple(
+            Row(name, gate_title(name), tuple(_gate(name, gate) for gate in found))
+            for name, found in gates(sides)
+        ),
+    )
+
+
+def _head(side: Side) -> Head:
+    label, tone, mark = WORDS.get(side.status, (side.status, "neutral", "○"))
+    return Head(side.id, side.name, label, tone, mark)
+
+
+def value_words(value: Any) -> str:
+    """A setting as it is to be read; a dash is what tritpress chooses."""
+    if value is None or value == []:
+        return fig.NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _figure(row: Figure) -> Row:
+    show = SHOW.get(row.key, fig.significant)
+    cells = []
+    for place, value in enumerate(row.values):
+        text = show(value)
+        interval = row.intervals[place] if row.intervals else None
+        if interval is not None:
+            text += f" ({fig.change(interval[0]).removesuffix(' %')} to {fig.change(interval[1])})"
+        cells.append(Cell(text, best=place in row.best))
+    return Row(row.key, row.title, tuple(cells))
+
+
+def _gate(name: str, gate: Any) -> Cell:
+    if gate is None:
+        return Cell(fig.NOTHING, mark="○", tone="neutral", word="not judged yet")
+    mark, tone, word = MARKS[gate.get("passed")]
+    return Cell(actual_words(name, gate.get("actual")), mark=mark, tone=tone, word=word)
+
+
+CURVES = {"loss": ("Loss", "Nats a token"), "kl": ("KL divergence from the original", "Nats a token")}
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One curve of each run; `x` is tokens trained on, or the training step where tokens are not known."""
+
+    key: str
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+
+    @property
+    def empty(self) -> bool:
+        return not any(x for x, _ in self.lines)
+
+
+def overlays(sides: Sequence[Side]) -> list[Overlay]:
+    """Loss and KL of every run over the same axis."""
+    for axis, label in (("tokens", "Tokens trained on"), ("step", "Training step")):
+        found = [{chart.key: chart for chart in training_charts(dict(side.state), axis)} for side in sides]
+        made = [
+            Overlay(
+                key,
+                title,
+                label,
+                y_label,
+                tuple(
+                    (tuple(charts[key].lines[0].x), tuple(charts[key].lines[0].y))
+                    if key in charts
+                    else ((), ())
+                    for charts in found
+                ),
+            )
+            for key, (title, y_label) in CURVES.items()
+        ]
+        if any(not overlay.empty for overlay in made):
+            return made
+    return made
