@@ -265,6 +265,88 @@ def restore(
     return 0
 
 
+@runs_app.command(
+    "diff",
+    help=help_text(
+        "Every pressed tensor of a run before and after, worst first.",
+        "tritpress runs diff 20261124-153012-9f3a",
+        "tritpress runs diff 20261124 --sort sign_flips --find down --limit 50",
+        "tritpress runs diff 20261124 --json",
+    ),
+)
+@guarded
+def diff_command(
+    run: o.RunArgument,
+    sort: Annotated[
+        str, typer.Option("--sort", metavar="FIGURE", help="error, cosine, sign_flips, zeros, bits, name ...")
+    ] = "error",
+    find: Annotated[str, typer.Option("--find", metavar="WORDS", help="Names that hold these words.")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Tensors at most.")] = 20,
+    runs: o.RunsOption = None,
+    debug: o.DebugOption = False,
+    json: o.JsonOption = False,
+) -> int:
+    import dataclasses
+
+    from tritpress.errors import UsageError
+    from tritpress.runs.diff import SORTS, matching, ordered, tensor_diffs
+    from tritpress.runs.directory import find_run
+    from tritpress.runs.history import run_state
+
+    if sort not in SORTS:
+        raise UsageError(f"--sort takes {', '.join(SORTS)}, not {sort!r}")
+    directory = find_run(run, runs)
+    found = ordered(matching(tensor_diffs(run_state(directory)), find), sort)
+    if json:
+        shown = [dataclasses.asdict(diff) for diff in found[:limit]]
+        print_json({"run": directory.id, "sort": sort, "total": len(found), "tensors": shown})
+    elif not found:
+        print("No tensor matches." if find else "No tensor of this run is pressed yet.")
+    else:
+        from tritpress.console.run_views import print_diff
+
+        print_diff(console(), found[:limit], len(found), sort)
+    return 0
+
+
+@runs_app.command(
+    "compare",
+    help=help_text(
+        "Two to six runs side by side: settings that differ, figures, gates.",
+        "tritpress runs compare 20261124-153012-9f3a 20261124-160455-11bc",
+        "tritpress runs compare 20261124-15 20261124-16 20261124-17 --json",
+    ),
+)
+@guarded
+def compare_command(
+    chosen: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN [RUN]...", help="Ids of runs, or their beginnings.")
+    ],
+    runs: o.RunsOption = None,
+    debug: o.DebugOption = False,
+    json: o.JsonOption = False,
+) -> int:
+    from tritpress.errors import UsageError
+    from tritpress.runs.comparison import LEAST, MOST, Side, comparison
+    from tritpress.runs.directory import find_run
+    from tritpress.runs.history import run_state, summary
+
+    found = {run.id: run for run in (find_run(text, runs) for text in chosen)}
+    if not LEAST <= len(found) <= MOST:
+        raise UsageError(f"give two to six different runs to compare (given: {len(found)})")
+    sides = []
+    for run in found.values():
+        facts = summary(run)
+        sides.append(Side(run.id, str(facts["name"] or run.id), str(facts["status"]), run_state(run)))
+    if json:
+        print_json(comparison(sides))
+        return 0
+    from tritpress.console.run_views import print_comparison
+
+    print_comparison(console(), sides)
+    return 0
+
+
 def _command(run_id: str, runs: Path | None, command: str, json: bool) -> int:
     """Send a command to a run and wait for the answer."""
     from tritpress.invocation import resume_line
