@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from browser_helpers import browser, page, runs_dir, server  # noqa: F401  (fixtures of the browser tests)
+from server_helper import client, port, runs  # noqa: F401  (fixtures of the API's tests)
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

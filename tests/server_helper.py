@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,9 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from browser_helpers import free_port
+from tritpress.client import Client, ClientError
 
 TOKEN = "token-of-the-tests"
+
+MAIN = str(Path(__file__).parents[1] / "dashboard")
+"""What `panel serve` serves from the repository."""
 
 SERVE = """
 import sys
@@ -79,3 +85,44 @@ def ask(
 def port_and_log(folder: Path) -> tuple[int, Path]:
     port = free_port()
     return port, folder / f"server-{port}.log"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def port(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    number, log = port_and_log(tmp_path_factory.mktemp("log"))
+    with serving(serve_command(runs, number), number, log):
+        yield number
+
+
+@pytest.fixture(scope="module")
+def client(port: int) -> Client:
+    return Client(f"http://127.0.0.1:{port}", TOKEN)
+
+
+def refusal(action: Any) -> ClientError:
+    with pytest.raises(ClientError) as caught:
+        action()
+    return caught.value
+
+
+def others_address() -> str | None:
+    """An address of this machine that is not loopback; None when it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address would be used
+            address = str(probe.getsockname()[0])
+        except OSError:
+            address = ""
+    if not address or address.startswith("127."):
+        try:
+            known = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+        except OSError:
+            return None
+        found = sorted(str(info[4][0]) for info in known)
+        address = next((one for one in found if not one.startswith("127.")), "")
+    return address or None

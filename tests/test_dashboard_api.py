@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import json
-import random
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import runs_helper
 from dashboard_log import make_run, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 from runs_helper import SLOW, tiny_model
-from server_helper import TOKEN, ask, port_and_log, serve_command, serving
-from tritpress.client import Client, ClientError, Pusher, progress_callback
+from server_helper import TOKEN, ask, refusal
+from tritpress.client import Client
 from tritpress.client.http import Server
 from tritpress.client.websocket import masked
-from tritpress.config import CompressionConfig
 from tritpress.errors import TritpressError, UsageError
-from tritpress.events import EventWriter, StateReader, initial_state, load_snapshot
+from tritpress.events import EventWriter, StateReader
 from tritpress.events.reader import EventReader
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.history import list_runs
 
 pytest.importorskip("panel", reason="the dashboard's packages are not installed")
 
-from tritpress.dashboard.api.checks import check_characters, check_event, matches
 from tritpress.dashboard.api.seek import offset_after, read_lines
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -85,48 +83,6 @@ def test_masking(data: bytes, mask: bytes) -> None:
     assert masked(data, mask) == bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
 
 
-@pytest.mark.parametrize(
-    "event",
-    [
-        {"type": "Layer Finished"},
-        {"type": "../../etc"},
-        {"type": "x" * 101},
-        {"type": "layer.finished", "name": "t", "kind": "q", "rows": 4},
-        {"type": "layer.finished", "name": 5, "kind": "q", "rows": 4, "cols": 4},
-        {"type": "layer.finished", "name": "x" * 301, "kind": "q", "rows": 4, "cols": 4},
-        {"type": "layer.finished", "name": "t", "kind": "q", "rows": True, "cols": 4},
-        {"type": "metric", "name": "loss", "value": "low"},
-        {"type": "gate", "name": "no such gate"},
-        {"type": "step.started"},
-        {"type": "step.started", "step": "4"},
-        {"type": "finetune.step", "step": 1.5},
-        {"type": "model", "model": {}, "targets": [{"name": "t"}]},
-        {"type": "model", "model": {}, "targets": {"name": "t"}},
-        {"type": "plan", "tensors": [5]},
-        {"type": "evaluation", "when": "yesterday"},
-        {"type": "run.started", "config": {"planes": 9}},
-    ],
-)
-def test_what_is_no_event(event: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        check_event({"seq": 1, "t": 1.0, **event}, initial_state())
-
-
-def test_what_is_an_event() -> None:
-    state = initial_state()
-    assert check_event({"seq": 1, "type": "metric", "name": "loss", "value": None}, state)[0] == "metric"
-    kind, fields = check_event({"seq": 1, "type": "of.my_own", "anything": [1, {"a": None}]}, state)
-    assert (kind, fields) == ("of.my_own", {"anything": [1, {"a": None}]})
-    _, fields = check_event({"seq": 1, "type": "run.started", "out": "/etc", "report": "/etc/passwd"}, state)
-    assert fields == {"remote_out": "/etc", "remote_report": "/etc/passwd"}, "no file of this machine"
-    _, fields = check_event({"seq": 1, "type": "run.started", "config": {"planes": 2, "new": 1}}, state)
-    assert fields["config"] == CompressionConfig(planes=2).model_dump()
-    assert matches(3, float) and matches(None, float) and not matches(True, int) and not matches(1.0, int)
-    with pytest.raises(UsageError, match="surrogate"):
-        check_characters({"events": [{"message": "half \ud83d"}]})
-    check_characters({"events": [{"message": "whole \U0001f600"}]})
-
-
 def test_the_client_needs_the_base_install_alone() -> None:
     code = (
         "import sys, tritpress.client\n"
@@ -154,29 +110,6 @@ def test_addresses_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # A server of its own
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def port(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    number, log = port_and_log(tmp_path_factory.mktemp("log"))
-    with serving(serve_command(runs, number), number, log):
-        yield number
-
-
-@pytest.fixture(scope="module")
-def client(port: int) -> Client:
-    return Client(f"http://127.0.0.1:{port}", TOKEN)
-
-
-def refusal(action: Any) -> ClientError:
-    with pytest.raises(ClientError) as caught:
-        action()
-    return caught.value
 
 
 def test_seeing_runs(client: Client, runs: Path) -> None:
@@ -340,191 +273,26 @@ def test_no_token(port: int) -> None:
     assert pusher.error is not None and pusher.error.status == 401
 
 
-# Pushed runs
-
-
-def push(port: int, run_id: str, events: list[Any], source: str = "the first sender", **more: Any) -> Any:
-    body = json.dumps({"source": source, "events": events, **more}).encode()
-    status, _, answer = ask(port, f"/api/v1/runs/{run_id}/events", "POST", body, **JSON)
-    return status, json.loads(answer)
-
-
-def metric(seq: int, value: float = 0.5, **more: Any) -> dict[str, Any]:
-    return {"seq": seq, "type": "metric", "name": "loss", "value": value, **more}
-
-
-def test_a_pushed_run(client: Client, runs: Path) -> None:
-    hostile = "<img src=x onerror=alert(1)>"
-    with client.push(hostile, model="elsewhere/model", config={"planes": 2}) as pusher:
-        for i in range(5000):
-            pusher.emit("metric", name="loss", value=np.float32(1 / (i + 1)))
-        pusher.report({"run": "elsewhere"})
-        assert pusher.flush()
-        state = client.run(pusher.run_id)
-        assert (state["alive"], state["status"], state["origin"]) == (True, "running", "remote")
-        assert refusal(lambda: client.command(pusher.run_id, "stop")).status == 409
-    assert pusher.error is None and pusher.dropped == 0
-    events = client.events(pusher.run_id)
-    assert [event["seq"] for event in events] == list(range(1, 5003))
-    assert [event["type"] for event in events[::5001]] == ["run.started", "run.finished"]
-    assert {event["run"] for event in events} == {pusher.run_id}
-    state = client.run(pusher.run_id)
-    assert state["status"] == "finished" and state["name"] == hostile
-    assert state["config"]["planes"] == 2 and client.report(pusher.run_id) == {"run": "elsewhere"}
-    # What the folder holds is a run like any other to every reader.
-    folded = StateReader(runs / pusher.run_id)
-    folded.poll()
-    assert len(folded.state["metrics"]["loss"]) > 1000
-    snapshot = load_snapshot(runs / pusher.run_id / "snapshot.json")
-    size = (runs / pusher.run_id / "events.jsonl").stat().st_size
-    assert snapshot is not None and snapshot["offset"] == size
-    entry = next(entry for entry in list_runs(runs) if entry["id"] == pusher.run_id)
-    assert (entry["status"], entry["origin"], entry["name"]) == ("finished", "remote", hostile)
-
-
-def test_a_controller_that_fails(client: Client) -> None:
-    with pytest.raises(ZeroDivisionError), client.push("failing") as pusher:
-        pusher.emit("step.started", step=4, name="ternarization")
-        raise ZeroDivisionError("of all things")
-    state = client.run(pusher.run_id)
-    assert state["status"] == "failed" and state["error"] == "ZeroDivisionError: of all things"
-    assert state["steps"][3]["state"] == "failed"
-
-
-def test_pushing_again_and_gaps(port: int, client: Client) -> None:
-    assert push(port, "again", [metric(1), metric(2)]) == (
-        200, {"run": "again", "seq": 2, "accepted": 2, "ignored": 0}
-    )  # fmt: skip
-    assert push(port, "again", [metric(1, 9.0), metric(2, 9.0), metric(3)])[1] == {
-        "run": "again", "seq": 3, "accepted": 1, "ignored": 2
-    }  # fmt: skip
-    assert [event["value"] for event in client.events("again")] == [0.5] * 3
-    status, answer = push(port, "again", [metric(5)])
-    assert status == 409 and answer["expected"] == 4
-    # A push counts whole or not at all.
-    status, _ = push(port, "again", [metric(4), {"seq": 5, "type": "metric", "name": "loss", "value": "x"}])
-    assert status == 400 and client.run("again")["seq"] == 3
-    status, answer = push(port, "again", [metric(4)], source="another sender")
-    assert status == 409 and "another controller" in answer["error"]
-    assert push(port, "again", [])[1]["seq"] == 3
-    assert push(port, "again", [{"seq": 4, "type": "run.finished"}])[0] == 200
-    assert client.run("again")["status"] == "finished"
-    assert push(port, "again", [{"seq": 5, "type": "run.started"}], source="another sender")[0] == 200
-    assert client.run("again")["status"] == "running"
-
-
-def test_a_run_worked_on_here_takes_no_pushes(port: int, runs: Path) -> None:
-    run = write_run(runs, "mine")
-    before = run.events_path.read_bytes()
-    assert push(port, "mine", [metric(10**6)])[0] == 409
-    assert run.events_path.read_bytes() == before
-
-
-def test_a_controller_that_is_silent(port: int, client: Client, runs: Path) -> None:
-    assert push(port, "silent", [metric(1)])[0] == 200
-    assert client.run("silent")["alive"] is True
-    RunDirectory(runs / "silent").update_run(heartbeat=time.time() - 31)
-    state = client.run("silent")
-    assert (state["alive"], state["status"]) == (False, "died")
-    assert push(port, "silent", [metric(2)], source="after a restart")[0] == 200
-    assert client.run("silent")["alive"] is True
-
-
-def test_a_torn_log_and_a_new_server(runs: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "runs"
-    for begin in (1, 3):
-        number, log = port_and_log(tmp_path)
-        with serving(serve_command(folder, number), number, log):
-            status, answer = push(number, "torn", [metric(begin), metric(begin + 1)])
-            assert status == 200 and answer["seq"] == begin + 1
-        with open(folder / "torn" / "events.jsonl", "ab") as file:
-            file.write(b'{"v": 1, "seq": 99')
-    reader = EventReader(folder / "torn" / "events.jsonl")
-    assert [event["seq"] for event in reader.poll()] == [1, 2, 3, 4]
-
-
-def test_pushing_before_the_server_is_there(tmp_path: Path) -> None:
-    number, log = port_and_log(tmp_path)
-    pusher = Pusher(Server(f"http://127.0.0.1:{number}", TOKEN), "early")
-    with pusher:
-        pusher.emit("metric", name="loss", value=1.0)
-        assert not pusher.flush(0.2), "nobody is there yet"
-        with serving(serve_command(tmp_path / "runs", number), number, log):
-            for _ in range(50):
-                pusher.emit("metric", name="loss", value=random.random())
-            assert pusher.flush(20)
-        # Gone again: what is emitted now waits for the next one.
-        pusher.emit("metric", name="loss", value=2.0)
-        assert not pusher.flush(0.5)
-        with serving(serve_command(tmp_path / "runs", number), number, log):
-            assert pusher.flush(20)
-            pusher.emit("run.finished", status="finished")
-            assert pusher.close()
-    events = EventReader(tmp_path / "runs" / pusher.run_id / "events.jsonl").poll()
-    assert [event["seq"] for event in events] == list(range(1, 55))
-    assert events[-2]["value"] == 2.0 and events[-1]["type"] == "run.finished"
-
-
-def test_a_run_here_shown_there(
-    client: Client, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The ready callback, as `tritpress.compress` and the older interface take it."""
-    from tritpress.phase4 import Phase4Config, Phase4Controller
-
-    runs_helper.use(monkeypatch)
+def test_the_examples_of_the_documentation(port: int, client: Client, runs: Path, tmp_path: Path) -> None:
+    """Every command line and the Python of docs/api.md, as they stand there."""
+    text = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
     model = tiny_model(tmp_path / "model")
-    show = progress_callback(f"http://127.0.0.1:{port}/dashboard?token={TOKEN}", name="shown there")
-    from tritpress.api import compress
-
-    compress(model, tmp_path / "out", CompressionConfig(seed=runs_helper.FAST), on_event=show,
-             runs_dir=tmp_path / "runs")  # fmt: skip
-    run_id = show.pusher.run_id  # type: ignore[attr-defined]
-    mine = EventReader(next((tmp_path / "runs").glob("*/events.jsonl"))).poll()
-    there = client.events(run_id)
-
-    def short(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-        return [tuple(event.get(key) for key in ("seq", "t", "type", "layer", "step")) for event in events]
-
-    assert short(there) == short(mine) and there[0]["name"] == "shown there"
-    assert client.run(run_id)["status"] == "finished" and client.report(run_id)["gates"]
-    older = progress_callback(f"http://127.0.0.1:{port}", TOKEN, name="older")
-    config = Phase4Config(model_path=model, output_path=tmp_path / "out2", seed=runs_helper.FAILS,
-                          runs_dir=tmp_path / "runs")  # fmt: skip
-    assert Phase4Controller(config).execute(progress_callback=older)["success"] is False
-    assert client.run(older.pusher.run_id)["status"] == "failed"  # type: ignore[attr-defined]
-
-
-@pytest.mark.browser
-def test_a_pushed_run_in_the_page(browser: Any, client: Client, port: int) -> None:
-    """Sparse events of a controller that is not tritpress: every tab stands, figures arrive live."""
-    from browser_helpers import open_page, show, wait_until
-
-    page = browser.new_page()
-    page.set_default_timeout(15_000)
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("dialog", lambda dialog: problems.append(f"a script ran: {dialog.message}"))
-    with client.push("<img src=x onerror=alert(1)>") as pusher:
-        pusher.emit("step.started", step=4)
-        pusher.emit("layer.finished", name="a.weight", layer=0, kind="q", rows=8, cols=8)
-        pusher.emit("evaluation", when="before", perplexity=9.5)
-        pusher.emit("gate", name="ratio", actual=7.0)
-        pusher.emit("metric", name="<b>mine</b>", value=1.0)
-        pusher.emit("output", path="/etc/passwd", bytes=5)
-        pusher.emit("log", message="<img src=x onerror=alert(2)>")
-        pusher.emit("finetune.step", step=1, loss=0.5)
-        assert pusher.flush()
-        open_page(page, f"http://127.0.0.1:{port}/dashboard?run={pusher.run_id}&token={TOKEN}")
-        page.get_by_text("<img src=x onerror=alert(1)>").first.wait_for()
-        for tab in ("Progress", "Metrics", "Quality", "Outputs", "Overview"):
-            show(page, tab)
-            page.wait_for_timeout(300)
-        pusher.emit("alert", message="told from afar", level="warning")
-        page.get_by_text("told from afar").first.wait_for()
-    wait_until(
-        page,
-        lambda: page.locator("[data-status]").first.get_attribute("data-status") == "finished",
-        "the end of the pushed run",
-    )
-    assert not problems, problems
-    page.close()
+    url = f"http://127.0.0.1:{port}"
+    if shutil.which("curl"):
+        script = "set -e\n" + "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
+        assert script.count("curl") >= 8 and "http://127.0.0.1:5006" in script
+        env = {**os.environ, "TRITPRESS_TOKEN": TOKEN, "MODEL": str(model)}
+        done = subprocess.run(
+            ["bash", "-c", script.replace("http://127.0.0.1:5006", url)],
+            capture_output=True, text=True, env=env, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0 and not done.stderr, done
+        assert '"ack":{' in done.stdout and "101 Switching" in done.stdout and '"accepted":3' in done.stdout
+        assert client.run("my-run")["status"] == "finished"
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    code = code.replace("http://127.0.0.1:5006", url).replace('"..."', repr(TOKEN))
+    code = code.replace('"model-dir"', repr(str(model))).replace("print(", "said(")
+    said: list[Any] = []
+    exec(code, {"said": lambda *words: said.append(words)})
+    assert said[0] == (1, "run.started") and said[-2][1] == "run.finished" and said[-1][1]
+    assert any(entry["name"] == "my controller" and entry["origin"] == "remote" for entry in client.runs())

@@ -9,20 +9,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from browser_helpers import free_port, open_page
+from browser_helpers import free_port
 from dashboard_log import make_run, write_run
-from server_helper import TOKEN, ask, port_and_log, serve_command, serving
+from server_helper import MAIN, TOKEN, ask, others_address, port_and_log, serve_command, serving
 from tritpress.dashboard import security
 from tritpress.dashboard.security import Guard, host_name, is_loopback, make_guard, page_rights
 from tritpress.errors import UsageError
-from tritpress.events import EventWriter
 
 pytest.importorskip("panel", reason="the dashboard's packages are not installed")
 
-MAIN = str(Path(__file__).parents[1] / "dashboard")
 WS = {
     "upgrade": "websocket",
     "connection": "Upgrade",
@@ -30,24 +27,6 @@ WS = {
     "sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ==",
     "sec_websocket_protocol": "bokeh, x",
 }
-
-
-def others_address() -> str | None:
-    """An address of this machine that is not loopback; None when it has none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address would be used
-            address = str(probe.getsockname()[0])
-        except OSError:
-            address = ""
-    if not address or address.startswith("127."):
-        try:
-            known = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
-        except OSError:
-            return None
-        found = sorted(str(info[4][0]) for info in known)
-        address = next((one for one in found if not one.startswith("127.")), "")
-    return address or None
 
 
 # The rules alone
@@ -302,7 +281,7 @@ def test_a_password_elsewhere_than_on_loopback(tmp_path: Path) -> None:
         assert ask(port, "/login", "POST", right + b"/", host=host, **form)[0] == 429
 
 
-# A bare `panel serve`, and a browser
+# A bare `panel serve`
 
 
 @pytest.fixture(scope="module")
@@ -328,59 +307,3 @@ def test_the_api_under_a_bare_panel_serve(bare: tuple[int, str]) -> None:
     assert ask(port, "/api/v1/runs", authorization=f"Bearer {TOKEN}", origin="http://evil.example")[0] == 403
     assert ask(port, "/api/v1/runs/live/stream", **WS)[0] == 401
     assert ask(port, "/api/v1/runs/live/commands", "POST", b"{}")[0] == 401
-
-
-@pytest.mark.browser
-def test_a_page_of_a_bare_panel_serve_acts_on_loopback_alone(browser: Any, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    run = make_run(runs, "live", name="at work")
-    writer = EventWriter(run.path)
-    writer.emit("run.started", model="/models/m", out="out", config={}, name="at work")
-    writer.close()
-    host = others_address()
-
-    def acts(address: str) -> bool:
-        """Whether the Stop button of a page opened under that address sends its command."""
-        port, log = port_and_log(tmp_path)
-        command = [sys.executable, "-m", "panel", "serve", MAIN, "--port", str(port)]
-        command += ["--allow-websocket-origin", f"{address}:{port}"]
-        run.commands_path.unlink(missing_ok=True)
-        with serving(command, port, log, host=address, TRITPRESS_RUNS=str(runs)):
-            page = browser.new_page()
-            page.set_default_timeout(15_000)
-            try:
-                open_page(page, f"http://{address}:{port}/dashboard?run=live")
-                page.get_by_text("at work").first.wait_for()
-                page.wait_for_timeout(500)
-                stop = page.get_by_role("button", name="Stop", exact=True)
-                if stop.is_enabled():
-                    stop.click()
-                    page.wait_for_timeout(1500)
-                if not run.commands_path.exists():
-                    page.get_by_text("nobody has signed in").first.wait_for()
-                return run.commands_path.exists()
-            finally:
-                page.close()
-
-    assert acts("127.0.0.1")
-    if host is None:
-        pytest.skip("this machine has no address but loopback")
-    assert not acts(host)
-
-
-@pytest.mark.browser
-def test_the_page_in_a_browser_with_and_without_the_token(browser: Any, served: int) -> None:
-    context = browser.new_context()
-    page = context.new_page()
-    page.set_default_timeout(15_000)
-    refused = page.goto(f"http://127.0.0.1:{served}/dashboard?run=r1")
-    assert refused.status == 401
-    assert "token" in page.get_by_role("heading").inner_text()
-    assert page.get_by_text("first").count() == 0
-    open_page(page, f"http://127.0.0.1:{served}/dashboard?run=r1&tab=metrics&token={TOKEN}")
-    assert "token" not in page.url and "run=r1" in page.url and "tab=metrics" in page.url
-    page.get_by_text("first").first.wait_for()
-    assert TOKEN not in page.content() and page.evaluate("document.cookie") == ""
-    again = page.goto(f"http://127.0.0.1:{served}/dashboard?run=r1")
-    assert again.status == 200
-    context.close()

@@ -44,7 +44,7 @@ def create(runs_dir: str | Path | None = None) -> Any:
     pn.extension()
     folder = Path(runs_dir) if runs_dir is not None else Path(default_runs_dir())
     context = pn.state.curdoc.session_context if pn.state.curdoc is not None else None
-    rights = page_rights(context.request if context is not None else None)
+    rights = page_rights(getattr(context, "request", None))
     return Session(shared_store(folder.absolute()), rights.may_act, rights.why_not).attach()
 
 

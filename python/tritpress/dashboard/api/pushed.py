@@ -132,9 +132,7 @@ class PushedLog:
         lines: list[bytes] = []
         changes: dict[str, Any] = {}
         for event, (kind, fields) in zip(fresh, checked):
-            t = event.get("t")
-            usable = isinstance(t, int | float) and not isinstance(t, bool) and 0 < t < 1e11
-            made = make_event(self.run.id, event["seq"], t if usable else time.time(), kind, fields)
+            made = make_event(self.run.id, event["seq"], _time_of(event), kind, fields)
             line = encode(made).encode()
             if len(line) > EVENT_SIZE:
                 raise UsageError(f"event {event['seq']} has {len(line):,} bytes; {EVENT_SIZE:,} at most")
@@ -208,6 +206,13 @@ def _changes(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
             "finished": now,
         }
     return {}
+
+
+def _time_of(event: dict[str, Any]) -> float:
+    """The sender's time where it is one, else now."""
+    t = event.get("t")
+    usable = isinstance(t, int | float) and not isinstance(t, bool) and 0 < t < 1e11
+    return float(t) if usable and t is not None else time.time()
 
 
 def _check_body(body: dict[str, Any]) -> None:

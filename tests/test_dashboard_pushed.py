@@ -1,0 +1,226 @@
+"""Runs that are worked on elsewhere: what a push may hold, and how it becomes a run like any other."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs_helper
+from dashboard_log import write_run
+from runs_helper import tiny_model
+from server_helper import TOKEN, ask, port_and_log, refusal, serve_command, serving
+from tritpress.client import Client, Pusher, progress_callback
+from tritpress.client.http import Server
+from tritpress.config import CompressionConfig
+from tritpress.errors import UsageError
+from tritpress.events import StateReader, initial_state, load_snapshot
+from tritpress.events.reader import EventReader
+from tritpress.runs.directory import RunDirectory
+from tritpress.runs.history import list_runs
+
+pytest.importorskip("panel", reason="the dashboard's packages are not installed")
+
+from tritpress.dashboard.api.checks import check_characters, check_event, matches
+
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+JSON = {**BEARER, "content_type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "Layer Finished"},
+        {"type": "../../etc"},
+        {"type": "x" * 101},
+        {"type": "layer.finished", "name": "t", "kind": "q", "rows": 4},
+        {"type": "layer.finished", "name": 5, "kind": "q", "rows": 4, "cols": 4},
+        {"type": "layer.finished", "name": "x" * 301, "kind": "q", "rows": 4, "cols": 4},
+        {"type": "layer.finished", "name": "t", "kind": "q", "rows": True, "cols": 4},
+        {"type": "metric", "name": "loss", "value": "low"},
+        {"type": "gate", "name": "no such gate"},
+        {"type": "step.started"},
+        {"type": "step.started", "step": "4"},
+        {"type": "finetune.step", "step": 1.5},
+        {"type": "model", "model": {}, "targets": [{"name": "t"}]},
+        {"type": "model", "model": {}, "targets": {"name": "t"}},
+        {"type": "plan", "tensors": [5]},
+        {"type": "evaluation", "when": "yesterday"},
+        {"type": "run.started", "config": {"planes": 9}},
+    ],
+)
+def test_what_is_no_event(event: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        check_event({"seq": 1, "t": 1.0, **event}, initial_state())
+
+
+def test_what_is_an_event() -> None:
+    state = initial_state()
+    assert check_event({"seq": 1, "type": "metric", "name": "loss", "value": None}, state)[0] == "metric"
+    kind, fields = check_event({"seq": 1, "type": "of.my_own", "anything": [1, {"a": None}]}, state)
+    assert (kind, fields) == ("of.my_own", {"anything": [1, {"a": None}]})
+    _, fields = check_event({"seq": 1, "type": "run.started", "out": "/etc", "report": "/etc/passwd"}, state)
+    assert fields == {"remote_out": "/etc", "remote_report": "/etc/passwd"}, "no file of this machine"
+    _, fields = check_event({"seq": 1, "type": "run.started", "config": {"planes": 2, "new": 1}}, state)
+    assert fields["config"] == CompressionConfig(planes=2).model_dump()
+    assert matches(3, float) and matches(None, float) and not matches(True, int) and not matches(1.0, int)
+    with pytest.raises(UsageError, match="surrogate"):
+        check_characters({"events": [{"message": "half \ud83d"}]})
+    check_characters({"events": [{"message": "whole \U0001f600"}]})
+
+
+def push(port: int, run_id: str, events: list[Any], source: str = "the first sender", **more: Any) -> Any:
+    body = json.dumps({"source": source, "events": events, **more}).encode()
+    status, _, answer = ask(port, f"/api/v1/runs/{run_id}/events", "POST", body, **JSON)
+    return status, json.loads(answer)
+
+
+def metric(seq: int, value: float = 0.5, **more: Any) -> dict[str, Any]:
+    return {"seq": seq, "type": "metric", "name": "loss", "value": value, **more}
+
+
+def test_a_pushed_run(client: Client, runs: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    with client.push(hostile, model="elsewhere/model", config={"planes": 2}) as pusher:
+        for i in range(5000):
+            pusher.emit("metric", name="loss", value=np.float32(1 / (i + 1)))
+        pusher.report({"run": "elsewhere"})
+        assert pusher.flush()
+        state = client.run(pusher.run_id)
+        assert (state["alive"], state["status"], state["origin"]) == (True, "running", "remote")
+        assert refusal(lambda: client.command(pusher.run_id, "stop")).status == 409
+    assert pusher.error is None and pusher.dropped == 0
+    events = client.events(pusher.run_id)
+    assert [event["seq"] for event in events] == list(range(1, 5003))
+    assert [event["type"] for event in events[::5001]] == ["run.started", "run.finished"]
+    assert {event["run"] for event in events} == {pusher.run_id}
+    state = client.run(pusher.run_id)
+    assert state["status"] == "finished" and state["name"] == hostile
+    assert state["config"]["planes"] == 2 and client.report(pusher.run_id) == {"run": "elsewhere"}
+    # What the folder holds is a run like any other to every reader.
+    folded = StateReader(runs / pusher.run_id)
+    folded.poll()
+    assert len(folded.state["metrics"]["loss"]) > 1000
+    snapshot = load_snapshot(runs / pusher.run_id / "snapshot.json")
+    size = (runs / pusher.run_id / "events.jsonl").stat().st_size
+    assert snapshot is not None and snapshot["offset"] == size
+    entry = next(entry for entry in list_runs(runs) if entry["id"] == pusher.run_id)
+    assert (entry["status"], entry["origin"], entry["name"]) == ("finished", "remote", hostile)
+
+
+def test_a_controller_that_fails(client: Client) -> None:
+    with pytest.raises(ZeroDivisionError), client.push("failing") as pusher:
+        pusher.emit("step.started", step=4, name="ternarization")
+        raise ZeroDivisionError("of all things")
+    state = client.run(pusher.run_id)
+    assert state["status"] == "failed" and state["error"] == "ZeroDivisionError: of all things"
+    assert state["steps"][3]["state"] == "failed"
+
+
+def test_pushing_again_and_gaps(port: int, client: Client) -> None:
+    assert push(port, "again", [metric(1), metric(2)]) == (
+        200, {"run": "again", "seq": 2, "accepted": 2, "ignored": 0}
+    )  # fmt: skip
+    assert push(port, "again", [metric(1, 9.0), metric(2, 9.0), metric(3)])[1] == {
+        "run": "again", "seq": 3, "accepted": 1, "ignored": 2
+    }  # fmt: skip
+    assert [event["value"] for event in client.events("again")] == [0.5] * 3
+    status, answer = push(port, "again", [metric(5)])
+    assert status == 409 and answer["expected"] == 4
+    # A push counts whole or not at all.
+    status, _ = push(port, "again", [metric(4), {"seq": 5, "type": "metric", "name": "loss", "value": "x"}])
+    assert status == 400 and client.run("again")["seq"] == 3
+    status, answer = push(port, "again", [metric(4)], source="another sender")
+    assert status == 409 and "another controller" in answer["error"]
+    assert push(port, "again", [])[1]["seq"] == 3
+    assert push(port, "again", [{"seq": 4, "type": "run.finished"}])[0] == 200
+    assert client.run("again")["status"] == "finished"
+    assert push(port, "again", [{"seq": 5, "type": "run.started"}], source="another sender")[0] == 200
+    assert client.run("again")["status"] == "running"
+
+
+def test_a_run_worked_on_here_takes_no_pushes(port: int, runs: Path) -> None:
+    run = write_run(runs, "mine")
+    before = run.events_path.read_bytes()
+    assert push(port, "mine", [metric(10**6)])[0] == 409
+    assert run.events_path.read_bytes() == before
+
+
+def test_a_controller_that_is_silent(port: int, client: Client, runs: Path) -> None:
+    assert push(port, "silent", [metric(1)])[0] == 200
+    assert client.run("silent")["alive"] is True
+    RunDirectory(runs / "silent").update_run(heartbeat=time.time() - 31)
+    state = client.run("silent")
+    assert (state["alive"], state["status"]) == (False, "died")
+    assert push(port, "silent", [metric(2)], source="after a restart")[0] == 200
+    assert client.run("silent")["alive"] is True
+
+
+def test_a_torn_log_and_a_new_server(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for begin in (1, 3):
+        number, log = port_and_log(tmp_path)
+        with serving(serve_command(folder, number), number, log):
+            status, answer = push(number, "torn", [metric(begin), metric(begin + 1)])
+            assert status == 200 and answer["seq"] == begin + 1
+        with open(folder / "torn" / "events.jsonl", "ab") as file:
+            file.write(b'{"v": 1, "seq": 99')
+    reader = EventReader(folder / "torn" / "events.jsonl")
+    assert [event["seq"] for event in reader.poll()] == [1, 2, 3, 4]
+
+
+def test_pushing_before_the_server_is_there(tmp_path: Path) -> None:
+    number, log = port_and_log(tmp_path)
+    pusher = Pusher(Server(f"http://127.0.0.1:{number}", TOKEN), "early")
+    with pusher:
+        pusher.emit("metric", name="loss", value=1.0)
+        assert not pusher.flush(0.2), "nobody is there yet"
+        with serving(serve_command(tmp_path / "runs", number), number, log):
+            for _ in range(50):
+                pusher.emit("metric", name="loss", value=random.random())
+            assert pusher.flush(20)
+        # Gone again: what is emitted now waits for the next one.
+        pusher.emit("metric", name="loss", value=2.0)
+        assert not pusher.flush(0.5)
+        with serving(serve_command(tmp_path / "runs", number), number, log):
+            assert pusher.flush(20)
+            pusher.emit("run.finished", status="finished")
+            assert pusher.close()
+    events = EventReader(tmp_path / "runs" / pusher.run_id / "events.jsonl").poll()
+    assert [event["seq"] for event in events] == list(range(1, 55))
+    assert events[-2]["value"] == 2.0 and events[-1]["type"] == "run.finished"
+
+
+def test_a_run_here_shown_there(
+    client: Client, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ready callback, as `tritpress.compress` and the older interface take it."""
+    from tritpress.phase4 import Phase4Config, Phase4Controller
+
+    runs_helper.use(monkeypatch)
+    model = tiny_model(tmp_path / "model")
+    show = progress_callback(f"http://127.0.0.1:{port}/dashboard?token={TOKEN}", name="shown there")
+    from tritpress.api import compress
+
+    compress(model, tmp_path / "out", CompressionConfig(seed=runs_helper.FAST), on_event=show,
+             runs_dir=tmp_path / "runs")  # fmt: skip
+    run_id = show.pusher.run_id  # type: ignore[attr-defined]
+    mine = EventReader(next((tmp_path / "runs").glob("*/events.jsonl"))).poll()
+    there = client.events(run_id)
+
+    def short(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        return [tuple(event.get(key) for key in ("seq", "t", "type", "layer", "step")) for event in events]
+
+    assert short(there) == short(mine) and there[0]["name"] == "shown there"
+    assert client.run(run_id)["status"] == "finished" and client.report(run_id)["gates"]
+    older = progress_callback(f"http://127.0.0.1:{port}", TOKEN, name="older")
+    config = Phase4Config(model_path=model, output_path=tmp_path / "out2", seed=runs_helper.FAILS,
+                          runs_dir=tmp_path / "runs")  # fmt: skip
+    assert Phase4Controller(config).execute(progress_callback=older)["success"] is False
+    assert client.run(older.pusher.run_id)["status"] == "failed"  # type: ignore[attr-defined]
+
+
