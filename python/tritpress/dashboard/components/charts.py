@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import panel as pn
-from bokeh.models import FactorRange, HoverTool
+from bokeh.models import BoxZoomTool, FactorRange, HoverTool
 from bokeh.models.annotations import Legend, LegendItem, Title  # mypy does not find them in bokeh.models
 from bokeh.plotting import figure as bokeh_figure
 
@@ -47,6 +47,7 @@ def figure(
     made.toolbar.logo = None
     if zoom:
         made.toolbar.active_scroll = None
+        made.toolbar.active_drag = next(tool for tool in made.tools if isinstance(tool, BoxZoomTool))
         made.toolbar.autohide = True
     heading = title_of(made)
     heading.text_font_size = "14px"

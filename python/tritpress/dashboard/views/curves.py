@@ -104,6 +104,8 @@ def smooth(values: Sequence[float], share: float, before: tuple[float, float] = 
     `before` is (sum, weight) of what came earlier; `smooth_state` gives it. Corrected for its start, so that
     the first value is the first average.
     """
+    if not share:
+        return list(values)
     total, weight = before
     found = []
     for value in values:
