@@ -261,6 +261,10 @@ def test_what_a_plugin_adds_is_on_the_page_and_a_broken_one_breaks_nothing(
         other.locator('[data-plugin="best"]').wait_for()
         assert "TypeError: gave a int" in other.locator('[data-plugin-error="broken"]').first.inner_text()
         assert other.locator("[data-gate]").count() == 5
+        other.get_by_role("tab", name="Overview").click()
+        other.locator('[data-figure="ratio"]').wait_for()
+        other.locator('[data-plugin="best"]').first.wait_for()
+        assert "ZeroDivisionError" in other.locator('[data-plugin-error="broken"]').first.inner_text()
         open_tab(other, url, "with-plugins", "metrics")
         wait_until(other, lambda: points(other, "plugin:best:0:line0") == 120, "the plug-in's chart")
         other.locator('[data-plugin-error="broken"]').first.wait_for()

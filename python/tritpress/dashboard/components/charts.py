@@ -11,7 +11,7 @@ from bokeh.plotting import figure as bokeh_figure
 
 from tritpress.dashboard.theme import NEUTRAL
 
-__all__ = ["chart", "factors", "figure", "hover", "legend", "pane", "title_of"]
+__all__ = ["factors", "figure", "hover", "legend", "pane", "title_of"]
 
 ZOOM = "box_zoom,xpan,wheel_zoom,reset"
 """Tools of a chart that can be zoomed; wheel and pan wait until they are chosen, so that the page scrolls."""
@@ -64,11 +64,6 @@ def figure(
     return made
 
 
-def chart(title: str, height: int, **params: Any) -> bokeh_figure:
-    """`figure` for charts that set their labels themselves."""
-    return figure(title, height=height, **params)
-
-
 def title_of(made: bokeh_figure) -> Title:
     """The chart's title: bokeh makes an object of the string that it was given."""
     assert isinstance(made.title, Title)
@@ -83,7 +78,7 @@ def legend(made: bokeh_figure, items: list[tuple[str, list[Any]]] | None = None)
         items=[LegendItem(label=label, renderers=renderers) for label, renderers in items or []],
         label_text_font_size="12px",
         margin=0,
-        padding=4,
+        padding=4,  # type: ignore[arg-type]
         background_fill_alpha=0.0,
         border_line_color=None,
     )

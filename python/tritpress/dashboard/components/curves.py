@@ -30,7 +30,7 @@ REBUILD_EVERY = 2.0
 
 LONG = 500
 
-FAINT = 0.3
+FAINT = 0.38
 
 
 @dataclass

@@ -13,6 +13,7 @@ from panel import Column, FlexBox
 from tritpress.dashboard.components.eventlog import EventLog
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.context import PageContext
+from tritpress.dashboard.plugins import plugin_cards
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.events import KINDS, LEVELS, EventSearch, event_lines
@@ -80,10 +81,10 @@ class Overview(Tab):
 
     def build(self) -> list[Any]:
         self.status, self.figures, self.steps = Fragment(), Fragment(), Fragment()
-        self.facts = Fragment()
+        self.facts, self.added = Fragment(), Fragment()
         self.steps.pane.styles = {"flex": "3 1 400px", "min-width": "0"}
         self.facts.pane.styles = {"flex": "2 1 320px", "min-width": "0"}
-        for fragment in (self.status, self.figures):
+        for fragment in (self.status, self.figures, self.added):
             fragment.pane.margin = (0, 0, 14, 0)
         pair = FlexBox(
             self.steps.pane,
@@ -93,7 +94,7 @@ class Overview(Tab):
             align_items="start",
             margin=(0, 0, 14, 0),
         )
-        return [self.status.pane, self.figures.pane, pair, self._build_log()]
+        return [self.status.pane, self.figures.pane, self.added.pane, pair, self._build_log()]
 
     def _build_log(self) -> Any:
         field: dict[str, Any] = {"size": "small", "margin": 0, "sizing_mode": "stretch_width"}
@@ -150,7 +151,7 @@ class Overview(Tab):
             self.status.set(
                 empty("No run is open", "Open one from the list of runs, or choose a model and press Start.")
             )
-            for fragment in (self.figures, self.steps, self.facts):
+            for fragment in (self.figures, self.added, self.steps, self.facts):
                 fragment.set(Markup(""))
             return
         state = shown.state
@@ -186,6 +187,7 @@ class Overview(Tab):
         if self.last is None:
             return
         self.listed, self.listed_at = self.last.recent, time.monotonic()
+        self.added.set(plugin_cards("overview", self.last.state))
         lines = event_lines(self.listed, self.search)
         if lines != self.events.lines:
             self.events.lines = lines
