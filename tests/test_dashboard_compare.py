@@ -1,0 +1,122 @@
+"""Runs side by side as data and on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dashboard_log import write_run
+from tritpress.cli import app
+from tritpress.dashboard.views.compare import compare, overlays, value_words
+from tritpress.events.snapshot import initial_state
+from tritpress.runs.comparison import Side, comparison, figures, gates, settings
+from tritpress.runs.history import run_state
+
+
+def exit_code(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as end:
+        app(arguments, standalone_mode=False)
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> list[Side]:
+    folder = tmp_path_factory.mktemp("runs")
+    one = write_run(folder, "one", name="One", config={"planes": 1})
+    two = write_run(folder, "two", name="<b>Two</b>", config={"planes": 2, "seed": 5}, failing_gate="ratio")
+    live = write_run(folder, "live", name="At work", until="output", steps=40)
+    return [Side(run.id, name, run.read_run()["status"], run_state(run)) for run, name in
+            ((one, "One"), (two, "<b>Two</b>"), (live, "At work"))]  # fmt: skip
+
+
+def with_figures(**values: Any) -> Side:
+    state = initial_state("x")
+    state["figures"].update(values)
+    return Side("x", "x", "finished", state)
+
+
+def test_differing_settings_come_first(sides: list[Side]) -> None:
+    rows = settings(sides)
+    differing = [row.key for row in rows if row.differs]
+    assert differing == ["planes", "seed"] and [row.key for row in rows[:2]] == differing
+    assert {row.key for row in rows} >= {"model", "method", "group_size", "seed"}
+    assert next(row for row in rows if row.key == "planes").values == (1, 2, None)
+    made = compare(sides)
+    assert [row.key for row in made.differing] == differing
+    assert [cell.text for cell in made.differing[0].cells] == ["1", "2", "–"]
+
+
+def test_the_best_is_by_the_figures_own_sense() -> None:
+    found = {row.key: row for row in figures([
+        with_figures(ratio_file=6.0, perplexity_change=0.04, sparsity=0.3),
+        with_figures(ratio_file=8.0, perplexity_change=0.02, sparsity=0.4),
+        with_figures(ratio_file=8.0, perplexity_change=float("nan")),
+    ])}  # fmt: skip
+    assert found["ratio_file"].best == (1, 2)
+    assert found["perplexity_change"].best == (1,) and found["perplexity_change"].values[2] is None
+    assert found["sparsity"].best == (), "neither more nor fewer zeros are better"
+    assert found["kl"].best == () and found["kl"].values == (None, None, None)
+    same = figures([with_figures(ratio_file=6.0), with_figures(ratio_file=6.0)])
+    assert next(row for row in same if row.key == "ratio_file").best == ()
+
+
+def test_figures_are_the_runs_own(sides: list[Side]) -> None:
+    made = {row.key: row for row in compare(sides).figures}
+    assert made["perplexity_change"].cells[0].text == "+3.42 % (+2.9 to +4.0 %)"
+    assert made["seconds"].cells[2].text == "–", "the run at work has not ended"
+    assert made["perplexity_before"].cells[2].text == "9.381"
+    assert made["bytes"].cells[0].text == "3.41 MB"
+
+
+def test_gates_stand_side_by_side(sides: list[Side]) -> None:
+    found = dict(gates(sides))
+    assert found["ratio"][0]["passed"] is True and found["ratio"][1]["passed"] is False
+    assert found["ratio"][2] is None
+    cells = {row.key: row.cells for row in compare(sides).gates}["ratio"]
+    assert [(cell.mark, cell.word) for cell in cells] == [
+        ("✓", "passed"), ("✕", "failed"), ("○", "not judged yet"),
+    ]  # fmt: skip
+
+
+def test_curves_share_an_axis(sides: list[Side]) -> None:
+    loss, kl = overlays(sides)
+    assert (loss.key, kl.key) == ("loss", "kl") and not loss.empty
+    for overlay in (loss, kl):
+        assert len(overlay.lines) == 3
+        for side, (x, y) in zip(sides, overlay.lines):
+            points = [*side.state["finetune"]]
+            assert len(x) == len(y) and list(x) == sorted(x)
+            assert y[0] == points[0][overlay.key]
+    assert len(loss.lines[2][0]) == 40
+    empty = overlays([with_figures(), with_figures()])
+    assert all(overlay.empty for overlay in empty)
+
+
+def test_settings_in_words() -> None:
+    assert [value_words(v) for v in (None, [], True, 0.1, ["a", "b"], "x", 3)] == [
+        "–", "–", "yes", "0.1", "a, b", "x", "3",
+    ]  # fmt: skip
+
+
+def test_plain_data_holds_all_of_it(sides: list[Side]) -> None:
+    made = json.loads(json.dumps(comparison(sides)))
+    assert [run["id"] for run in made["runs"]] == ["one", "two", "live"]
+    assert {row["key"] for row in made["figures"]} >= {"ratio_file", "perplexity", "kl", "seconds"}
+    assert made["gates"][0] == {
+        "name": "ratio", "passed": [True, False, None], "actual": [6.4123, 6.4123, None],
+        "target": [6.0, 6.0, None],
+    }  # fmt: skip
+
+
+def test_on_the_command_line(sides: list[Side], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "aa-1", config={"planes": 1})
+    write_run(tmp_path, "bb-2", config={"planes": 2}, name="[red]Two[/red]")
+    assert exit_code(["runs", "compare", "aa", "bb-2", "--json", "--runs", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["key"] for row in found["settings"] if row["differs"]] == ["planes"]
+    assert exit_code(["runs", "compare", "aa", "bb", "--runs", str(tmp_path)]) == 0
+    assert "[red]Two[/red]" in capsys.readouterr().out
+    assert exit_code(["runs", "compare", "aa", "aa-1", "--runs", str(tmp_path)]) == 2
+    assert "two to six" in capsys.readouterr().err
