@@ -133,6 +133,7 @@ def test_events_from_a_number_on(client: Client, runs: Path) -> None:
     assert client.events("long", after=17, limit=5) == events[17:22]
     assert client.events("long", after=len(events)) == []
     assert list(client.follow("long", after=len(events) - 4)) == events[-4:]
+    assert list(client.follow("long", after=len(events))) == [], "a run that is over is not waited for"
 
 
 def test_following_a_run_as_it_goes(client: Client, runs: Path) -> None:

@@ -71,6 +71,25 @@ def test_the_page_in_a_browser_with_and_without_the_token(browser: Any, runs: Pa
     context.close()
 
 
+def test_signing_in_with_the_password(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", "r1", name="first")
+    port, log = port_and_log(tmp_path)
+    words = ["--runs", str(tmp_path / "runs"), "--port", str(port), "--password", "open sesame"]
+    with serving([sys.executable, "-m", "tritpress", "dashboard", *words], port, log):
+        page = browser.new_page()
+        page.set_default_timeout(15_000)
+        page.goto(f"http://127.0.0.1:{port}/dashboard?run=r1&tab=metrics")
+        for password in ("wrong", "open sesame"):
+            page.get_by_label("Password").fill(password)
+            page.get_by_role("button", name="Sign in").click()
+            if password == "wrong":
+                page.get_by_role("alert").get_by_text("not the password").wait_for()
+        page.get_by_role("tab", name="Overview").wait_for()
+        page.get_by_text("first").first.wait_for()
+        assert "run=r1" in page.url and "tab=metrics" in page.url
+        page.close()
+
+
 def test_a_pushed_run_in_the_page(browser: Any, client: Client, port: int) -> None:
     """Sparse events of a controller that is not tritpress: every tab stands, figures arrive live."""
     page = browser.new_page()

@@ -59,13 +59,16 @@ def test_what_a_guard_lets_in() -> None:
     guard = make_guard("127.0.0.1", 5006, token=TOKEN)
     assert guard.admits({"Authorization": f"Bearer {TOKEN}"}, {})
     assert guard.admits({}, {guard.cookie: guard.cookie_value})
+    again = make_guard("127.0.0.1", 5006, token=TOKEN)
+    assert again.admits({}, {guard.cookie: guard.cookie_value}), "it outlives a new start"
     for headers, cookies in (
         ({}, {}),
         ({"Authorization": "Bearer "}, {}),
         ({"Authorization": f"Basic {TOKEN}"}, {}),
         ({"Authorization": "Bearer wrong"}, {guard.cookie: guard.cookie_value}),
         ({}, {guard.cookie: TOKEN}),
-        ({}, {guard.cookie: make_guard("127.0.0.1", 5006, token=TOKEN).cookie_value}),
+        ({}, {guard.cookie: make_guard("127.0.0.1", 5006, token=TOKEN + "x").cookie_value}),
+        ({}, {guard.cookie: ""}),
         ({}, {"tritpress_1": guard.cookie_value}),
     ):
         assert not guard.admits(headers, cookies), (headers, cookies)

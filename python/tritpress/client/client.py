@@ -54,7 +54,7 @@ class Client:
     def follow(
         self, run_id: str, after: int = 0, *, forever: bool = False, retries: int = 5
     ) -> Iterator[dict[str, Any]]:
-        """Yield events with a `seq` above `after`, those to come too, until the run ends.
+        """Yield events with a `seq` above `after`, those to come too, until the run is over.
 
         A connection that breaks off is taken up again where it was, up to `retries` times in a row. Raises
         `TritpressError` when the worker is gone without a last event. With `forever` neither the run's end
@@ -63,12 +63,19 @@ class Client:
         failed = 0
         while True:
             try:
-                for event in self._stream(run_id, after, forever):
+                for event in self._stream(run_id, after):
+                    if "standing" in event:
+                        if event["standing"] == "over" and not forever:
+                            return
+                        if event["standing"] == "gone" and not forever:
+                            raise TritpressError(f"the worker of run {run_id} is gone without a last word")
+                        continue
                     failed = 0
                     after = event["seq"]
                     yield event
                     if event["type"] in ENDS and not forever:
                         return
+                raise ClientError(0, f"{self.server.address} ended the stream")
             except ClientError as error:
                 if error.status != 0 or failed >= retries:
                     raise
@@ -115,14 +122,15 @@ class Client:
         """A `Pusher` for a run that is worked on here; `of_run`: its `model` and `config`, where known."""
         return Pusher(self.server, name, run_id=run_id, **of_run)
 
-    def _stream(self, run_id: str, after: int, forever: bool) -> Iterator[dict[str, Any]]:
+    def _stream(self, run_id: str, after: int) -> Iterator[dict[str, Any]]:
+        """Events, and {"standing": ...} between them."""
         socket = WebSocket(self.server, self.server.path("runs", run_id, "stream", after=after))
         try:
             for message in socket.messages():
                 found = json.loads(message)
                 if isinstance(found, list):
                     yield from found
-                elif found.get("alive") is False and not forever:
-                    raise TritpressError(f"the worker of run {run_id} is gone without a last word")
+                else:
+                    yield found
         finally:
             socket.close()

@@ -87,7 +87,7 @@ class Answer(web.RequestHandler):
     def answer(self, *_: Any) -> None:
         self.set_status(self.status)
         self.set_header("Cache-Control", "no-store")
-        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Referrer-Policy", "same-origin")  # with "no-referrer" a form has no Origin either
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; "
                         "form-action 'self'; frame-ancestors 'none'")  # fmt: skip

@@ -6,6 +6,7 @@ foreign name of this host. A bare `panel serve` has no guard, so each page asks 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -14,7 +15,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,7 +62,6 @@ class Guard:
     loopback: bool = True
     password: str | None = None
     names: frozenset[str] = frozenset()
-    _key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @property
     def cookie(self) -> str:
@@ -70,8 +70,11 @@ class Guard:
 
     @property
     def cookie_value(self) -> str:
-        """What the cookie holds: not the token, which a cookie sent to another port would give away."""
-        return hmac.new(self._key, (self.token or "").encode(), hashlib.sha256).hexdigest()
+        """What the cookie holds: not the token, which a cookie sent to another port would give away.
+
+        It depends on the token alone: pages go on when a server is started again with the same one.
+        """
+        return _derived(self.token or "")
 
     def foreign(self, headers: Mapping[str, str]) -> Refusal | None:
         """The refusal of a request under a foreign host name or from a page of another origin."""
@@ -117,6 +120,11 @@ class Guard:
 
 active: Guard | None = None
 """The guard of this process's server; None under a bare `panel serve`."""
+
+
+@functools.cache
+def _derived(token: str) -> str:
+    return hashlib.pbkdf2_hmac("sha256", token.encode(), b"tritpress page cookie", 200_000).hex()
 
 
 def new_token() -> str:

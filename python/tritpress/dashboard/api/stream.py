@@ -20,7 +20,7 @@ from tritpress.runs.directory import RunDirectory
 LOOK_EVERY = 0.1
 """Seconds between two looks at a log."""
 
-LIVENESS_EVERY = 2.0
+LIVENESS_EVERY = 1.0
 
 EVENTS, SIZE = 1000, 512 << 10
 """Events and bytes in one message, about."""
@@ -30,7 +30,10 @@ STREAMS = 200
 
 
 class Stream(websocket.WebSocketHandler):
-    """Each message is a JSON array of events, or {"alive": true or false} when the worker came or went."""
+    """Each message is a JSON array of events, or {"standing": "live", "gone" or "over"} when that changed.
+
+    Gone: unfinished, but without a worker; over: finished, failed or stopped.
+    """
 
     running = 0
 
@@ -86,7 +89,7 @@ class Stream(websocket.WebSocketHandler):
         path = run.events_path
         loop = asyncio.get_running_loop()
         offset = await beside(offset_after, path, after)
-        told, next_look = True, 0.0
+        told, last, next_look = "live", "live", 0.0
         with contextlib.suppress(websocket.WebSocketClosedError):
             while True:
                 lines: list[bytes] = []
@@ -97,10 +100,12 @@ class Stream(websocket.WebSocketHandler):
                     continue
                 if loop.time() >= next_look:
                     next_look = loop.time() + LIVENESS_EVERY
-                    alive = await beside(_alive, run)
-                    if alive != told:
-                        told = alive
-                        await self.write_message(json.dumps({"alive": alive}))
+                    standing = await beside(standing_of, run)
+                    # Told at the second look: what the worker wrote last has been read between the two.
+                    if standing == last and standing != told:
+                        told = standing
+                        await self.write_message(json.dumps({"standing": standing}))
+                    last = standing
                 await asyncio.sleep(LOOK_EVERY)
 
 
@@ -111,13 +116,15 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _alive(run: RunDirectory) -> bool:
-    """False when the run is unfinished and its worker is gone."""
+def standing_of(run: RunDirectory) -> str:
+    """live, gone (unfinished, but its worker is gone) or over."""
     from tritpress.errors import TritpressError
     from tritpress.runs.liveness import is_alive_record
 
     try:
         record = run.read_run()
     except TritpressError:
-        return True  # it is being replaced, or was moved away
-    return record.get("status") not in UNFINISHED or is_alive_record(record)
+        return "over"  # it was moved away
+    if record.get("status") not in UNFINISHED:
+        return "over"
+    return "live" if is_alive_record(record) else "gone"
