@@ -18,7 +18,7 @@ from tritpress.client import Client, Pusher, progress_callback
 from tritpress.client.http import Server
 from tritpress.config import CompressionConfig
 from tritpress.errors import UsageError
-from tritpress.events import StateReader, initial_state, load_snapshot
+from tritpress.events import StateReader, fold, initial_state, load_snapshot
 from tritpress.events.reader import EventReader
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.history import list_runs
@@ -29,6 +29,15 @@ from tritpress.dashboard.api.checks import check_characters, check_event, matche
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 JSON = {**BEARER, "content_type": "application/json"}
+
+
+def test_what_workers_write_is_taken(tmp_path: Path) -> None:
+    state = initial_state()
+    events = EventReader(write_run(tmp_path, "r").events_path).poll()
+    assert len({event["type"] for event in events}) > 12
+    for event in events:
+        check_event(event, state)
+        fold(state, event)
 
 
 @pytest.mark.parametrize(
