@@ -172,3 +172,13 @@ def test_without_plugins_nothing_is_added(state) -> None:
     if plugins.plugins():
         pytest.skip("this environment has plug-ins of its own")
     assert plugins.plugin_cards("overview", state) == "" and plugins.plugin_charts(state) == ([], "")
+
+
+def test_no_program_is_set_over_the_interface(tmp_path: Path) -> None:
+    from tritpress.dashboard.api.checks import check_config
+    from tritpress.dashboard.api.handlers import ApiError, start
+
+    with pytest.raises(ApiError, match="alert_command starts a program"):
+        start(tmp_path, {"model": "/m", "config": {"alert_command": None}})
+    kept = check_config({"alert_command": "touch /tmp/x", "planes": 2})
+    assert kept["planes"] == 2 and kept["alert_command"] is None

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Literal, Union
 
-from tritpress.config import CompressionConfig, make_config
+from tritpress.config import UNSAFE_OVER_API, CompressionConfig, make_config
 from tritpress.errors import UsageError
 from tritpress.events.schema import EVENT_TYPES, Event, encode
 
@@ -92,8 +92,12 @@ def check_event(event: Any, state: dict[str, Any]) -> tuple[str, dict[str, Any]]
 
 
 def check_config(values: dict[str, Any]) -> dict[str, Any]:
-    """What a pushed configuration says of fields that are known here. Raises `UsageError` for a bad value."""
-    known = {key: value for key, value in values.items() if key in CompressionConfig.model_fields}
+    """What a pushed configuration says of fields that are known here, but for those that start programs.
+
+    Raises `UsageError` for a bad value.
+    """
+    allowed = CompressionConfig.model_fields.keys() - UNSAFE_OVER_API
+    known = {key: value for key, value in values.items() if key in allowed}
     return make_config(known).model_dump() if known else {}
 
 

@@ -265,7 +265,7 @@ def events_after(path: Path, after: int, limit: int) -> tuple[list[bytes], bool]
 
 def start(runs_dir: Path, body: dict[str, Any]) -> dict[str, Any]:
     """Start a run; what it writes lies in its own folder."""
-    from tritpress.config import make_config
+    from tritpress.config import UNSAFE_OVER_API, make_config
     from tritpress.runs.launch import launch
 
     model, values, name = body.get("model"), body.get("config", {}), body.get("name")
@@ -273,6 +273,8 @@ def start(runs_dir: Path, body: dict[str, Any]) -> dict[str, Any]:
         raise ApiError(400, "'model' must be the path of a model directory on the server's machine")
     if not isinstance(values, dict):
         raise ApiError(400, "'config' must be a JSON object of configuration fields")
+    if unsafe := sorted(UNSAFE_OVER_API & values.keys()):
+        raise ApiError(403, f"{unsafe[0]} starts a program: it can be set on the command line alone")
     if name is not None and (not isinstance(name, str) or not name.strip() or len(name) > NAME):
         raise ApiError(400, f"'name' must be a text of at most {NAME} characters")
     try:
