@@ -73,7 +73,7 @@ class BlockPictures:
             ("after", "Blocks after: mean weight", self.weights),
             ("error", "Blocks: root mean square error", self.errors),
         ):
-            source = self.sources[key] = ColumnDataSource({"image": []})
+            source = self.sources[key] = ColumnDataSource({"image": [], "y": [], "dw": [], "dh": []})
             made = figure(
                 title,
                 x_label="Block of columns (inputs)",

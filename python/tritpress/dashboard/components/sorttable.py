@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import param
 from panel.custom import JSComponent
 
+from tritpress.dashboard.components.soon import soon
 from tritpress.dashboard.theme import STYLES
 
 STYLE = """
@@ -122,9 +124,9 @@ class SortTable(JSComponent):
         if not isinstance(data, dict):
             return
         if isinstance(data.get("sort"), str):
-            self._on_sort(data["sort"])
+            soon(partial(self._on_sort, data["sort"]))
         elif isinstance(data.get("row"), str):
-            self._on_row(data["row"])
+            soon(partial(self._on_row, data["row"]))
 
     def show(
         self, rows: Sequence[tuple[str, Sequence[str]]], sort: str, descending: bool, chosen: str

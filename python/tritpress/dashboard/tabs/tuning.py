@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, note, panel
+from tritpress.dashboard.components.soon import soon
 from tritpress.dashboard.components.tuningcharts import TuningCharts
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views import figures as fig
@@ -41,6 +43,9 @@ from tritpress.runs.tuning import (
     write_plan,
 )
 
+REST = 0.1
+"""Least seconds between two drawings while the slider moves."""
+
 MODES = {"threshold": (0.0, 3.0, 0.01), "sparsity": (0.0, 0.95, 0.005)}
 
 
@@ -63,7 +68,8 @@ class Tuning(Tab):
         self.value: float | None = None
         self.curves: dict[str, TensorCurve] = {}
         self.marks: dict[str, Any] = {}
-        self.loading = ""
+        self.loading, self.dirty, self.drawn_at = "", False, 0.0
+        self.swept: tuple[Any, Any] = (None, None)  # what the curves rest on, and they
         self.last: Shown | None = None
         self.said = Markup("")
 
@@ -77,6 +83,14 @@ class Tuning(Tab):
         if self.value is None:
             return None
         return Setting(threshold=self.value) if self.mode == "threshold" else Setting(sparsity=self.value)
+
+    @property
+    def pending(self) -> bool:
+        return self.dirty
+
+    def take_up(self) -> None:
+        if self.last is not None and self.built:
+            self._draw(self.last)
 
     def query(self) -> dict[str, str]:
         found = {}
@@ -125,10 +139,10 @@ class Tuning(Tab):
         self.which.param.watch(self._switched, "value")
         self.slider.param.watch(self._moved, "value")
         self.slider.param.watch(lambda _: self.page.navigate(), "value_throttled")
-        self.back.on_click(lambda _: self._undo())
-        self.apply.on_click(lambda _: self._start())
-        self.save.on_click(lambda _: self._save())
-        self.set.on_click(lambda _: self._set())
+        self.back.on_click(lambda _: soon(self._undo))
+        self.apply.on_click(lambda _: soon(self._start))
+        self.save.on_click(lambda _: soon(self._save))
+        self.set.on_click(lambda _: soon(self._set))
         self.tools = pn.FlexBox(
             self.kind, self.layer, self.which, self.slider, self.back,
             sizing_mode="stretch_width", align_items="center", gap="8px", margin=(0, 0, 12, 0),
@@ -184,10 +198,13 @@ class Tuning(Tab):
         )
 
     def _draw(self, shown: Shown) -> None:
+        self.dirty = False
         names = self.scope.names(shown.state)
         basis = basis_of(shown.state)
         found = forecast(self.curves, names, self.setting, basis)
-        swept = sweep(self.curves, names, basis)
+        if self.swept[0] != (self.scope, id(self.curves), basis):
+            self.swept = ((self.scope, id(self.curves), basis), sweep(self.curves, names, basis))
+        swept = self.swept[1]
         if found is None or swept is None:
             self._no_curves(shown)
             return
@@ -203,6 +220,7 @@ class Tuning(Tab):
             )
         )
         self._show_actions(shown, names)
+        self.drawn_at = time.monotonic()
 
     def _place_slider(self, made: Charts) -> None:
         low, high, step = MODES[self.mode]
@@ -213,8 +231,12 @@ class Tuning(Tab):
         self._quietly(self.which, value=self.mode)
         title = "Threshold, relative to the group's mean |w|" if self.mode == "threshold" else "Zero codes"
         shown_as = "0.00" if self.mode == "threshold" else "0.0 %"
+        # What the browser's slider says is never said back: it may have moved on meanwhile.
+        same = (self.slider.start, self.slider.end) == (low, high)
+        there = same and abs(self.slider.value - value) < step / 2
+        at = self.slider.value if there else round(value, 6)
         self._quietly(
-            self.slider, label=title, start=low, end=high, step=step, format=shown_as, value=round(value, 6)
+            self.slider, label=title, start=low, end=high, step=step, format=shown_as, value=at
         )
         self._quietly(self.back, disabled=self.value is None)
 
@@ -266,8 +288,9 @@ class Tuning(Tab):
         if not self._quiet and event.new is not None:
             self.value = round(float(event.new), 6)
             self.said = Markup("")
-            if self.last is not None:
-                self._draw(self.last)
+            self.dirty = True  # a slider that is drawn along tells more than there is time to draw
+            if time.monotonic() - self.drawn_at > REST:
+                self.take_up()
 
     def _undo(self) -> None:
         self.value, self.said = None, Markup("")
