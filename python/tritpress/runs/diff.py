@@ -70,7 +70,8 @@ def ordered(
 ) -> list[TensorDiff]:
     """Sorted by that figure, worst first unless said otherwise; what has no figure comes last."""
     down = SORTS[by] if descending is None else descending
-    known, unknown = [], []
+    known: list[TensorDiff] = []
+    unknown: list[TensorDiff] = []
     for diff in diffs:
         (unknown if getattr(diff, by) is None else known).append(diff)
     known.sort(key=lambda diff: getattr(diff, by), reverse=down)

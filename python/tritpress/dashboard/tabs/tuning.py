@@ -46,6 +46,9 @@ from tritpress.runs.tuning import (
 REST = 0.1
 """Least seconds between two drawings while the slider moves."""
 
+SETTLED = 0.5
+"""Seconds without a move after which the URL names the setting."""
+
 MODES = {"threshold": (0.0, 3.0, 0.01), "sparsity": (0.0, 0.95, 0.005)}
 
 
@@ -69,6 +72,7 @@ class Tuning(Tab):
         self.curves: dict[str, TensorCurve] = {}
         self.marks: dict[str, Any] = {}
         self.loading, self.dirty, self.drawn_at = "", False, 0.0
+        self.moved_at: float | None = None
         self.swept: tuple[Any, Any] = (None, None)  # what the curves rest on, and they
         self.last: Shown | None = None
         self.said = Markup("")
@@ -86,11 +90,19 @@ class Tuning(Tab):
 
     @property
     def pending(self) -> bool:
-        return self.dirty
+        return self.dirty or self._at_rest
+
+    @property
+    def _at_rest(self) -> bool:
+        """The slider was moved and has come to rest: the URL may say where."""
+        return self.moved_at is not None and time.monotonic() - self.moved_at > SETTLED
 
     def take_up(self) -> None:
-        if self.last is not None and self.built:
+        if self.dirty and self.last is not None and self.built:
             self._draw(self.last)
+        elif self._at_rest:
+            self.moved_at = None
+            self.page.navigate()
 
     def query(self) -> dict[str, str]:
         found = {}
@@ -138,7 +150,6 @@ class Tuning(Tab):
         self.layer.param.watch(self._scoped, "value")
         self.which.param.watch(self._switched, "value")
         self.slider.param.watch(self._moved, "value")
-        self.slider.param.watch(lambda _: self.page.navigate(), "value_throttled")
         self.back.on_click(lambda _: soon(self._undo))
         self.apply.on_click(lambda _: soon(self._start))
         self.save.on_click(lambda _: soon(self._save))
@@ -288,6 +299,7 @@ class Tuning(Tab):
         if not self._quiet and event.new is not None:
             self.value = round(float(event.new), 6)
             self.said = Markup("")
+            self.moved_at = time.monotonic()
             self.dirty = True  # a slider that is drawn along tells more than there is time to draw
             if time.monotonic() - self.drawn_at > REST:
                 self.take_up()

@@ -204,10 +204,11 @@ def choice(state: State, lost: bool, names: list[str], setting: Setting | None, 
 
 def plan_path(runs_dir: Path, run_id: str, scope: Scope, setting: Setting) -> Path:
     """Where the plan of a new run is written: the same choice has the same file."""
-    parts = [run_id, *(part for part in (scope.kind, scope.layer and f"layer-{scope.layer}") if part)]
-    words = "-".join(parts).replace("layer-all", "").rstrip("-")
-    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{words}-{setting.words}")
-    return runs_dir / "plans" / f"{safe.replace(' ', '-').replace('_', '-')}.json"
+    where = [scope.kind] if scope.kind != ALL or scope.layer == ALL else []
+    where += [f"layer-{scope.layer}"] if scope.layer != ALL else []
+    words = "-".join([run_id, *where, setting.words])
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in words)
+    return runs_dir / "plans" / f"{safe}.json"
 
 
 def run_name(state: State, run_id: str, scope: Scope, setting: Setting) -> str:
