@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from browser_helpers import button, number, wait_for_status, wait_until
-from dashboard_log import write_run
+from dashboard_log import events, make_run, write_run
 from tritpress.config import CompressionConfig
 from tritpress.dashboard.views.diff import PAGE, diff_page, share_words
 from tritpress.dashboard.views.tuning import Scope
+from tritpress.events import EventWriter
 from tritpress.plan import Plan
 from tritpress.reference import reference_model_path
 from tritpress.runs.details import load_details
@@ -21,6 +22,7 @@ from tritpress.runs.diff import ordered, tensor_diffs
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.history import run_state
 from tritpress.runs.launch import launch
+from tritpress.runs.settings import TensorSettings
 from tritpress.runs.tuning import Setting, basis_of, forecast, read_curves
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -184,6 +186,30 @@ def test_apply_starts_a_run_that_presses_so(page: Any, server: str, runs_dir: Pa
     assert all(layers[name]["mse"] == earlier[name]["mse"] for name in layers.keys() - up)
 
 
+def test_a_run_at_work_is_told_and_its_answer_is_shown(page: Any, server: str, runs_dir: Path) -> None:
+    """The log of a run in step 4, whose worker this process is: it hears what the page sends."""
+    live = make_run(runs_dir, "at-work", name="At work")
+    writer, pressed = EventWriter(live.path), 0
+    for kind, fields in events(live, 4, details=True):
+        pressed += kind == "layer.finished"
+        if pressed == 20:
+            break
+        writer.emit(kind, **fields)
+    left = sorted(set(t["name"] for t in run_state(live)["targets"]) - run_state(live)["layers"].keys())
+    page.goto(f"{server}?run=at-work&tab=tuning&threshold=0.9")
+    page.locator('[data-then="zeros"]').wait_for(timeout=30_000)
+    page.get_by_role("button", name=re.compile(r"Set for \d+ tensors not begun")).click()
+    wait_until(page, lambda: live.commands_path.exists(), "the command")
+    command = json.loads(live.commands_path.read_text())
+    assert command["command"] == "set" and command["args"] == {"tensors": "all", "threshold": 0.9}
+    settings = TensorSettings(live, writer.state)
+    ok, detail = settings.take(command["args"])
+    writer.emit("command.ack", id=command["id"], command="set", ok=ok, detail=detail)
+    page.get_by_text(f"Worker: {len(left)} tensors will be pressed with threshold 0.9").wait_for()
+    writer.close()
+    live.update_run(status="stopped")
+
+
 def test_three_runs_side_by_side_and_the_live_one_moves(page: Any, server: str, runs_dir: Path) -> None:
     write_run(runs_dir, "cmp-a", name="Alpha", config={"planes": 1})
     other = {"planes": 2, "seed": 5}
@@ -202,9 +228,6 @@ def test_three_runs_side_by_side_and_the_live_one_moves(page: Any, server: str, 
     assert "✓ passed" in cells[0] and "✕ failed" in cells[1] and "not judged yet" in cells[2]
     assert page.locator('[data-state="cmp-c"]').inner_text().endswith("Running")
     assert page.locator('[data-figure="seconds"] td').nth(2).inner_text() == "–"
-    from dashboard_log import events
-    from tritpress.events import EventWriter
-
     writer, rest = EventWriter(live.path), False
     for kind, fields in events(live, 6, name="Gamma"):
         rest = rest or kind == "output"

@@ -17,7 +17,8 @@ ALL = "all"
 MODEL_WORDS = (
     "A tensor's loss is taken to scale with its squared error: the loss that the plan foretold for it, times "
     "the error at the setting over the error as planned, both from fitting a sample of its weights anew. The "
-    "losses add up, and perplexity is the original's times exp(loss)."
+    "losses add up, and perplexity is the original's times exp(loss). A guide, not a measurement: how the "
+    "calibrated sweep makes up for errors, and how far it can at that setting, is not in it."
 )
 
 
