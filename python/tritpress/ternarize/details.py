@@ -24,9 +24,9 @@ SCALE_BINS = 64
 BLOCKS = 64
 """Blocks along each side of the picture, fewer where the tensor has fewer rows or columns."""
 
-SAMPLED_WEIGHTS = 1 << 18
+SAMPLED_WEIGHTS = 1 << 16
 LARGEST_SAMPLE = 1 << 19
-"""Weights that are looked at: about a quarter of a million, more only where 64 rows hold more."""
+"""Weights that are looked at: some 65,000, more only where 64 rows hold more."""
 
 REFITTED_WEIGHTS = 1 << 14
 """Weights that are fitted again at several thresholds, all planes of them."""
