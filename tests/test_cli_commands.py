@@ -270,8 +270,7 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
         "--planes 3 --threshold 0.7 --method gptq --fit twn --group-size 0 --text text --finetune --epochs 2 "
         "--optimizer muon --grokfast-lambda 0.5 --activation-bits 8 --packed-only --no-eval --device cpu"
     )
-    (place / "p.json").write_text("{}")
-    words = [*line.split(), "--threads", "1", "--plan", "p.json"]
+    words = [*line.split(), "--threads", "1"]
     answer = call("compress", "model", "-o", "out", *words, "--seed", helper.FAST, "--json")
     assert answer.exit_code == 0, answer.stderr
     config = the_run(place).config
@@ -279,8 +278,19 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
         "planes": 3, "threshold": 0.7, "method": "gptq", "fit": "twn", "group_size": 0, "finetune": True,
         "epochs": 2, "text": [str(place / "text")], "optimizer": "muon", "grokfast_lambda": 0.5,
         "activation_bits": 8, "outputs": "packed", "evaluate": False, "device": "cpu", "threads": 1,
-        "seed": helper.FAST, "plan": str(place / "p.json"),
+        "seed": helper.FAST,
     }  # fmt: skip
+
+
+def test_a_plan_reaches_the_configuration_and_stands_alone(place: Path) -> None:
+    (place / "p.json").write_text("{}")
+    answer = call("compress", "model", "-o", "out", "--plan", "p.json", "--seed", helper.FAST, "--json")
+    assert answer.exit_code == 0, answer.stderr
+    assert the_run(place).config.model_dump(exclude_defaults=True) == {
+        "plan": str(place / "p.json"), "seed": helper.FAST,
+    }  # fmt: skip
+    answer = call("compress", "model", "-o", "other", "--plan", "p.json", "--planes", "3")
+    assert answer.exit_code == 2 and "--plan or --planes, not both" in answer.stderr
 
 
 def test_ctrl_c_stops_the_run_and_says_how_to_go_on(place: Path) -> None:
