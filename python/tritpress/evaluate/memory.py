@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
+from tritpress.nn.paging import is_placeholder
 from tritpress.nn.ternary_linear import TernaryLinear
 from tritpress.ops.linear import kernel_bytes
 
@@ -15,11 +17,18 @@ if TYPE_CHECKING:
 def held_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers, plus the kernels' own copies of packed weights.
 
-    Storage that several tensors share (tied weights, views) counts once. The kernels' copies are made at the
+    Storage that several tensors share (tied weights, views) counts once; what a paged model reads as it runs
+    counts as if it were held. The kernels' copies are made at the
     first product, so ask after the model has run. Activations, caches and the libraries are not in it.
     """
-    storages = {}
+    storages: dict[Any, int] = {}
+    for part in model.modules():
+        paged = part.__dict__.get("_paged")
+        for _, _, name, shape in paged.places if paged is not None else ():
+            storages[name] = 4 * math.prod(shape)
     for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if is_placeholder(tensor):
+            continue
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     copies = sum(kernel_bytes(layer.codes) for layer in model.modules() if isinstance(layer, TernaryLinear))

@@ -53,7 +53,8 @@ class Streamed(nn.Module):
             return self._hidden
         _, blocks = find_blocks(self.model)
         found = self._kept()
-        runner = BlockRunner(self.model, blocks, self.windows if found is None else self.windows[:1], self.context)
+        windows = self.windows if found is None else self.windows[:1]
+        runner = BlockRunner(self.model, blocks, windows, self.context)
         self._runner = runner
         if found is None:
             for number, block in enumerate(blocks):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tritpress.errors import InputError
 from tritpress.formats.huggingface import SAFE, first_line, model_name, quiet_transformers, refuse_missing

@@ -1,9 +1,9 @@
 """Parts of a model that read their weights when they run and drop them afterwards.
 
-A paged model is an ordinary `nn.Module` whose blocks and large single layers hold placeholders (shapes without
-memory). Each part reads its parameters as it is called and drops them when the call ends, unless somebody
-`holding` it keeps them for longer. So a model larger than the memory can be evaluated and pressed, at the
-price of reading it once for each pass.
+A paged model is an ordinary `nn.Module` whose blocks and large single layers hold placeholders (shapes
+without memory). Each part reads its parameters as it is called and drops them when the call ends, unless
+somebody `holding` it keeps them for longer. So a model larger than the memory can be evaluated and pressed,
+at the price of reading it once for each pass.
 """
 
 from __future__ import annotations

@@ -92,9 +92,10 @@ def gptq_tensors(
     """Press every target and put it into `store`; yields (name, seconds) as each one is done.
 
     `model` is the original in float32 and is changed: pressed layers take their dequantized weights (of a
-    paged model only the block at work is in memory, and it is dropped when it is done). Tensors that the store has already are taken from it, and since the activations are computed anew in the same
-    order, a resumed run makes the same bytes as one that was never interrupted. Targets that are no linear
-    module of a block, or that no window reaches, are fitted from their weights alone.
+    paged model only the block at work is in memory, and it is dropped when it is done). Tensors that the
+    store has already are taken from it, and since the activations are computed anew in the same order, a
+    resumed run makes the same bytes as one that was never interrupted. Targets that are no linear module of
+    a block, or that no window reaches, are fitted from their weights alone.
 
     Raises `InputError` naming the tensor where weights or activations are not finite or a scale leaves
     float16.

@@ -166,16 +166,25 @@ def _size_figures(work: Work) -> None:
 def _evaluate_outputs(work: Work) -> dict[str, Any]:
     """Evaluate both models as read back from disk against the original, then time all three in turns."""
     from tritpress.evaluate.bootstrap import perplexity_interval
-    from tritpress.formats.huggingface import load_original
+    from tritpress.formats.source import open_source
     from tritpress.loading import load
+    from tritpress.nn.paging import is_paged
 
-    models = {
-        "packed": load(packed_folder(work), device=work.device),
-        "dequantized": load_original(dequantized_folder(work), device=work.device),
+    def packed() -> Any:
+        return load(packed_folder(work), device=work.device)
+
+    dequantized = work.open_dense(open_source(dequantized_folder(work)))
+    speeds = None
+    if is_paged(dequantized):  # too large to hold them side by side: each is opened for its own turns
+        speeds = time_in_turns(
+            work, {"before": work.original, "packed": packed, "dequantized": dequantized}, turns=2
+        )
+    models = {"packed": packed(), "dequantized": dequantized}
+    measured = {
+        when: measure(work, model, step=7, reference=work.reference) for when, model in models.items()
     }
-    measured = {when: measure(work, model, step=7, reference=work.original) for when, model in models.items()}
     measured = {"before": work.evaluations["before"], **measured}
-    speeds = time_in_turns(work, {"before": work.original, **models})
+    speeds = speeds or time_in_turns(work, {"before": work.original, **models})
     for when, figures in measured.items():
         emit_evaluation(work, when, figures | speeds[when])
     before, after = work.evaluations["before"], work.evaluations["packed"]
@@ -190,16 +199,24 @@ def _evaluate_outputs(work: Work) -> dict[str, Any]:
         accuracy_kept=after["top1"] / before["top1"] if before["top1"] else None,
     )
     work.context.emit("figures", **work.figures)
+    work.forget_reference()
     return models
 
 
 def _measure_gradients(work: Work, dequantized: Any) -> Any:
-    from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms
+    from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms, gradient_norms_by_block
+    from tritpress.nn.paging import is_paged
 
     windows = work.windows("held_out")[:GRADIENT_WINDOWS]
     norms = {}
     for which, model in (("dequantized", dequantized), ("original", work.original)):
-        weights = {name: module.weight for name, module in target_modules(work, model).items()}
+        modules = target_modules(work, model)
+        if is_paged(model):
+            norms[which] = gradient_norms_by_block(
+                model, windows, modules, folder=work.folder, ctx=work.context
+            )
+            continue
+        weights = {name: module.weight for name, module in modules.items()}
         norms[which] = gradient_norms(model, windows, weights, ctx=work.context)
     work.gradient_norms = norms["dequantized"]
     for name, norm in work.gradient_norms.items():

@@ -52,7 +52,7 @@ def baseline(work: Work) -> str | None:
     if work.cannot_measure:
         return work.cannot_measure
     speed = time_in_turns(work, {"before": work.original})["before"]
-    measured = measure(work, work.original, step=2) | speed
+    measured = measure(work, work.reference, step=2) | speed
     work.write_json("baseline.json", measured)
     emit_evaluation(work, "before", measured)
     return None
@@ -65,7 +65,8 @@ def calibration(work: Work) -> str | None:
     from tritpress.ternarize.calibration import calibrate, save_calibration
 
     modules = target_modules(work, work.original)
-    found = calibrate(work.original, modules, work.windows("calibration"), work.context, work.config)
+    windows = work.windows("calibration")
+    found = calibrate(work.original, modules, windows, work.context, work.config, work.folder)
     save_calibration(found, work.folder / "calibration.safetensors")
     return None
 
@@ -80,6 +81,7 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
     from tritpress.evaluate.perplexity import evaluate_model
 
     windows = work.windows("held_out")
+    model = work.for_evaluation(model)
 
     def progress(done: int, total: int) -> None:
         work.context.emit("step.progress", step=step, done=done, total=total, detail="held-out windows")
@@ -91,6 +93,9 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
 def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[str, dict[str, float]]:
     """{name: {latency_ms, tokens_per_s}} of several models, timed one after the other again and again.
 
+    In place of a model there may be a function that opens it. Such a model, and the weights of a paged one,
+    are in memory only for its own turns.
+
     The medians can be compared with each other, whatever else the machine did meanwhile. `latency_ms`: one
     generated token (batch 1, key-value cache); `tokens_per_s`: whole windows at once, four in a batch.
     """
@@ -101,22 +106,29 @@ def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[st
 
     from tritpress.evaluate.latency import decode_latency
     from tritpress.evaluate.perplexity import logits_of
+    from tritpress.nn.paging import holding
 
     windows = work.windows("held_out")
     batch = torch.from_numpy(windows[:4].copy()).to(work.device)
     found: dict[str, dict[str, list[float]]] = {name: {"latency": [], "speed": []} for name in models}
     with torch.inference_mode():
         for turn in range(turns + 1):
-            for name, model in models.items():
+            for name, given in models.items():
                 work.context.check()
-                latency = decode_latency(model, windows[0][: max(2, work.window // 4)], tokens=16, warm_up=4)
-                started = time.perf_counter()
-                logits_of(model, batch)
-                if work.device == "cuda":
-                    torch.cuda.synchronize()
+                model = given if isinstance(given, torch.nn.Module) else given()
+                with holding(model):
+                    latency = decode_latency(
+                        model, windows[0][: max(2, work.window // 4)], tokens=16, warm_up=4
+                    )
+                    started = time.perf_counter()
+                    logits_of(model, batch)
+                    if work.device == "cuda":
+                        torch.cuda.synchronize()
+                    seconds = time.perf_counter() - started
+                del model
                 if turn:  # the first turn warms up
                     found[name]["latency"].append(latency.latency_ms)
-                    found[name]["speed"].append(batch.numel() / (time.perf_counter() - started))
+                    found[name]["speed"].append(batch.numel() / seconds)
     return {
         name: {
             "latency_ms": statistics.median(times["latency"]),

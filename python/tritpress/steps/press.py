@@ -228,10 +228,11 @@ def _press_all(work: Work) -> Iterator[tuple[Target, float, bool]]:
 
         made = fast_tensors(work.targets, work.plan, work.config, work.store, context)
     else:
+        from tritpress.nn.paging import is_paged
         from tritpress.press.gptq import gptq_tensors
 
         made = gptq_tensors(
-            copy.deepcopy(work.original),
+            work.original if is_paged(work.original) else copy.deepcopy(work.original),
             work.source,
             work.targets,
             work.plan,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from tritpress.config import CompressionConfig
 from tritpress.devices import choose_device
 from tritpress.errors import InputError, UsageError
 from tritpress.events.context import RunContext
-from tritpress.formats.source import SourceModel, TensorEntry, tensor_entries
+from tritpress.formats.source import SourceModel, TensorEntry, read_tensor, tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import Target
 from tritpress.plan import Plan
@@ -23,6 +24,10 @@ from tritpress.text import Splits
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
+
+
+PAGED_FROM = 50_000_000
+"""Parameters from which a model on a CPU is read block by block rather than held (float32: 200 MB)."""
 
 
 class RunFolder(Protocol):
@@ -163,15 +168,66 @@ class Work:
     @cached_property
     def original(self) -> nn.Module:
         """The original model in float32 on `device`; loaded when first needed."""
-        from tritpress.formats.huggingface import load_original
+        from tritpress.nn.paging import is_paged
 
-        model = load_original(self.source, device=self.device)
-        for name, parameter in model.named_parameters():
-            if not parameter.isfinite().all():
+        model = self.open_dense(self.source)
+        if is_paged(model):
+            entries = self.source.tensors
+            values: Iterator[Any] = ((name, read_tensor(e)) for name, e in entries.items() if e.is_float)
+        else:
+            values = ((name, p.detach().cpu().numpy()) for name, p in model.named_parameters())
+        for name, value in values:
+            if not all_finite(value):
                 raise InputError(
                     f"{self.source.path}: tensor {name} holds NaN or infinity; repair the model first"
                 )
         return model
+
+    def open_dense(self, source: SourceModel) -> nn.Module:
+        """A model directory in float32 on `device`, in evaluation mode.
+
+        On a CPU a large model that is not to be trained has its blocks left on disk (`nn.paging`): they are
+        read as they run.
+        """
+        from tritpress.formats.huggingface import load_original
+        from tritpress.formats.paged import load_paged
+
+        config = self.config
+        asked = config.finetune or (
+            config.finetune is None and (config.tokens or config.epochs or config.minutes)
+        )
+        if self.device == "cpu" and source.parameters >= PAGED_FROM and not asked:
+            model = load_paged(source)
+            if model is not None:
+                return model
+            self.context.emit(
+                "log",
+                message=f"{source.path} is held in memory whole: its blocks cannot be read one by one, since "
+                "its parameters are not the tensors of its files one to one",
+            )
+        return load_original(source, device=self.device)
+
+    @cached_property
+    def reference(self) -> nn.Module:
+        """The original as evaluations compare with it: a paged one's hidden states are computed once."""
+        return self.for_evaluation(self.original, keep=self.folder / "held-out-hidden.npy")
+
+    def forget_reference(self) -> None:
+        """Drop what `reference` keeps, in memory and in the work folder."""
+        self.__dict__.pop("reference", None)
+        (self.folder / "held-out-hidden.npy").unlink(missing_ok=True)
+
+    def for_evaluation(self, model: nn.Module, keep: Path | None = None) -> nn.Module:
+        """`model`, or where it is paged a wrapper that runs all held-out windows block by block at once."""
+        from tritpress.nn.paging import is_paged
+
+        if not is_paged(model):
+            return model
+        from tritpress.evaluate.streamed import Streamed
+
+        if isinstance(model, Streamed):
+            return model
+        return Streamed(model, self.windows("held_out"), self.context, keep)
 
     def windows(self, split: str) -> np.ndarray:
         """Token windows int64 [n, window] of a split, the same every time in one run."""
@@ -217,6 +273,14 @@ class Work:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the work folder at once or not at all."""
         write_atomically(self.folder / name, json.dumps(value, indent=1))
+
+
+def all_finite(values: Any) -> bool:
+    """Whether a numpy array holds neither NaN nor infinity, seen piece by piece."""
+    import numpy as np
+
+    flat, step = values.reshape(-1), 1 << 22
+    return all(bool(np.isfinite(flat[i : i + step]).all()) for i in range(0, flat.size, step))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A backward pass through a model one block at a time: what a whole graph would hold lies in a file meanwhile.
+"""A backward pass one block at a time: what a whole graph would hold lies in a file meanwhile.
 
 Forward, the input of every block is put aside; backward, each block runs again from its input, and the
 gradient of its output is handed on to the block before it (gradient checkpointing, Chen et al. 2016, arXiv
