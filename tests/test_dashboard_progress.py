@@ -221,6 +221,10 @@ def test_what_was_chosen_and_why() -> None:
     assert "A third one would save 0.0015 nats a token more for 18.4 kB" in text
     assert "0.710 times the group's mean" in text and "43.1 % of its codes are zero" in text
     assert "1.58" not in text, "only one plane is the 1.58-bit form"
+    other_group = " ".join(
+        chosen(LAYER, {**planned, "predicted_loss": 0.004}, {"basis": "calibrated"}, {}, None)
+    )
+    assert "Foretold to cost 0.0040 nats" in other_group and "One would cost about 0.060" in other_group
     one = " ".join(chosen({**LAYER, "planes": 1, "bits": 2.25}, {}, {}, {"planes": 1}, None))
     assert "1 plane: one ternary plane, the 1.58-bit form" in one and "asked for, not weighed" in one
     uncalibrated = " ".join(chosen(LAYER, {"predicted_loss": 0.004}, {"basis": "weights"}, {}, None))

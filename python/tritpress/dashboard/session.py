@@ -9,6 +9,7 @@ import panel as pn
 import panel_material_ui as pmui
 from panel.util import edit_readonly
 
+from tritpress.dashboard.components.export import ChartExport
 from tritpress.dashboard.components.html import Fragment, Markup
 from tritpress.dashboard.components.toasts import AlertWatch, Toasts
 from tritpress.dashboard.components.viewport import Viewport
@@ -102,6 +103,7 @@ class Session:
                 self.starting.dialog,
                 self.toasts.area,
                 self.viewport,
+                ChartExport(),
             ],
             sidebar_width=320,
             sidebar_resizable=False,

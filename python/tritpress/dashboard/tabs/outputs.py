@@ -1,14 +1,30 @@
-"""Outputs: the two models side by side, the output directory, the checks before handing on."""
+"""Outputs: the two models side by side, the output directory, the checks before handing on, files to take away."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from panel import FlexBox
 
-from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
+from tritpress.dashboard.components.export import Downloads, copy_button, csv_button
+from tritpress.dashboard.components.html import Fragment, Markup, empty, join, note, panel
+from tritpress.dashboard.report.bundle import Bundle, bundle, report_json
+from tritpress.dashboard.report.facts import Facts, read_facts
+from tritpress.dashboard.report.page import report_html
 from tritpress.dashboard.tabs.base import Shown, Tab
-from tritpress.dashboard.views.outputs import CheckLine, ModelCard, Node, checklist, model_cards, tree
+from tritpress.dashboard.views.outputs import (
+    CheckLine,
+    ModelCard,
+    Node,
+    checklist,
+    model_cards,
+    no_json,
+    standing,
+    tree,
+)
+
+HTML, JSON = "text/html;charset=utf-8", "application/json"
 
 
 class Outputs(Tab):
@@ -19,6 +35,8 @@ class Outputs(Tab):
             "run.started",
             "run.finished",
             "run.failed",
+            "run.paused",
+            "liveness",
             "output",
             "handoff",
             "figures",
@@ -26,26 +44,39 @@ class Outputs(Tab):
             "step.started",
         }
     )
+    last: Shown | None = None
 
     def build(self) -> list[Any]:
-        self.models, self.tree, self.checks = Fragment(), Fragment(), Fragment()
-        self.models.pane.margin = (0, 0, 14, 0)
+        self.said, self.models, self.tree, self.checks = Fragment(), Fragment(), Fragment(), Fragment()
+        self.downloads = Downloads(self._make)
+        self.downloads.margin = self.said.pane.margin = self.models.pane.margin = (0, 0, 14, 0)
         for fragment in (self.tree, self.checks):
             fragment.pane.styles = {"flex": "1 1 340px", "min-width": "0"}
         pair = FlexBox(
             self.tree.pane, self.checks.pane, sizing_mode="stretch_width", gap="14px", align_items="start"
         )
-        return [self.models.pane, pair]
+        return [self.downloads, self.said.pane, self.models.pane, pair]
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
+        self.last = shown
+        self.downloads.visible = shown is not None
         if shown is None:
             self.models.set(
                 empty("No run is open", "The packed and the dequantized model stand here side by side.")
             )
-            self.tree.set(Markup(""))
-            self.checks.set(Markup(""))
+            for fragment in (self.said, self.tree, self.checks):
+                fragment.set(Markup(""))
             return
-        cards = join(map(_model, model_cards(shown.state)))
+        self.downloads.show(
+            [
+                ["html", "Report (HTML)", ""],
+                ["json", "Report (JSON)", no_json(shown.state, shown.lost)],
+                ["zip", "All charts and tables (ZIP)", ""],
+            ]
+        )
+        tone, words = standing(shown.state, shown.lost)
+        self.said.set(note(tone, words) if words else Markup(""))
+        cards = join(map(_model, model_cards(shown.state, shown.lost)))
         self.models.set(Markup('<div class="pair">{}</div>').format(cards))
         root = tree(shown.state)
         self.tree.set(
@@ -70,6 +101,37 @@ class Outputs(Tab):
             )
         )
 
+    # What is taken away
+
+    def _make(self, key: str) -> None:
+        """Make that file beside the server's loop and hand it to the browser."""
+        shown, downloads = self.last, self.downloads
+        if shown is None:
+            downloads.fail("No run is open.")
+            return
+        work: dict[str, Callable[[Facts], Any]] = {"html": report_html, "json": report_json, "zip": bundle}
+
+        def make() -> tuple[Facts, Any] | str:
+            try:
+                facts = read_facts(shown.path, shown.state, shown.lost)
+                return facts, work[key](facts)
+            except Exception as error:  # whatever a damaged run brings: the button must come back
+                return f"The file was not made: {error}"
+
+        def hand_over(result: tuple[Facts, Any] | str) -> None:
+            if isinstance(result, str):
+                downloads.fail(result)
+                return
+            facts, made = result
+            if isinstance(made, Bundle):
+                downloads.send_bundle(made.name, list(made.files), list(made.drawings))
+            elif made is None:
+                downloads.fail("This run has no report.json.")
+            else:
+                downloads.send_file(f"{facts.file_name}-report.{key}", made, HTML if key == "html" else JSON)
+
+        self.page.background(make, hand_over, what="The file was not made")
+
 
 def _model(card: ModelCard) -> Markup:
     if card.why:
@@ -77,17 +139,38 @@ def _model(card: ModelCard) -> Markup:
     else:
         rows = join(
             Markup(
-                '<tr><td class="break">{}</td><td>{}</td><td class="mono" title="sha256 {}">{}</td></tr>'
-            ).format(line.name, line.size, line.sha256, line.sha256[:12])
+                '<tr><td class="break">{}</td><td>{}</td><td class="mono" title="sha256 {}">'
+                '<span data-no-csv>{}…</span> {}<span class="visually-hidden">{}</span></td></tr>'
+            ).format(
+                line.name,
+                line.size,
+                line.sha256,
+                line.sha256[:12],
+                copy_button(line.sha256, f"sha256 of {line.name}"),
+                line.sha256,
+            )
             for line in card.files
         )
         body = Markup(
             '<p class="soft">{}</p><div class="size" style="margin-top:8px">{}</div>'
             '<div class="soft small">{}</div>'
-            '<div class="mono break" style="margin-top:8px">{}</div>'
+            '<div class="with-button" style="margin-top:8px"><span class="mono break">{}</span>{}</div>'
+            '<div class="with-button" style="margin-top:12px"><b>Files</b>{}</div>'
             '<div class="scroll"><table><thead><tr><th>File</th><th>Size</th><th>sha256</th></tr></thead>'
-            '<tbody>{}</tbody></table></div><pre class="mono">{}</pre>'
-        ).format(card.about, card.size, card.summary, card.path, rows, card.load)
+            '<tbody>{}</tbody></table></div>'
+            '<div class="with-button" style="margin-top:12px"><b>How to load it</b>{}</div>'
+            '<pre class="mono" style="margin-top:6px" tabindex="0">{}</pre>'
+        ).format(
+            card.about,
+            card.size,
+            card.summary,
+            card.path,
+            copy_button(card.path, f"path of the {card.key} model"),
+            csv_button(f"{card.key}-files"),
+            rows,
+            copy_button(card.load, f"how to load the {card.key} model"),
+            card.load,
+        )
     return Markup('<section class="panel model" data-model="{}"><h2>{}</h2>{}</section>').format(
         card.key, card.title, body
     )

@@ -62,7 +62,7 @@ def _cost(
     elif config.get("plan") is not None:
         found.append("The number of planes stands in the plan file that was given.")
     if isinstance(losses, list) and calibrated and 1 <= planes <= len(losses) and all(map(fig.known, losses)):
-        found += _weighed(layer, [float(value) for value in losses], planes)
+        found += _weighed(layer, [float(value) for value in losses], planes, loss)
     elif fig.known(loss) and calibrated:
         found.append(f"Foretold to cost {_nats(loss)}; other numbers of planes were not recorded.")
     elif fig.known(loss):
@@ -75,8 +75,14 @@ def _cost(
     return found
 
 
-def _weighed(layer: dict[str, Any], losses: list[float], planes: int) -> list[str]:
-    """Against one plane less and one more: what the last plane saved, for how many bytes."""
+def _weighed(layer: dict[str, Any], losses: list[float], planes: int, loss: float | None) -> list[str]:
+    """Against one plane less and one more: what the last plane saved, for how many bytes.
+
+    The calibration foretells its losses at one group size; a tensor that was given another has its own loss,
+    and what other numbers of planes would cost is then told by how many times as much.
+    """
+    if fig.known(loss) and losses[planes - 1] > 0:
+        losses = [value * loss / losses[planes - 1] for value in losses]
     found = [f"Foretold to cost {_nats(losses[planes - 1])}."]
     plane_bytes = _bytes_of_a_plane(layer)
     if planes > 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.status import State, headline
+from tritpress.dashboard.views.status import State, headline, sentence
 
 MODELS = {
     "packed": (
@@ -49,12 +49,39 @@ class ModelCard:
     why: str
 
 
-def model_cards(state: State) -> list[ModelCard]:
+def model_cards(state: State, lost: bool = False) -> list[ModelCard]:
     """The packed and the dequantized model."""
-    return [_card(key, state) for key in MODELS]
+    return [_card(key, state, lost) for key in MODELS]
 
 
-def _card(key: str, state: State) -> ModelCard:
+def standing(state: State, lost: bool = False) -> tuple[str, str]:
+    """(tone, sentence) on a run whose outputs are not the whole of a finished run; two empty texts else."""
+    written = bool(state["outputs"])
+    if lost:
+        return "bad", "The worker process is gone." + (
+            " What it wrote is listed here; it was not checked." if written and not state["handoff"] else ""
+        )
+    if state["status"] == "failed":
+        return "bad", f"The run failed: {sentence(state.get('error') or 'no reason was given')}" + (
+            " What it wrote before is listed here." if written else " Nothing was written."
+        )
+    if state["status"] == "stopped":
+        return "warning", "The run was stopped; Resume goes on from what is finished."
+    if state["status"] != "finished":
+        return "live", "The run is at work: both models are written in step 6 and checked in step 7."
+    return "", ""
+
+
+def no_json(state: State, lost: bool = False) -> str:
+    """Why there is no report.json to download; "" when there is."""
+    if state["status"] == "finished":
+        return "" if state.get("report") else "This run wrote no report.json."
+    if lost or state["status"] in ("failed", "stopped"):
+        return "report.json is written when a run finishes; this one has not. The HTML report has what is known."
+    return "report.json is written when the run finishes."
+
+
+def _card(key: str, state: State, lost: bool) -> ModelCard:
     title, about, load = MODELS[key]
     out = state.get("out") or ""
     files = [output for output in state["outputs"] if _model_of(output.get("path", ""), out) == key]
@@ -78,7 +105,7 @@ def _card(key: str, state: State) -> ModelCard:
         summary,
         lines,
         load.format(path=path.replace("\\", "\\\\").replace('"', '\\"')),
-        "" if files else _why(key, state),
+        "" if files else _why(key, state, lost),
     )
 
 
@@ -103,15 +130,15 @@ def _model_of(path: str, out: str) -> str | None:
     return next((part for part in parts if part in MODELS), None)
 
 
-def _why(key: str, state: State) -> str:
+def _why(key: str, state: State, lost: bool) -> str:
     asked = (state.get("config") or {}).get("outputs", "both")
     if asked not in ("both", key):
         return f"Not asked for: this run writes the {asked} model only."
     step = state["steps"][5]
     if step["state"] == "skipped":
         return f"Not written: {step['reason']}"
-    if state["status"] in ("failed", "stopped"):
-        return "Not written: the run ended before step 6."
+    if lost or state["status"] in ("failed", "stopped"):
+        return "Not written: the run ended before it was."
     return "Written in step 6."
 
 

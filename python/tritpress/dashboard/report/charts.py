@@ -1,0 +1,345 @@
+"""The charts of a run as drawings: grid, zeros, training, custom metrics, gradients, error, histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tritpress.dashboard.report.facts import Facts
+from tritpress.dashboard.report.svg import Drawing, Frame, escape, number
+from tritpress.dashboard.theme import CURRENT, MARKERS, OKABE_ITO
+from tritpress.dashboard.views import curves as curve_views
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.metrics import downsample
+from tritpress.dashboard.views.progress import (
+    KINDS,
+    LAYERS_A_PAGE,
+    SPARSITY_BAND,
+    Board,
+    map_targets,
+    sparsity_target,
+)
+from tritpress.dashboard.views.quality import gradients
+from tritpress.dashboard.views.shades import SHADES, Shade
+from tritpress.ternarize.details import TensorDetails
+
+CIVIDIS = (
+    "#00204c", "#002a66", "#00346e", "#273f6c", "#3c4a6b", "#4c556b",
+    "#5b5f6d", "#686a70", "#757575", "#838178", "#928c78", "#a19876",
+    "#b0a572", "#c0b16d", "#d1bf66", "#e1cc5c", "#f3db4f", "#ffe945",
+)  # fmt: skip
+"""The page's map, readable for colour-blind people, at eighteen even places."""
+
+COLOURS = 128
+"""Steps of the map that cells are drawn in."""
+
+WIDTH, HEIGHT = 760, 320
+NARROW = 560
+"""Width of charts that stand in pairs."""
+
+ROW = 20
+CURVE_POINTS = 700
+"""Points of a drawn line: as many as a line of that width can show."""
+
+DASHES = ("", "6 3", "2 3", "8 3 2 3")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart with the name of its file."""
+
+    key: str
+    drawing: Drawing
+
+    @property
+    def title(self) -> str:
+        return self.drawing.title
+
+
+def colour(share: float) -> str:
+    """The map's colour at `share` (0 to 1)."""
+    at = min(max(share, 0.0), 1.0) * (len(CIVIDIS) - 1)
+    low = min(int(at), len(CIVIDIS) - 2)
+    a, b = (tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in CIVIDIS[low : low + 2])
+    return "#" + "".join(f"{round(x + (y - x) * (at - low)):02x}" for x, y in zip(a, b))
+
+
+def board_of(facts: Facts) -> Board:
+    """The cells of the run's grid."""
+    board = Board(map_targets(facts.state["targets"]))
+    board.update(facts.state, facts.lost)
+    return board
+
+
+def pages(board: Board) -> list[tuple[int, int]]:
+    """(first, after the last) row of each page of 32 layers."""
+    rows = len(board.where.rows)
+    return [(at, min(at + LAYERS_A_PAGE, rows)) for at in range(0, rows, LAYERS_A_PAGE)]
+
+
+def grids(board: Board, shade: Shade) -> list[Picture]:
+    """The grid coloured by that figure, a picture for each page."""
+    return [
+        Picture(f"grid-{shade.key}{_suffix(board, first)}", _grid(board, shade, first, end))
+        for first, end in pages(board)
+    ]
+
+
+def _grid(board: Board, shade: Shade, first: int, end: int) -> Drawing:
+    low, high = shade.bounds(board.cells)
+    if shade.steps:
+        low, high = low - 0.5, high + 0.5
+    columns, left, top = board.where.columns, 56, 66
+    wide = min(max((WIDTH - left - 90) // max(len(columns), 1), 44), 120)
+    right = left + wide * len(columns)
+    title = f"{shade.title} by layer and parameter ({shade.unit}){_rows_words(board, first, end)}"
+    made = Drawing(title, max(right + 90, 6.9 * len(title)), top + ROW * (end - first) + 14)
+    made.text(0, 16, title, "ink title")
+    made.text((left + right) / 2, 38, "Parameter", "ink", "middle")
+    middle = top + ROW * (end - first) / 2
+    made.text(12, middle, "Layer", "ink", "middle", more=f' transform="rotate(-90 12 {number(middle)})"')
+    for x, column in enumerate(columns):
+        made.text(left + wide * (x + 0.5), top - 8, column, "soft", "middle")
+    for y in range(first, end):
+        made.text(left - 8, top + ROW * (y - first) + 14, board.where.rows[y], "soft", "end")
+    fills: dict[str, list[str]] = {}
+    words: dict[str, list[str]] = {}
+    for cell in board.cells:
+        if not first <= cell.y < end:
+            continue
+        x, y = left + wide * cell.x, top + ROW * (cell.y - first)
+        value, text = shade.value(cell), shade.text(cell)
+        if value is None:
+            broken = cell.state in ("current", "failed")
+            edge = f' stroke="{CURRENT}" stroke-width="2"' if broken else ""
+            made.rect(x + 1, y + 1, wide - 2, ROW - 2, kind="none", more=edge)
+            made.text(x + wide / 2, y + 14, text, "soft cell", "middle")
+            continue
+        share = 0.0 if high <= low else (value - low) / (high - low)
+        # Cells of one colour are one path, words of one colour one group: that is a third of the size.
+        place = f"M{number(x + 1)} {y + 1}h{number(wide - 2)}v{ROW - 2}h{number(2 - wide)}z"
+        fills.setdefault(colour(round(share * COLOURS) / COLOURS), []).append(place)
+        ink = "#10181d" if share > 0.5 else "#ffffff"
+        words.setdefault(ink, []).append(
+            f'<text x="{number(x + wide / 2)}" y="{y + 14}">{escape(text)}</text>'
+        )
+    made.parts += [f'<path fill="{tint}" d="{"".join(places)}"/>' for tint, places in fills.items()]
+    made.parts += [
+        f'<g class="cell" text-anchor="middle" fill="{ink}">{"".join(texts)}</g>'
+        for ink, texts in words.items()
+    ]
+    _colour_bar(made, shade, low, high, right + 18, top, min(ROW * (end - first), 200))
+    return made
+
+
+def _colour_bar(
+    made: Drawing, shade: Shade, low: float, high: float, x: float, top: float, height: float
+) -> None:
+    made.text(x - 4, top - 8, shade.mark, "soft")
+    ticks = [tick for tick in shade.ticks if low <= tick <= high]
+    parts = [*range(int(low + 0.5), int(high + 0.5))] if shade.steps else range(40)
+    for at in range(len(parts)):
+        share = (at + 0.5) / len(parts)
+        made.rect(x, top + height * (1 - (at + 1) / len(parts)), 12, height / len(parts) + 0.4, colour(share))
+    gap = -99.0
+    for tick in ticks:
+        y = top + height * (1 - (tick - low) / (high - low)) + 4
+        if abs(y - gap) >= 13:
+            made.text(x + 18, y, f"{tick * shade.factor:g}", "soft")
+            gap = y
+
+
+def zeros(board: Board, config: dict[str, Any]) -> list[Picture]:
+    """Zeros of each layer against band and target, a picture for each page."""
+    target = sparsity_target(config)
+    most = max([0.6, *(bar.high for bar in board.bars if bar.high is not None)])
+    found = []
+    for first, end in pages(board):
+        dashed = f"dashed: {target.name}" if target.value is not None else target.name
+        title = f"Zeros by layer (band 25–45 %, {dashed}){_rows_words(board, first, end)}"
+        left, top = 56, 66
+        made = Drawing(title, WIDTH, top + ROW * (end - first) + 14)
+        right, bottom = WIDTH - 20, top + ROW * (end - first)
+
+        def x(share: float, left: float = left, right: float = right) -> float:
+            return left + share / most * (right - left)
+
+        made.text(0, 16, title, "ink title")
+        made.text((left + right) / 2, 38, "Share of codes that are zero", "ink", "middle")
+        middle = (top + bottom) / 2
+        made.text(12, middle, "Layer", "ink", "middle", more=f' transform="rotate(-90 12 {number(middle)})"')
+        made.rect(x(SPARSITY_BAND[0]), top, x(SPARSITY_BAND[1]) - x(SPARSITY_BAND[0]), bottom - top, "#009E73",
+                  more=' fill-opacity="0.14"')  # fmt: skip
+        for tenth in range(int(most * 10 + 1e-9) + 1):
+            made.line(x(tenth / 10), top - 4, x(tenth / 10), bottom, kind="grid")
+            made.text(x(tenth / 10), top - 8, f"{10 * tenth} %", "soft", "middle")
+        for bar in board.bars[first:end]:
+            y = top + ROW * (board.where.rows.index(bar.row) - first)
+            made.text(left - 8, y + 14, bar.row, "soft", "end")
+            if bar.value is None or bar.low is None or bar.high is None:
+                made.text(left + 6, y + 14, fig.NOTHING, "soft cell")
+                continue
+            made.rect(left, y + 3, x(bar.value) - left, ROW - 6, OKABE_ITO[0] if bar.inside else CURRENT)
+            made.line(
+                x(bar.low), y + ROW / 2, x(bar.high), y + ROW / 2, kind="axis", more=' stroke-width="2"'
+            )
+            made.text(left + 6, y + 14, bar.text, "cell", fill="#ffffff")
+        if target.value is not None:
+            at = x(target.value)
+            made.line(at, top, at, bottom, CURRENT, more=' stroke-width="2" stroke-dasharray="6 4"')
+        found.append(Picture(f"zeros{_suffix(board, first)}", made))
+    return found
+
+
+def training(facts: Facts) -> list[Picture]:
+    """Curves of fine-tuning and of custom metrics."""
+    charts = [*curve_views.training_charts(facts.state), *curve_views.custom_charts(facts.state)]
+    found: list[Picture] = []
+    for chart in charts:
+        lines = [(line.title, *_thin(line.x, line.y)) for line in chart.lines]
+        xs = [x for _, column, _ in lines for x in column]
+        ys = [y for _, _, column in lines for y in column if y == y]
+        if not xs or not ys:
+            continue
+        made = Drawing(chart.title, NARROW, HEIGHT - 30)
+        frame = Frame(made, (min(xs), max(xs)), _room(ys), x_label=chart.x_label, y_label=chart.y_label)
+        for (_, across, up), tint, dash in zip(lines, OKABE_ITO, DASHES):
+            points = [(frame.x(a), frame.y(b)) for a, b in zip(across, up)]
+            made.path(points, tint, dash)
+            if len(points) < 40:
+                for a, b in points:
+                    if b == b:
+                        made.mark(a, b, "circle", tint, 2.5)
+        frame.legend([(title, tint, dash) for (title, _, _), tint, dash in zip(lines, OKABE_ITO, DASHES)],
+                     dashes=True)  # fmt: skip
+        key = chart.key.removeprefix("metric:")
+        found.append(Picture(("metric-" if key != chart.key else "training-") + slug(key), made))
+    return found
+
+
+def gradient_norms(facts: Facts) -> Picture | None:
+    """Gradient norm of every pressed tensor by layer, log axis; dead ones stand at the foot."""
+    found = gradients(facts.state)
+    if not found.points:
+        return None
+    points = [
+        (p.layer, p.kind, p.norm, f"{p.name}: {fig.significant(p.norm)}" if p.mark == "ok" else f"{p.name}: {p.mark}",
+         p.mark == "ok")
+        for p in found.points
+    ]  # fmt: skip
+    return Picture("gradient-norms", _by_layer("Gradient norm by layer", "Gradient norm", points))
+
+
+def errors(board: Board) -> Picture | None:
+    """Squared error over squared norm of every parameter by layer, log axis."""
+    points = [
+        (int(cell.row) if cell.row.isdigit() else -1, cell.column, cell.error, f"{cell.title}: {fig.percent(cell.error, 2)}", True)
+        for cell in board.cells
+        if fig.known(cell.error) and cell.error > 0
+    ]  # fmt: skip
+    if not points:
+        return None
+    return Picture("error", _by_layer("Error by layer", "Squared error / squared norm", points))
+
+
+Point = tuple[int, str, Any, str, bool]
+
+
+def _by_layer(title: str, y_label: str, points: Sequence[Point]) -> Drawing:
+    alive = [p[2] for p in points if p[4]] or [1.0]
+    ends = (min(alive) * 0.7, max(alive) * 1.4)
+    layers = [p[0] for p in points]
+    made = Drawing(title, WIDTH, HEIGHT + 40)
+    frame = Frame(made, (min(layers) - 0.6, max(layers) + 0.6), ends, x_label="Layer", y_label=y_label,
+                  log_y=True)  # fmt: skip
+    kinds = [kind for kind in KINDS if any(p[1] == kind for p in points)]
+    size = 4.5 if max(layers) - min(layers) < 48 else 3.0
+    for index, kind in enumerate(kinds):
+        shift = (index - (len(kinds) - 1) / 2) * 0.5 / max(len(kinds), 1)
+        for layer, _, value, label, healthy in (p for p in points if p[1] == kind):
+            y = frame.y(value) if healthy else frame.bottom - 4
+            made.mark(
+                frame.x(layer + shift),
+                y,
+                MARKERS[index % len(MARKERS)] if healthy else "x",
+                OKABE_ITO[index % len(OKABE_ITO)] if healthy else CURRENT,
+                size if healthy else 6,
+                label,
+            )
+    legend = [
+        (kind, OKABE_ITO[i % len(OKABE_ITO)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(kinds)
+    ]
+    if not all(p[4] for p in points):
+        legend.append(("dead: zero or not finite", CURRENT, "x"))
+    frame.legend(legend)
+    return made
+
+
+def histogram(name: str, details: TensorDetails) -> Picture:
+    """Weights of a tensor before and after, over the mean |w| of their group."""
+    edges = [float(edge) for edge in details.histogram_edges]
+    columns = []
+    for counts in (details.histogram_before, details.histogram_after):
+        total = float(counts.sum()) or 1.0
+        columns.append([float(c) / total for c in counts])
+    # Both are drawn on the scale of what was there before: what became one value stands out beyond it.
+    top = 1.6 * max(columns[0]) or 1.0
+    made = Drawing(name, NARROW, HEIGHT - 30)
+    frame = Frame(made, (edges[0], edges[-1]), (0.0, 100 * top), x_label="Weight / mean |w| of its group",
+                  y_label="% of the weights")  # fmt: skip
+    for counts, tint, dash in zip(columns, (OKABE_ITO[0], OKABE_ITO[5]), ("", "")):
+        points: list[tuple[float, float]] = []
+        for at, share in enumerate(counts):
+            y = frame.y(100 * min(share, top))
+            points += [(frame.x(edges[at]), y), (frame.x(edges[at + 1]), y)]
+        made.path(points, tint, dash)
+    legend = [("before", OKABE_ITO[0], ""), ("after (cut off at the top)", OKABE_ITO[5], "")]
+    threshold = details.threshold_used
+    if fig.known(threshold) and 0 < threshold < edges[-1]:
+        for at in (frame.x(-threshold), frame.x(threshold)):
+            made.line(at, frame.top, at, frame.bottom, CURRENT, more=' stroke-dasharray="6 4"')
+        legend.append((f"threshold ±{fig.significant(threshold)}", CURRENT, "6 4"))
+    frame.legend(legend, dashes=True)
+    return Picture(f"histogram-{slug(name)}", made)
+
+
+def pictures(facts: Facts) -> list[Picture]:
+    """Every chart of the run that has data, in the page's order."""
+    board = board_of(facts)
+    found: list[Picture | None] = []
+    if board.cells:
+        for shade in SHADES.values():
+            found += grids(board, shade)
+        found += zeros(board, facts.config)
+        found.append(errors(board))
+    found += training(facts)
+    found.append(gradient_norms(facts))
+    return [picture for picture in found if picture is not None]
+
+
+def slug(text: str) -> str:
+    """`text` as part of a file's name."""
+    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower())
+    return "-".join(part for part in kept.split("-") if part)[:80] or "chart"
+
+
+def _suffix(board: Board, first: int) -> str:
+    return "" if len(board.where.rows) <= LAYERS_A_PAGE else f"-{first // LAYERS_A_PAGE + 1:02d}"
+
+
+def _rows_words(board: Board, first: int, end: int) -> str:
+    rows = board.where.rows
+    return "" if len(rows) <= LAYERS_A_PAGE else f", layers {rows[first]}–{rows[end - 1]}"
+
+
+def _thin(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
+    kept = downsample(y, CURVE_POINTS)
+    return [x[i] for i in kept], [y[i] for i in kept]
+
+
+def _room(values: Iterable[float]) -> tuple[float, float]:
+    found = list(values)
+    low, high = min(found), max(found)
+    room = 0.05 * (high - low)
+    return (0.0 if 0 <= low < 0.25 * high else low - room), high + room
