@@ -73,7 +73,7 @@ class Bench:
         self._calibrations: dict[str, Any] = {}
 
     def calibration(self, config: CompressionConfig) -> Any:
-        key = str((config.group_size, config.fit, config.sparsity, config.threshold, config.planes is None))
+        key = str((config.base_group_size, config.fit, config.sparsity, config.threshold, config.planes is None))
         if key not in self._calibrations:
             self._calibrations[key] = calibrate(
                 self.original, self.modules, self.calibration_windows, NullContext(), config
