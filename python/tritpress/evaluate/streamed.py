@@ -36,6 +36,7 @@ class Streamed(nn.Module):
         self._places = {window.tobytes(): i for i, window in enumerate(self.windows)}
         self._runner: BlockRunner | None = None
         self._hidden: Any = None
+        self.train(model.training)  # whoever puts the flag back later puts back the model's own
 
     def forward(self, input_ids: Tensor, **options: Any) -> Any:
         places = [self._places.get(row.tobytes()) for row in input_ids.cpu().numpy()]

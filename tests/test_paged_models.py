@@ -1,0 +1,195 @@
+"""A model that is read block by block gives what the held one gives: the same bytes, the same figures."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tritpress import pipeline  # noqa: E402
+from tritpress.config import CompressionConfig  # noqa: E402
+from tritpress.events.context import NullContext  # noqa: E402
+from tritpress.formats.huggingface import load_original, modules_of  # noqa: E402
+from tritpress.formats.paged import load_paged  # noqa: E402
+from tritpress.formats.source import open_source  # noqa: E402
+from tritpress.formats.targets import find_targets  # noqa: E402
+from tritpress.nn import paging  # noqa: E402
+from tritpress.nn.surgery import find_blocks  # noqa: E402
+from tritpress.steps import work as work_module  # noqa: E402
+
+FAMILIES = ["tiny_llama_dir", "tiny_gpt2_dir", "tiny_qwen3_dir", "tiny_sharded_dir"]
+PRESSED = [*FAMILIES[:2], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[2:])]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Folder:
+    """A run's folder as the steps need it."""
+
+    def __init__(self, path: Path, model: Path) -> None:
+        self.path, self.id, self.model = path, path.name, model
+        self.work = path / "work"
+
+    def read_run(self) -> dict[str, Any]:
+        return {"model": str(self.model), "out": str(self.path / "out")}
+
+    def choose(self, **measured: Any) -> dict[str, Any]:
+        return measured
+
+
+class MostHeld(NullContext):
+    """Notes the most blocks whose weights are in memory at once, whenever the run asks whether to go on."""
+
+    def __init__(self) -> None:
+        self.models: list[Any] = []
+        self.most = 0
+
+    def check(self) -> None:
+        for model in self.models:
+            _, blocks = find_blocks(model)
+            held = sum(not any(map(paging.is_placeholder, block.parameters())) for block in blocks)
+            self.most = max(self.most, held)
+
+
+def press(model: Path, folder: Path, text: Path, context: Any = None) -> dict[str, Any]:
+    config = CompressionConfig(
+        method="gptq", finetune=False, planes=1, text=[str(text)], calibration_tokens=1024,
+        evaluation_tokens=2048, window=64,
+    )  # fmt: skip
+    folder.mkdir()
+    return pipeline.run(config, Folder(folder, model), context or NullContext())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("family", PRESSED)
+def test_the_same_bytes_and_figures_as_the_held_model(
+    family: str, request: pytest.FixtureRequest, text_dir: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model = request.getfixturevalue(family)
+    held = press(model, tmp_path / "held", text_dir)
+    context, opened = MostHeld(), []
+
+    def watched(source: Any) -> Any:
+        context.models.append(load_paged(source))
+        opened.append(source.path)
+        return context.models[-1]
+
+    monkeypatch.setattr(work_module, "PAGED_FROM", 0)
+    monkeypatch.setattr(paging, "SMALLEST", 1 << 14)  # the embeddings come and go as well
+    monkeypatch.setattr("tritpress.formats.paged.load_paged", watched)
+    paged = press(model, tmp_path / "paged", text_dir, context)
+    assert len(opened) == 2 and context.most == 1
+    for which in ("packed", "dequantized"):
+        assert contents(tmp_path / "paged" / "out" / which) == contents(tmp_path / "held" / "out" / which)
+    for when in ("before", "packed", "dequantized"):
+        one, other = ((r["before"] if when == "before" else r["after"][when]) for r in (held, paged))
+        for key in ("perplexity", "top1", "tokens"):
+            assert other[key] == pytest.approx(one[key], rel=1e-5), (when, key)
+        if when != "before":
+            assert other["kl"] == pytest.approx(one["kl"], rel=1e-3, abs=1e-6)
+            assert other["agreement"] == pytest.approx(one["agreement"], abs=2e-3)
+    assert other["memory_bytes"] == pytest.approx(one["memory_bytes"], rel=0.02)
+    assert set(paged["gradient_norms"]) == set(held["gradient_norms"])
+    for name, norm in held["gradient_norms"].items():
+        assert paged["gradient_norms"][name] == pytest.approx(norm, rel=1e-3), name
+    assert [gate["passed"] for gate in paged["gates"]] == [gate["passed"] for gate in held["gates"]]
+    assert all(item["passed"] for item in paged["handoff"]), paged["handoff"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_logits_are_those_of_the_held_model_bit_for_bit(
+    family: str, request: pytest.FixtureRequest, monkeypatch: Any
+) -> None:
+    source = open_source(request.getfixturevalue(family))
+    monkeypatch.setattr(paging, "SMALLEST", 1 << 14)
+    paged, held = load_paged(source), load_original(source)
+    assert paged is not None and paging.is_paged(paged)
+    ids = torch.arange(96).reshape(2, 48) * 7 % 2048
+    with torch.inference_mode():
+        assert torch.equal(paged(input_ids=ids).logits, held(input_ids=ids).logits)
+    assert all(map(paging.is_placeholder, find_blocks(paged)[1].parameters()))
+
+
+def test_a_model_whose_tensors_are_stacked_when_loading_is_held_whole(tiny_moe_dir: Path) -> None:
+    assert load_paged(open_source(tiny_moe_dir)) is None
+
+
+def test_weights_are_dropped_when_a_block_fails(tiny_llama_dir: Path, monkeypatch: Any) -> None:
+    paged = load_paged(open_source(tiny_llama_dir))
+    assert paged is not None
+    _, blocks = find_blocks(paged)
+    monkeypatch.setattr(type(blocks[1].mlp), "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        paged(input_ids=torch.arange(8)[None])
+    assert all(map(paging.is_placeholder, blocks.parameters()))
+
+
+def test_what_is_held_is_read_once(tiny_llama_dir: Path, monkeypatch: Any) -> None:
+    source = open_source(tiny_llama_dir)
+    paged = load_paged(source)
+    assert paged is not None
+    _, blocks = find_blocks(paged)
+    read: list[str] = []
+    part = blocks[0]._paged
+    monkeypatch.setattr(part, "read", lambda name, own=part.read: read.append(name) or own(name))
+    ids = torch.arange(8)[None]
+    with paging.holding(blocks[0]), torch.inference_mode():
+        first = paged(input_ids=ids).logits
+        second = paged(input_ids=ids).logits
+    assert torch.equal(first, second) and len(read) == len(set(read)) == 9
+    weights = modules_of(paged, [t.name for t in find_targets(source)])
+    assert all(paging.is_placeholder(module.weight) for _, module in weights.values())
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_gpt2_dir"])
+def test_moments_block_by_block(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    from tritpress.ternarize.calibration import calibrate
+
+    source = open_source(request.getfixturevalue(family))
+    windows = np.random.default_rng(0).integers(1, 2048, (12, 32))
+    names = [target.name for target in find_targets(source)]
+    found = []
+    for model in (load_original(source), load_paged(source)):
+        modules = {name: module for name, (_, module) in modules_of(model, names).items()}
+        found.append(
+            calibrate(model, modules, windows, NullContext(), CompressionConfig(target_ratio=8.0), tmp_path)
+        )
+    held, paged = found
+    assert set(held) == set(paged) == set(names)
+    for name in names:
+        for key, values in held[name].items():
+            np.testing.assert_allclose(paged[name][key], values, rtol=2e-3, err_msg=f"{name} {key}")
+    assert not list(tmp_path.iterdir())  # the activations that were put aside had no name
+
+
+def test_a_full_disk_is_one_sentence(tiny_llama_dir: Path, monkeypatch: Any) -> None:
+    from tritpress.errors import InputError
+    from tritpress.ternarize.backward import Spill
+
+    class Full:
+        def seek(self, *_: int) -> int:
+            return 0
+
+        def write(self, _: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+    with contextlib.closing(Spill()) as spill:
+        monkeypatch.setattr(spill, "_file", Full(), raising=True)
+        with pytest.raises(InputError, match="no room for the activations of calibration: No space left"):
+            spill.put((0, 0), torch.zeros(4))
+        monkeypatch.undo()
