@@ -73,7 +73,8 @@ class Bench:
         self._calibrations: dict[str, Any] = {}
 
     def calibration(self, config: CompressionConfig) -> Any:
-        key = str((config.base_group_size, config.fit, config.sparsity, config.threshold, config.planes is None))
+        weighed = config.planes is None
+        key = str((config.base_group_size, config.fit, config.sparsity, config.threshold, weighed))
         if key not in self._calibrations:
             self._calibrations[key] = calibrate(
                 self.original, self.modules, self.calibration_windows, NullContext(), config

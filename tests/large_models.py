@@ -90,7 +90,9 @@ def make_llama(folder: Path, hidden: int, inner: int, blocks: int, vocabulary: i
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=SIZES, default="350m")
     arguments = parser.parse_args()

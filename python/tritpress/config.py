@@ -100,7 +100,7 @@ class CompressionConfig(BaseModel):
     sparsity: float | Literal["free"] | None = Field(None, description="share of zero codes in each tensor")
     threshold: float | None = Field(None, ge=0.0, le=4.0, description="relative to the group's mean |w|")
     text: list[str] = Field(default_factory=list, description="files and folders of text, or self")
-    text_field: str = Field("text", min_length=1, description="field of .jsonl rows, column of .parquet files")
+    text_field: str = Field("text", min_length=1, description="field of .jsonl, column of .parquet files")
     plan: str | None = Field(None, description="path of a plan, JSON as `Plan.save` writes it, to press by")
 
     calibration_tokens: int = Field(16_384, ge=256)

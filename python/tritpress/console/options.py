@@ -69,14 +69,16 @@ TextOrSelfOption = Annotated[
     typer.Option(
         "--text",
         metavar="PATH",
-        help="File or folder of text (.txt, .md, .py, .jsonl, .parquet); may be given again. 'self': the model "
-        "writes its own.",
+        help="File or folder of text (.txt, .md, .py, .jsonl, .parquet); may be given again. 'self': the "
+        "model writes its own.",
     ),
 ]
 TextFieldOption = Annotated[
     str | None,
     typer.Option(
-        "--text-field", metavar="NAME", help="Field of .jsonl lines, column of .parquet files (default: text)."
+        "--text-field",
+        metavar="NAME",
+        help="Field of .jsonl lines, column of .parquet files (default: text).",
     ),
 ]
 ThreadsOption = Annotated[

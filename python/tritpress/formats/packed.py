@@ -62,15 +62,17 @@ def write_packed(
     """Write the packed model directory; it appears under `out_dir` only when it is whole.
 
     `store` holds codes and scales of every tensor of the plan. `dense` names tensors beside the plan that
-    are taken from elsewhere than the source, in the source's shape (what training changed). Equal inputs give equal bytes. Raises
-    `InputError` for a value beyond float16, a tensor missing from the store, a full disk and an `out_dir`
+    are taken from elsewhere than the source, in the source's shape (what training changed). Equal inputs
+    give equal bytes. Raises `InputError` for a value beyond float16, a tensor missing from the store, a full disk and an `out_dir`
     that is not empty.
     """
     shards = packed_shards(source, plan)
     final, taken = Path(out_dir), dense or {}
     for name, entry in taken.items():
         if name in plan.tensors or name not in source.tensors or entry.shape != source.tensors[name].shape:
-            raise InputError(f"{entry.file}: tensor {name} is not one that {source.path} keeps beside the plan")
+            raise InputError(
+                f"{entry.file}: tensor {name} is not one that {source.path} keeps beside the plan"
+            )
 
     def chunks(slot: Slot, part: Part) -> Iterable[np.ndarray]:
         if part.part in ("codes", "scales"):

@@ -37,7 +37,8 @@ def alternatives(work: Work) -> list[Alternative]:
         moments = {n: {k: v for k, v in m.items() if k != "plane_losses"} for n, m in moments.items()}
     try:
         own = foretell(work.source, work.targets, work.config, moments, work.plan)
-        highest = min(max(ratio, RATIO), math.floor(100 * largest_reachable(work.source, work.targets, free)) / 100)
+        largest = largest_reachable(work.source, work.targets, free)
+        highest = min(max(ratio, RATIO), math.floor(100 * largest) / 100)
         if highest < RATIO:
             return []
         ratios = sorted({round(float(r), 2) for r in np.linspace(RATIO, highest, STEPS)}, reverse=True)

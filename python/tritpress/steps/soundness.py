@@ -15,7 +15,7 @@ from tritpress.steps.work import Work
 from tritpress.ternarize.stats import add, summary
 
 TOLERANCE = 1e-3
-"""By how much the relative error on disk may differ from the one noted at pressing (sums in another order)."""
+"""By how much the relative error on disk may differ from the one noted at pressing (order of sums)."""
 
 WORSE_THAN_ZEROS = 1.0
 TIMES_PLAIN = 6.0
@@ -63,9 +63,11 @@ def unsound_tensors(work: Work, packed: str | Any) -> list[dict[str, Any]]:
 
 def _reason(error: float, noted: float | None, usual: float) -> str | None:
     if noted is not None and abs(error - noted) > TOLERANCE * max(1.0, noted):
-        return f"its squared error is {error:.3g} of its size in the file and was {noted:.3g} when it was made"
+        return f"its squared error is {error:.3g} of its size in the file, {noted:.3g} when it was made"
     if error > max(WORSE_THAN_ZEROS, 2 * usual):
-        return f"its squared error is {error:.3g} of its size: zeros would be nearer (a plain fit: {usual:.3g})"
+        return (
+            f"its squared error is {error:.3g} of its size: zeros would be nearer (a plain fit: {usual:.3g})"
+        )
     if error > max(TIMES_PLAIN * usual, 0.25 + usual):
         return f"its squared error is {error:.3g} of its size, that of a plain fit {usual:.3g}"
     return None

@@ -1,7 +1,7 @@
 """Saving what the page shows: a menu on every chart (PNG, SVG, CSV), CSV of tables, downloads, a zip.
 
-All of it happens in the browser with what it already has; only reports and drawings come from the server, over
-the page's own connection. `export_charts.js` finds the charts by itself: those made by `charts.figure` have a
+All of it happens in the browser with what it already has; only reports and drawings come from the server,
+over the page's own connection. `export_charts.js` finds the charts by itself: those made by `charts.figure` have a
 `name`, which their files are called by.
 """
 
@@ -40,7 +40,7 @@ def csv_button(name: str) -> Markup:
 
 
 def copy_button(text: str, what: str) -> Markup:
-    """A button that puts `text` on the clipboard; `what` names it for those who do not see where it stands."""
+    """A button that puts `text` on the clipboard; `what` names it for who does not see where it stands."""
     return Markup(
         '<button type="button" class="csv" data-copy="{}" data-no-csv aria-label="Copy: {}">Copy</button>'
     ).format(text, what)
@@ -154,7 +154,8 @@ class Downloads(JSComponent):
         self, name: str, files: list[tuple[str, str]], drawings: list[tuple[str, str]]
     ) -> None:
         """Let the browser save a zip of `files` (path, text) and `drawings` (path without ending, SVG)."""
-        self._send_msg({"name": name, "files": [list(f) for f in files], "drawings": [list(d) for d in drawings]})
+        sent = {"files": [list(f) for f in files], "drawings": [list(d) for d in drawings]}
+        self._send_msg({"name": name, **sent})
 
     def fail(self, words: str) -> None:
         """Say why there is no file."""

@@ -169,8 +169,8 @@ def zeros(board: Board, config: dict[str, Any]) -> list[Picture]:
         made.text((left + right) / 2, 38, "Share of codes that are zero", "ink", "middle")
         middle = (top + bottom) / 2
         made.text(12, middle, "Layer", "ink", "middle", more=f' transform="rotate(-90 12 {number(middle)})"')
-        made.rect(x(SPARSITY_BAND[0]), top, x(SPARSITY_BAND[1]) - x(SPARSITY_BAND[0]), bottom - top, "#009E73",
-                  more=' fill-opacity="0.14"')  # fmt: skip
+        low, high = map(x, SPARSITY_BAND)
+        made.rect(low, top, high - low, bottom - top, "#009E73", more=' fill-opacity="0.14"')
         for tenth in range(int(most * 10 + 1e-9) + 1):
             made.line(x(tenth / 10), top - 4, x(tenth / 10), bottom, kind="grid")
             made.text(x(tenth / 10), top - 8, f"{10 * tenth} %", "soft", "middle")
@@ -224,8 +224,13 @@ def gradient_norms(facts: Facts) -> Picture | None:
     if not found.points:
         return None
     points = [
-        (p.layer, p.kind, p.norm, f"{p.name}: {fig.significant(p.norm)}" if p.mark == "ok" else f"{p.name}: {p.mark}",
-         p.mark == "ok")
+        (
+            p.layer,
+            p.kind,
+            p.norm,
+            f"{p.name}: {fig.significant(p.norm) if p.mark == 'ok' else p.mark}",
+            p.mark == "ok",
+        )
         for p in found.points
     ]  # fmt: skip
     return Picture("gradient-norms", _by_layer("Gradient norm by layer", "Gradient norm", points))
@@ -234,7 +239,13 @@ def gradient_norms(facts: Facts) -> Picture | None:
 def errors(board: Board) -> Picture | None:
     """Squared error over squared norm of every parameter by layer, log axis."""
     points = [
-        (int(cell.row) if cell.row.isdigit() else -1, cell.column, cell.error, f"{cell.title}: {fig.percent(cell.error, 2)}", True)
+        (
+            int(cell.row) if cell.row.isdigit() else -1,
+            cell.column,
+            cell.error,
+            f"{cell.title}: {fig.percent(cell.error, 2)}",
+            True,
+        )
         for cell in board.cells
         if fig.known(cell.error) and cell.error > 0
     ]  # fmt: skip

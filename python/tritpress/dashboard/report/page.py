@@ -67,7 +67,8 @@ def report_html(facts: Facts, now: float | None = None) -> str:
             sections.header(facts, now),
             links,
             body,
-            f"Written by tritpress {__version__} on {sections.when(now)} from the event log of run {facts.id}.",
+            f"Written by tritpress {__version__} on {sections.when(now)} from the event log of run "
+            f"{facts.id}.",
         )
     )
 

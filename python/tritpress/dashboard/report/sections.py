@@ -141,7 +141,8 @@ def training_words(facts: Facts) -> str:
         return curve_words(facts.state)
     parts = [
         f"{fig.count(found.get('steps'))} steps on {fig.count(found.get('tokens'))} tokens",
-        f"validation loss {fig.significant(found.get('loss_first'), 4)} → {fig.significant(found.get('loss_best'), 4)}",
+        f"validation loss {fig.significant(found.get('loss_first'), 4)} → "
+        f"{fig.significant(found.get('loss_best'), 4)}",
         f"best at step {fig.count(found.get('best_step'))}",
         f"optimizer {found.get('optimizer')}",
         f"ended: {found.get('stopped')}",

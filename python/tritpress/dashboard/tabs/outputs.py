@@ -1,4 +1,4 @@
-"""Outputs: the two models side by side, the output directory, the checks before handing on, files to take away."""
+"""Outputs: the two models side by side, their directory, the checks before handing on, files to take away."""
 
 from __future__ import annotations
 

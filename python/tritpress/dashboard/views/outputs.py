@@ -77,7 +77,9 @@ def no_json(state: State, lost: bool = False) -> str:
     if state["status"] == "finished":
         return "" if state.get("report") else "This run wrote no report.json."
     if lost or state["status"] in ("failed", "stopped"):
-        return "report.json is written when a run finishes; this one has not. The HTML report has what is known."
+        return (
+            "report.json is written when a run finishes; this one has not. The HTML report has what is known."
+        )
     return "report.json is written when the run finishes."
 
 
