@@ -63,8 +63,8 @@ def write_packed(
 
     `store` holds codes and scales of every tensor of the plan. `dense` names tensors beside the plan that
     are taken from elsewhere than the source, in the source's shape (what training changed). Equal inputs
-    give equal bytes. Raises `InputError` for a value beyond float16, a tensor missing from the store, a full disk and an `out_dir`
-    that is not empty.
+    give equal bytes. Raises `InputError` for a value beyond float16, a tensor missing from the store, a full
+    disk and an `out_dir` that is not empty.
     """
     shards = packed_shards(source, plan)
     final, taken = Path(out_dir), dense or {}

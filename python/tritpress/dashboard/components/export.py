@@ -1,8 +1,8 @@
 """Saving what the page shows: a menu on every chart (PNG, SVG, CSV), CSV of tables, downloads, a zip.
 
 All of it happens in the browser with what it already has; only reports and drawings come from the server,
-over the page's own connection. `export_charts.js` finds the charts by itself: those made by `charts.figure` have a
-`name`, which their files are called by.
+over the page's own connection. `export_charts.js` finds the charts by itself: those made by `charts.figure`
+have a `name`, which their files are called by.
 """
 
 from __future__ import annotations
