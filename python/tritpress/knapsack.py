@@ -87,7 +87,7 @@ def _exchange(size: list[np.ndarray], loss: list[np.ndarray], chosen: np.ndarray
             i = int(fits[np.argmin(worse[fits])])
             best, change = (i, -1), float(worse[i])
         gains = np.flatnonzero((worse < 0) & (grown > left))  # too large alone: what could make room?
-        for i in gains if tensors * len(gains) * moves < 4_000_000 else ():
+        for i in gains.tolist() if tensors * len(gains) * moves < 4_000_000 else ():
             other = (grown <= left - grown[i]) & (np.repeat(rows, moves) != i // moves)
             if other.any():
                 j = int(np.argmin(np.where(other, worse, np.inf)))

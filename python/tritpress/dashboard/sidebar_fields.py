@@ -129,7 +129,7 @@ class Fields:
             model=model,
             ratio=float(self.ratio.value) if target == "ratio" else None,
             planes=self.planes.value if target == "planes" else None,
-            sparsity={"target": float(self.sparsity.value), "free": "free"}.get(zeros),
+            sparsity=float(self.sparsity.value) if zeros == "target" else "free" if zeros == "free" else None,
             threshold=float(self.threshold.value) if zeros == "threshold" else None,
             method=self.method.value,
             finetune=self.finetune.value,
@@ -196,12 +196,13 @@ class Fields:
     def settle(self, editable: bool) -> None:
         """Show and enable what the other choices leave to be chosen."""
         target, zeros = self.target.value, self.zeros.value
-        for field, seen in (
+        shown: tuple[tuple[Any, bool], ...] = (
             (self.ratio, target == "ratio"),
             (self.planes, target == "planes"),
             (self.sparsity, zeros == "target"),
             (self.threshold, zeros == "threshold"),
-        ):
+        )
+        for field, seen in shown:
             put(field, visible=seen)
         self.zeros_words.set(Markup('<p class="soft small">{}</p>').format(ZEROS_WORDS[zeros]))
         training = (self.budget, self.amount, self.grokfast, self.optimizer)

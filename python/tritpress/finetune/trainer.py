@@ -196,7 +196,7 @@ class _Run:
             layer.gain.requires_grad_(True)
         self.dir, self.device = Path(work_dir), device_of(student)
         self.vocabulary = int(getattr(getattr(student, "config", None), "vocab_size", 0) or 32_768)
-        self.matrices = {f"{name}.latent": layer.latent for name, layer in layers.items()}
+        self.matrices: dict[str, Tensor] = {f"{name}.latent": layer.latent for name, layer in layers.items()}
         self.scales = {f"{name}.gain": layer.gain for name, layer in layers.items()}
         self.rest = rest_of(student) if recipe.rest_lr > 0 else {}
         for parameter in self.rest.values():

@@ -114,12 +114,13 @@ def holding(module: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator[No
     end: the next reading brings the weights as they are on disk.
     """
     left_out = {id(m) for m in without}
-    parts = [m._paged for m in module.modules() if m.__dict__.get("_paged") and id(m) not in left_out]
+    paged = (m.__dict__.get("_paged") for m in module.modules() if id(m) not in left_out)
+    parts: list[_Part] = [part for part in paged if part is not None]
     taken: list[_Part] = []
     try:
         for part in parts:
-            part.acquire()  # type: ignore[operator]
-            taken.append(part)  # type: ignore[arg-type]
+            part.acquire()
+            taken.append(part)
         yield
     finally:
         for part in reversed(taken):

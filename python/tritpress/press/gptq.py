@@ -121,8 +121,8 @@ def gptq_tensors(
         return target.name, seconds
 
     runner = BlockRunner(model, blocks, windows, context)
-    for number, block in enumerate(blocks):
-        with holding(block):  # of a paged model one block at a time is in memory
+    for number, module in enumerate(blocks):
+        with holding(module):  # of a paged model one block at a time is in memory
             for target in alone.pop(number, []):
                 yield press_alone(target)
             layers = {layer.path: layer for layer in by_block.get(number, [])}

@@ -64,7 +64,8 @@ def save_rest(work: Work, student: Any) -> None:
     from tritpress.formats.huggingface import file_tensors, model_name
 
     assert work.plan is not None
-    tensors, left = {}, {}
+    tensors: dict[str, Tensor] = {}
+    left: dict[str, Tensor] = {}
     for name, value in rest_of(student).items():
         own = model_name(work.original, name, work.source.tensors)
         (tensors if own is not None else left)[own or name] = value

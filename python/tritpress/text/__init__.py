@@ -1,6 +1,6 @@
 """Text for a run: read, split by document into four parts that never mix, cut into windows of tokens."""
 
-from tritpress.text.documents import FIELD, Document
+from tritpress.text.documents import FIELD, SUFFIXES, Document
 from tritpress.text.duplicates import drop_near_duplicates
 from tritpress.text.splits import SPLITS, Splits, builtin_splits, load_splits, split_of
 from tritpress.text.windows import TrainingWindows, token_windows, tokenize
@@ -8,6 +8,7 @@ from tritpress.text.windows import TrainingWindows, token_windows, tokenize
 __all__ = [
     "FIELD",
     "SPLITS",
+    "SUFFIXES",
     "Document",
     "Splits",
     "TrainingWindows",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tritpress.text.documents import Document
 
@@ -46,7 +46,7 @@ def drop_near_duplicates(parts: dict[str, list[Document]]) -> tuple[dict[str, li
 
 
 def _is_near(
-    name: str, lines: dict[str, Counter[bytes]], sizes: dict[str, int], seen: dict[bytes, Sequence[str]]
+    name: str, lines: dict[str, Counter[bytes]], sizes: dict[str, int], seen: Mapping[bytes, Sequence[str]]
 ) -> bool:
     shared: Counter[str] = Counter()
     for line, characters in lines[name].items():

@@ -95,7 +95,7 @@ def builtin_splits() -> Splits:
     for document in sorted(documents, key=lambda d: d.name):
         parts[split_of(document.name)].append(document)
     version = sysconfig.get_python_version()
-    return Splits(source=f"standard library of Python {version}", **parts)
+    return Splits(source=f"standard library of Python {version}", **parts)  # type: ignore[arg-type]
 
 
 def _read_library_file(path: Path) -> str | None:

@@ -63,7 +63,7 @@ class LabelsDialog:
         self.tags = pmui.TextInput(label="Tags, with commas between", **wide)
         self.note = pmui.TextAreaInput(label="Note", rows=5, max_length=NOTE_LENGTH, **wide)
         self.error = Fragment()
-        self.dialog = pmui.Dialog(
+        self.dialog: Any = pmui.Dialog(
             self.name,
             self.tags,
             self.note,

@@ -141,7 +141,7 @@ class Downloads(JSComponent):
         else:
             self.fail(known.get(data["get"]) or "There is no such file.")
 
-    def show(self, items: list[list[str]]) -> None:
+    def show(self, items: list[list[str]]) -> None:  # type: ignore[override]
         """Offer these: key, title, why it cannot be had ("" when it can)."""
         if self.items != items:
             self.items = items

@@ -130,7 +130,7 @@ class GridTable(JSComponent):
         """Call `callback` with what stands in the button's data-open."""
         self.on_msg(lambda event: _hand_on(event, "open", callback))
 
-    def show(self, markup: Markup) -> None:
+    def show(self, markup: Markup) -> None:  # type: ignore[override]
         """Show that table; a string that is no Markup is refused."""
         assert isinstance(markup, Markup)
         if self.open and self.html != str(markup):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import panel_material_ui as pmui
@@ -196,7 +196,7 @@ class LayerPanel:
     def _show_scales(self, scales: Scales) -> None:
         count = len(scales.shares)
         names = [fig.significant(edge) for edge in scales.edges]
-        columns = {
+        columns: dict[str, Sequence[Any]] = {
             "left": list(range(count)),
             "right": list(range(1, count + 1)),
             "top": list(scales.shares),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper, Range1d
+from bokeh.models import ColumnDataSource, LinearColorMapper, Range1d
+from bokeh.models.annotations import ColorBar  # mypy does not find it in bokeh.models
 from bokeh.models.formatters import CustomJSTickFormatter
 from bokeh.palettes import Cividis256, PuOr11, interp_palette
 from panel import Column, FlexBox
@@ -38,9 +39,9 @@ class Histograms:
                 y_label="Share of weights",
                 export_name=f"weights {key}",
                 height=210,
-                x_range=Range1d(-4, 4),
+                x_range=Range1d(start=-4, end=4),
             )
-            made.y_range.start = 0
+            made.y_range.start = 0  # type: ignore[attr-defined]
             made.yaxis.formatter = CustomJSTickFormatter(code=PER_CENT)
             bars: Any = made.quad(
                 left="left", right="right", top="top", bottom=0, source=source,
@@ -80,12 +81,12 @@ class BlockPictures:
                 y_label="Block of rows (outputs)",
                 export_name=f"blocks {key}",
                 height=330,
-                x_range=Range1d(0, 64),
-                y_range=Range1d(64, 0),
+                x_range=Range1d(start=0, end=64),
+                y_range=Range1d(start=64, end=0),
             )
             made.min_border_right = 4
             image: Any = made.image(
-                "image", x=0, y="y", dw="dw", dh="dh", source=source, color_mapper=mapper
+                "image", x=0, y="y", dw="dw", dh="dh", source=source, color_mapper=mapper  # type: ignore[call-arg]
             )
             made.add_layout(
                 ColorBar(

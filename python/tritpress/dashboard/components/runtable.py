@@ -174,7 +174,7 @@ class RunTable(JSComponent):
     `kind` is runs or trash. `why_not`, when not empty, switches every action off and is its explanation.
     """
 
-    kind = param.Selector(default="runs", objects=["runs", "trash"])
+    kind: Any = param.Selector(default="runs", objects=["runs", "trash"])
     rows = param.List(default=[])
     picked = param.List(default=[])
     why_not = param.String(default="")

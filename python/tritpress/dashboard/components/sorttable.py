@@ -128,7 +128,7 @@ class SortTable(JSComponent):
         elif isinstance(data.get("row"), str):
             soon(partial(self._on_row, data["row"]))
 
-    def show(
+    def show(  # type: ignore[override]
         self, rows: Sequence[tuple[str, Sequence[str]]], sort: str, descending: bool, chosen: str
     ) -> None:
         """Show these rows: (key, cells) each."""

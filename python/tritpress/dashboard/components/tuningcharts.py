@@ -38,7 +38,7 @@ class TuningCharts:
                 y_label=label,
                 export_name=f"tuning {key}",
                 height=280,
-                **({"y_axis_type": "log"} if key == "perplexity" else {}),
+                **({"y_axis_type": "log"} if key == "perplexity" else {}),  # type: ignore[arg-type]
             )
             if key != "perplexity":
                 made.yaxis.formatter = CustomJSTickFormatter(code=PER_CENT)

@@ -299,9 +299,9 @@ def histogram(name: str, details: TensorDetails) -> Picture:
     made = Drawing(name, NARROW, HEIGHT - 30)
     frame = Frame(made, (edges[0], edges[-1]), (0.0, 100 * top), x_label="Weight / mean |w| of its group",
                   y_label="% of the weights")  # fmt: skip
-    for counts, tint, dash in zip(columns, (OKABE_ITO[0], OKABE_ITO[5]), ("", "")):
+    for shares, tint, dash in zip(columns, (OKABE_ITO[0], OKABE_ITO[5]), ("", "")):
         points: list[tuple[float, float]] = []
-        for at, share in enumerate(counts):
+        for at, share in enumerate(shares):
             y = frame.y(100 * min(share, top))
             points += [(frame.x(edges[at]), y), (frame.x(edges[at + 1]), y)]
         made.path(points, tint, dash)

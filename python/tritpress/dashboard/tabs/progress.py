@@ -60,7 +60,8 @@ class Progress(Tab):
         self._plain()
 
     def _plain(self) -> None:
-        self.board, self.mapped = Board(map_targets([])), None
+        self.board = Board(map_targets([]))
+        self.mapped: list[Any] | None = None
         self.number, self.follow, self.shade = 0, True, "ratio"
         self.layer: int | None = None
         self.tensor, self.cursor, self.moved = "", (0, 0), False

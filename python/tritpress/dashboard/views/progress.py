@@ -255,7 +255,7 @@ def _cell(cell: Cell, found: tuple[Any, ...], where: Map, marked: tuple[str | No
     if len(pressed) < len(cell.names):
         state = marked[1] if marked[0] in cell.names else "waiting"
         return replace(base, state=state, done=len(pressed))
-    return replace(base, state="done", done=len(pressed), **{key: _mean(pressed, key) for key in FIGURES})
+    return replace(base, state="done", done=len(pressed), **{key: _mean(pressed, key) for key in FIGURES})  # type: ignore[arg-type]
 
 
 def _mean(found: list[tuple[dict[str, Any], int]], key: str) -> float | None:
