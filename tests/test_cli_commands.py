@@ -268,7 +268,8 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
     (place / "text").mkdir()
     line = (
         "--planes 3 --threshold 0.7 --method gptq --fit twn --group-size 0 --text text --finetune --epochs 2 "
-        "--optimizer muon --grokfast-lambda 0.5 --activation-bits 8 --packed-only --no-eval --device cpu"
+        "--optimizer muon --grokfast-lambda 0.5 --learning-rate 0.01 --activation-bits 8 --packed-only "
+        "--no-eval --device cpu"
     )
     words = [*line.split(), "--threads", "1"]
     answer = call("compress", "model", "-o", "out", *words, "--seed", helper.FAST, "--json")
@@ -277,8 +278,8 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
     assert config.model_dump(exclude_defaults=True) == {
         "planes": 3, "threshold": 0.7, "method": "gptq", "fit": "twn", "group_size": 0, "finetune": True,
         "epochs": 2, "text": [str(place / "text")], "optimizer": "muon", "grokfast_lambda": 0.5,
-        "activation_bits": 8, "outputs": "packed", "evaluate": False, "device": "cpu", "threads": 1,
-        "seed": helper.FAST,
+        "learning_rate": 0.01, "activation_bits": 8, "outputs": "packed", "evaluate": False, "device": "cpu",
+        "threads": 1, "seed": helper.FAST,
     }  # fmt: skip
 
 

@@ -223,6 +223,15 @@ def compress(
             rich_help_panel=o.FINE_TUNING,
         ),
     ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate",
+            metavar="X",
+            help="Peak rate, in widths of a code's cell (default: by budget).",
+            rich_help_panel=o.FINE_TUNING,
+        ),
+    ] = None,
     activation_bits: Annotated[
         int | None,
         typer.Option(
@@ -299,6 +308,7 @@ def compress(
         "minutes": minutes,
         "optimizer": optimizer,
         "grokfast_lambda": grokfast_lambda,
+        "learning_rate": learning_rate,
         "activation_bits": activation_bits,
         "outputs": o.outputs_value(packed_only, dequantized_only),
         "overwrite": overwrite or None,

@@ -113,7 +113,7 @@ class CompressionConfig(BaseModel):
     minutes: float | None = Field(None, gt=0)
     optimizer: Literal["mugrokfast", "muon", "adamw"] = "mugrokfast"
     grokfast_lambda: float = Field(0.1, ge=0.0, le=10.0)
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0, description="peak rate of the latents, in cells' widths")
     activation_bits: Literal[8] | None = Field(None, description="8 trains with the kernels' activations")
 
     seed: int = Field(0, ge=0)

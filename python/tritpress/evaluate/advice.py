@@ -29,6 +29,7 @@ OPTIONS = {
     "minutes": "--minutes",
     "optimizer": "--optimizer",
     "grokfast_lambda": "--grokfast-lambda",
+    "learning_rate": "--learning-rate",
     "activation_bits": "--activation-bits",
     "seed": "--seed",
     "device": "--device",

@@ -16,6 +16,7 @@ from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
 from tritpress.evaluate.perplexity import batches_of, check_windows, device_of, logits_of
 from tritpress.finetune.checkpoints import load_checkpoint, remove_others, save_checkpoint
+from tritpress.finetune.fast_modules import faster_modules, keep_freed_memory
 from tritpress.finetune.losses import distillation_loss
 from tritpress.finetune.mugrokfast import MuGrokfast
 from tritpress.finetune.number_formats import measure_number_formats
@@ -221,6 +222,11 @@ class _Run:
         self.every = max(1, round(steps / recipe.evaluations)) if steps else None
 
     def go(self) -> FineTuneResult:
+        keep_freed_memory()
+        with faster_modules(self.student, self.teacher):
+            return self._train()
+
+    def _train(self) -> FineTuneResult:
         self._resume()
         state, recipe = self.state, self.recipe
         self.saved_at = time.perf_counter()
@@ -285,8 +291,8 @@ class _Run:
             target_N = ids_BT[:, 1:].flatten()
             with self._autocast():
                 with torch.no_grad():
-                    teacher_NV = logits_of(self.teacher, ids_BT)[:, :-1].flatten(0, 1)
-                student_NV = logits_of(self.student, ids_BT)[:, :-1].flatten(0, 1)
+                    teacher_NV = logits_of(self.teacher, ids_BT[:, :-1]).flatten(0, 1)
+                student_NV = logits_of(self.student, ids_BT[:, :-1]).flatten(0, 1)
             loss, kl, ce = distillation_loss(
                 student_NV, teacher_NV, target_N, recipe.ce_share, 1.0 / positions
             )
