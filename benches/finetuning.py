@@ -1,4 +1,4 @@
-"""What training the ternary codes brings: the tables of `docs/quality.md`, as commands of `benches/quality.py`.
+"""What training the ternary codes brings: tables of `docs/quality.md`, as commands of `benches/quality.py`.
 
     python benches/quality.py finetuning [--cases r8-500k,one-500k,one-1m,one-4m]
     python benches/quality.py bitnet
@@ -199,8 +199,8 @@ def finetuning(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(row)
         failed = [gate for gate, passed in row["gates"].items() if not passed]
         print(
-            f"{name:10} {row['ratio_file']:6.2f} {row['perplexity_change']:+8.2%} {row['accuracy_kept']:7.2%} "
-            f"{row['kl']:7.4f} {row['agreement']:6.4f} {row['sparsity']:6.3f}  "
+            f"{name:10} {row['ratio_file']:6.2f} {row['perplexity_change']:+8.2%} "
+            f"{row['accuracy_kept']:7.2%} {row['kl']:7.4f} {row['agreement']:6.4f} {row['sparsity']:6.3f}  "
             f"{'all pass' if not failed else 'failed: ' + ', '.join(failed)}; "
             f"{row['fine_tuning']['tokens_per_s']:.0f} tokens/s",
             flush=True,
@@ -209,7 +209,7 @@ def finetuning(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 class AbsmeanLinear(BitLinear):
-    """BitNet's layer: one scale for the tensor, the mean magnitude of its latents, made anew in every step."""
+    """BitNet's layer: one scale for the tensor, the mean magnitude of its latents at every step."""
 
     @torch.inference_mode(False)
     @torch.no_grad()

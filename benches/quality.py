@@ -2,6 +2,7 @@
 
     python benches/quality.py table [--cases 1plane,2planes,7,8,10] [--json FILE] [--threads N]
     python benches/quality.py predictions [--plans 24]
+    python benches/quality.py finetuning | bitnet | optimizers    (benches/finetuning.py)
 
 `table` presses, writes, loads and evaluates the model for each case: no fine-tuning, the built-in text,
 16,384 tokens of calibration. `predictions` compares the planner's predicted loss with the measured KL
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import finetuning
 import numpy as np
 import torch
 from tritpress.config import CompressionConfig
@@ -192,10 +194,11 @@ def main() -> None:
     one.add_argument("--cases", default="1plane,2planes,7,8,10")
     two = commands.add_parser("predictions")
     two.add_argument("--plans", type=int, default=24)
+    training = finetuning.add_commands(commands)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    rows = {"table": table, "predictions": predictions}[arguments.command](arguments)
+    rows = {"table": table, "predictions": predictions, **training}[arguments.command](arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

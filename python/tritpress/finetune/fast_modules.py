@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 MALLOPT_TRIM, MALLOPT_MMAP = -1, -3
 KEPT_BYTES = (1 << 31) - 1
 
