@@ -269,7 +269,7 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
     line = (
         "--planes 3 --threshold 0.7 --method gptq --fit twn --group-size 0 --text text --finetune --epochs 2 "
         "--optimizer muon --grokfast-lambda 0.5 --learning-rate 0.01 --activation-bits 8 --packed-only "
-        "--no-eval --device cpu"
+        "--no-eval --device cpu --tasks arc_easy,boolq --tasks mine --task-limit 7"
     )
     words = [*line.split(), "--threads", "1"]
     answer = call("compress", "model", "-o", "out", *words, "--seed", helper.FAST, "--json")
@@ -279,7 +279,7 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
         "planes": 3, "threshold": 0.7, "method": "gptq", "fit": "twn", "group_size": 0, "finetune": True,
         "epochs": 2, "text": [str(place / "text")], "optimizer": "muon", "grokfast_lambda": 0.5,
         "learning_rate": 0.01, "activation_bits": 8, "outputs": "packed", "evaluate": False, "device": "cpu",
-        "threads": 1, "seed": helper.FAST,
+        "threads": 1, "seed": helper.FAST, "tasks": ["arc_easy", "boolq", "mine"], "task_limit": 7,
     }  # fmt: skip
 
 

@@ -176,6 +176,8 @@ def compress(
     ] = None,
     text: o.TextOrSelfOption = None,
     text_field: o.TextFieldOption = None,
+    tasks: o.TasksOption = None,
+    task_limit: o.TaskLimitOption = None,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -301,6 +303,8 @@ def compress(
         "group_size": group_size,
         "text": [str(path) for path in text] if text else None,
         "text_field": text_field,
+        "tasks": o.task_names(tasks),
+        "task_limit": task_limit,
         "plan": None if plan is None else str(plan),
         "finetune": finetune,
         "epochs": epochs,

@@ -73,8 +73,8 @@ PLAIN_WORDS = {
 }
 """Kind of pydantic's problem -> how it is said here."""
 
-UNSAFE_OVER_API = frozenset({"alert_command"})
-"""Fields that only who has a shell on this machine may set: they start programs."""
+UNSAFE_OVER_API = frozenset({"alert_command", "tasks"})
+"""Fields that only who has a shell on this machine may set: they start programs, or may name Python code."""
 
 Naming = Callable[[str], str]
 """Field -> what the user calls it: the field, an option of the command line, a key of a file."""
@@ -106,6 +106,10 @@ class CompressionConfig(BaseModel):
     calibration_tokens: int = Field(16_384, ge=256)
     evaluation_tokens: int = Field(32_768, ge=256, description="held-out tokens at most")
     window: int = Field(256, ge=16, le=32_768, description="tokens in one window of text")
+    tasks: list[str] = Field(
+        default_factory=list, description="lm-eval tasks as the accuracy gate: names, task files, folders"
+    )
+    task_limit: int | None = Field(None, ge=1, description="documents of each task at most")
 
     finetune: bool | None = None
     epochs: int | None = Field(None, ge=1)
@@ -133,6 +137,13 @@ class CompressionConfig(BaseModel):
     @classmethod
     def _rules_are_known(cls, value: list[str]) -> list[str]:
         return [rule.text for rule in parse_rules(value)]
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_have_names(cls, value: list[str]) -> list[str]:
+        if not all(name.strip() for name in value):
+            raise ValueError("must be names of tasks, task files or folders of them")
+        return value
 
     @field_validator("alert_webhook")
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any
 Work = Any
 """`tritpress.steps.Work`, which stands above this room; only its attributes are read."""
 
-PACKAGES = ("tritpress", "numpy", "safetensors", "torch", "transformers", "tokenizers")
+PACKAGES = ("tritpress", "numpy", "safetensors", "torch", "transformers", "tokenizers", "lm_eval")
 
 EVALUATION_KEYS = (
     "perplexity",
@@ -59,6 +59,7 @@ def build_report(work: Work) -> dict[str, Any]:
                 "accuracy_kept",
             )
         },
+        "tasks": work.task_results,
         "gates": work.gates,
         "layers": [{key: layer[key] for key in LAYER_KEYS} for layer in work.layers.values()],
         "gradient_norms": work.gradient_norms,

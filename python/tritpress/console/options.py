@@ -81,6 +81,18 @@ TextFieldOption = Annotated[
         help="Field of .jsonl lines, column of .parquet files (default: text).",
     ),
 ]
+TasksOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        metavar="NAMES",
+        help="lm-eval tasks that judge the accuracy: names (commas between), task files (YAML), folders.",
+    ),
+]
+TaskLimitOption = Annotated[
+    int | None,
+    typer.Option("--task-limit", metavar="N", help="Documents of each task at most (default: all)."),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, max=1024, metavar="N", help="Threads (default: as many as cores)."),
@@ -131,6 +143,13 @@ def sparsity_value(text: str | None) -> float | str | None:
         return float(text)
     except ValueError:
         raise UsageError(f"--sparsity takes a share such as 0.35, or the word free, not {text!r}") from None
+
+
+def task_names(given: list[str] | None) -> list[str] | None:
+    """Names from options that hold one or several with commas between; None where none was given."""
+    if given is None:
+        return None
+    return [name.strip() for text in given for name in text.split(",")]
 
 
 def outputs_value(packed_only: bool, dequantized_only: bool) -> str | None:

@@ -28,6 +28,9 @@ def print_report(console: Console, report: dict[str, Any], run_path: Path | None
     console.print(headline(report))
     console.print()
     console.print(before_after(report))
+    if report.get("tasks"):
+        console.print()
+        console.print(tasks_table(report["tasks"]))
     console.print()
     console.print(gates_table(report["gates"]))
     for line in advice(report["gates"]):
@@ -119,6 +122,20 @@ def before_after(report: dict[str, Any]) -> Table:
     for label, values in rows:
         if any(value != DASH for value in values):
             table.add_row(label, *values)
+    return table
+
+
+def tasks_table(tasks: dict[str, Any]) -> Table:
+    """What lm-eval's tasks give, and the mean over them of what was kept."""
+    headings = [right(name) for name in ("documents", "original", "packed", "kept")]
+    table = simple_table("", "", *headings, title="Tasks")
+    for found in tasks["results"]:
+        values = [percent(found[key]) for key in ("original", "packed", "kept")]
+        table.add_row(found["task"], found["metric"], f"{found['documents']:,}", *values)
+    interval = tasks.get("interval")
+    span = f"{percent(interval[0])} to {percent(interval[1])}" if interval else ""
+    label = "mean, 95 % interval" if span else "mean"
+    table.add_row(label, span, "", "", "", percent(tasks["accuracy_kept"]))
     return table
 
 

@@ -39,6 +39,7 @@ class Measured:
     gradients: GradientFlow | None = None
     perplexity_interval: tuple[float, float] | None = None
     accuracy_interval: tuple[float, float] | None = None
+    accuracy_reason: str | None = None
     reason: str | None = None
     layers: list[Mapping[str, Any]] = field(default_factory=list)
     bytes_fp32: int = 0
@@ -96,6 +97,7 @@ def judge(
     """The five gates of a run in its last step (`tritpress.steps.Work`, read by attribute only)."""
     figures, fine_tuning = work.figures, work.fine_tuning or {}
     planned = work.plan.tensors if work.plan is not None else {}
+    tasks = work.task_results or {}  # where tasks were run, they judge the accuracy
     layers: list[Mapping[str, Any]] = [
         {**layer, "predicted_loss": getattr(planned.get(name), "predicted_loss", None)}
         for name, layer in work.layers.items()
@@ -103,12 +105,15 @@ def judge(
     return five_gates(
         Measured(
             ratio_file=figures.get("ratio_file"),
-            accuracy_kept=figures.get("accuracy_kept"),
+            accuracy_kept=tasks.get("accuracy_kept") if tasks else figures.get("accuracy_kept"),
             perplexity_change=figures.get("perplexity_change"),
             perplexity_interval=figures.get("perplexity_interval"),
             sparsity=figures.get("sparsity"),
             gradients=gradients,
-            accuracy_interval=_accuracy_interval(work.evaluations, work.config.seed),
+            accuracy_interval=_tasks_interval(tasks)
+            if tasks
+            else _accuracy_interval(work.evaluations, work.config.seed),
+            accuracy_reason="the original answers no question of the tasks right" if tasks else None,
             reason=not_measured,
             layers=layers,
             bytes_fp32=work.source.bytes_fp32,
@@ -126,7 +131,8 @@ def _gate(
     """`holds` counts only where there is a figure (not-a-number never holds)."""
     passed = None if actual is None else bool(holds)
     if passed is None:
-        words: str | None = f"not measured: {measured.reason or 'no figure was taken'}"
+        own = measured.accuracy_reason if name == "accuracy" else None
+        words: str | None = f"not measured: {own or measured.reason or 'no figure was taken'}"
     elif passed:
         words = crossing
     else:
@@ -141,8 +147,13 @@ def _crossing(interval: tuple[float, float] | None, limit: float, what: str, *, 
     form = "+.1%" if signed else ".1%"
     return (
         f"The 95 % interval of the {what}, {interval[0]:{form}} to {interval[1]:{form}}, crosses the limit: "
-        "this held-out text is too short to be sure; more of it would decide."
+        "this sample is too small to be sure; a larger one would decide."
     )
+
+
+def _tasks_interval(tasks: Mapping[str, Any]) -> tuple[float, float] | None:
+    found = tasks.get("interval")
+    return None if found is None else (found[0], found[1])
 
 
 def _accuracy_interval(evaluations: Mapping[str, Any], seed: int) -> tuple[float, float] | None:

@@ -163,6 +163,12 @@ class Gate(Event):
     advice: str | None
 
 
+class TasksDone(Event):
+    accuracy_kept: float | None  # mean over the tasks
+    interval: list[float] | None
+    results: list[dict[str, Any]]  # task, metric, original, packed, kept, documents
+
+
 class Output(Event):
     path: str
     bytes: int
@@ -222,6 +228,7 @@ EVENT_TYPES: dict[str, type] = {
     "evaluation": EvaluationDone,
     "finetune.step": FinetuneStep,
     "gradient": Gradient,
+    "tasks": TasksDone,
     "gate": Gate,
     "output": Output,
     "metric": Metric,

@@ -59,6 +59,7 @@ def _write_new(
     """Make the folder and its run.json; `after` names the runs to wait for."""
     run.create()
     # A resume may come from another folder.
+    tasks = [_place(task) for task in config.tasks]
     texts = [text if text == SELF_TEXT else str(Path(text).expanduser().absolute()) for text in config.text]
     plan = str(Path(config.plan).expanduser().absolute()) if config.plan is not None else None
     now = time.time()
@@ -72,7 +73,7 @@ def _write_new(
             "model": str(model),
             "out": str(out),
             "text": texts,
-            "config": config.model_copy(update={"text": texts, "plan": plan}).model_dump(),
+            "config": config.model_copy(update={"text": texts, "plan": plan, "tasks": tasks}).model_dump(),
             "chosen": {},
             "status": "queued" if after else "created",
             "after": after,
@@ -86,6 +87,12 @@ def _write_new(
             "exit_code": None,
         }
     )
+
+
+def _place(task: str) -> str:
+    """A task's name, or the whole path of its file or folder."""
+    path = Path(task).expanduser()
+    return str(path.absolute()) if path.exists() else task
 
 
 def resume(run: RunDirectory) -> RunDirectory:

@@ -14,6 +14,7 @@ from tritpress.formats.packed import write_packed
 from tritpress.formats.writing import sha256_of
 from tritpress.report import plain, versions
 from tritpress.steps.prepare import emit_evaluation, measure, target_modules, time_in_turns
+from tritpress.steps.tasks import tasks_after
 from tritpress.steps.work import Work, write_atomically
 
 GRADIENT_WINDOWS = 16
@@ -64,12 +65,14 @@ def validation(work: Work) -> str | None:
     if reason is None:
         models = _evaluate_outputs(work)
         gradients = _measure_gradients(work, models["dequantized"])
+    if work.config.tasks:
+        tasks_after(work, models.get("packed") or _open_packed(work))
     work.gates = judge(work, gradients, not_measured=reason)
     for gate in work.gates:
         work.context.emit("gate", **gate)
     work.handoff = _handoff(work, models)
     work.context.emit("handoff", items=work.handoff)
-    return reason
+    return None if work.config.tasks else reason
 
 
 def packed_folder(work: Work) -> Path:
@@ -167,11 +170,10 @@ def _evaluate_outputs(work: Work) -> dict[str, Any]:
     """Evaluate both models as read back from disk against the original, then time all three in turns."""
     from tritpress.evaluate.bootstrap import perplexity_interval
     from tritpress.formats.source import open_source
-    from tritpress.loading import load
     from tritpress.nn.paging import is_paged
 
     def packed() -> Any:
-        return load(packed_folder(work), device=work.device)
+        return _open_packed(work)
 
     dequantized = work.open_dense(open_source(dequantized_folder(work)))
     speeds = None
@@ -201,6 +203,12 @@ def _evaluate_outputs(work: Work) -> dict[str, Any]:
     work.context.emit("figures", **work.figures)
     work.forget_reference()
     return models
+
+
+def _open_packed(work: Work) -> Any:
+    from tritpress.loading import load
+
+    return load(packed_folder(work), device=work.device)
 
 
 def _measure_gradients(work: Work, dequantized: Any) -> Any:

@@ -14,6 +14,7 @@ from tritpress.formats.writing import sha256_of
 from tritpress.plan import largest_reachable, read_plan
 from tritpress.reference import is_reference_model, reference_model_path
 from tritpress.report import model_facts
+from tritpress.steps.tasks import check_tasks, tasks_before
 from tritpress.steps.work import Work
 from tritpress.text import SPLITS, Splits, builtin_splits, load_splits
 
@@ -32,6 +33,7 @@ def load(work: Work) -> None:
     if work.config.plan is not None:
         read_plan(work.config.plan, work.source, work.targets)  # refused now rather than after the baseline
     _choose_method(work)
+    check_tasks(work)
     if work.torch_missing or work.cannot_measure:  # otherwise all of it is looked at when the model is opened
         pressed = {target.name for target in work.targets}
         check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
@@ -49,8 +51,9 @@ def load(work: Work) -> None:
 
 def baseline(work: Work) -> str | None:
     """Step 2: perplexity, top-1 and latency of the original in float32 on held-out text."""
+    tasks_before(work)
     if work.cannot_measure:
-        return work.cannot_measure
+        return None if work.config.tasks else work.cannot_measure
     speed = time_in_turns(work, {"before": work.original})["before"]
     measured = measure(work, work.reference, step=2) | speed
     work.write_json("baseline.json", measured)

@@ -77,6 +77,7 @@ class Work:
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     gates: list[dict[str, Any]] = field(default_factory=list)
+    task_results: dict[str, Any] | None = None
     gradient_norms: dict[str, float | None] = field(default_factory=dict)
     handoff: list[dict[str, Any]] = field(default_factory=list)
     output_files: list[dict[str, Any]] = field(default_factory=list)
@@ -155,7 +156,11 @@ class Work:
     @property
     def needs_torch(self) -> bool:
         """Whether any step of this run evaluates, calibrates or trains."""
-        if self.torch_missing or self.splits is None:
+        if self.torch_missing:
+            return False
+        if self.config.tasks:
+            return True
+        if self.splits is None:
             return False
         return self.config.evaluate or self.method == "gptq" or self.config.finetune is not False
 
@@ -164,6 +169,13 @@ class Work:
         from tritpress.formats.huggingface import load_tokenizer
 
         return load_tokenizer(self.source.path)
+
+    @cached_property
+    def tasks(self) -> Any:
+        """The tasks of `config.tasks` with their data sets (`evaluate.tasks.Tasks`)."""
+        from tritpress.evaluate.tasks import open_tasks
+
+        return open_tasks(self.config.tasks)
 
     @cached_property
     def original(self) -> nn.Module:
@@ -257,6 +269,12 @@ class Work:
     @cached_property
     def _windows(self) -> dict[str, np.ndarray]:
         return {}
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the model takes at once; 2048 where its config does not say."""
+        config = self.source.config
+        return int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
 
     @cached_property
     def window(self) -> int:
