@@ -17,6 +17,7 @@ from tritpress.console.runs_commands import runs_app
 from tritpress.console.shell import console, guarded, need, print_json
 from tritpress.devices import wait_without_spinning
 from tritpress.errors import UsageError
+from tritpress.runs_report import report as _report  # noqa: F401  (adds `runs report`)
 
 app = Program(
     name="tritpress",

@@ -23,6 +23,7 @@ runs_app = Program(
         "tritpress runs list",
         "tritpress runs show 20261124-153012-9f3a",
         "tritpress runs pause 20261124",
+        "tritpress runs report 20261124 -o report.html",
         "tritpress runs list --runs /data/runs --json",
     )
 )

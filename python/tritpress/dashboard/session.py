@@ -10,6 +10,7 @@ import panel_material_ui as pmui
 from panel.util import edit_readonly
 
 from tritpress.dashboard.components.export import ChartExport
+from tritpress.dashboard.components.history import History
 from tritpress.dashboard.components.html import Fragment, Markup
 from tritpress.dashboard.components.toasts import AlertWatch, Toasts
 from tritpress.dashboard.components.viewport import Viewport
@@ -104,6 +105,7 @@ class Session:
                 self.toasts.area,
                 self.viewport,
                 ChartExport(),
+                History(),
             ],
             sidebar_width=320,
             sidebar_resizable=False,

@@ -182,7 +182,7 @@ def zeros(board: Board, config: dict[str, Any]) -> list[Picture]:
                 continue
             made.rect(left, y + 3, x(bar.value) - left, ROW - 6, OKABE_ITO[0] if bar.inside else CURRENT)
             made.line(
-                x(bar.low), y + ROW / 2, x(bar.high), y + ROW / 2, kind="axis", more=' stroke-width="2"'
+                x(bar.low), y + ROW / 2, x(bar.high), y + ROW / 2, kind="range", more=' stroke-width="2"'
             )
             made.text(left + 6, y + 14, bar.text, "cell", fill="#ffffff")
         if target.value is not None:

@@ -36,6 +36,11 @@ class Facts:
         return self.state.get("config") or self.record.get("config") or {}
 
     @property
+    def broke_off(self) -> bool:
+        """Whether the run is over without having finished."""
+        return self.lost or self.state["status"] in ("failed", "stopped")
+
+    @property
     def file_name(self) -> str:
         """The run's id as the beginning of a file's name."""
         kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in self.id)

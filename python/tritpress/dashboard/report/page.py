@@ -12,7 +12,6 @@ from tritpress.dashboard.report.markup import Markup, empty, join, markup
 from tritpress.dashboard.views.progress import pressed_words
 from tritpress.dashboard.views.quality import gradients
 from tritpress.dashboard.views.shades import SHADES
-from tritpress.dashboard.views.status import status_of
 from tritpress.runs.details import load_many
 from tritpress.runs.diff import ordered, tensor_diffs
 
@@ -117,7 +116,7 @@ def _zeros(facts: Facts) -> Markup:
         return empty("No zeros to show", _early(facts, "They are counted while tensors are pressed."))
     words = markup(
         "<p>{}</p>",
-        "Mean of each layer's codes; the grey stroke goes from its least to its most sparse tensor, a sign "
+        "Mean of each layer's codes; the thin stroke goes from its least to its most sparse tensor, a sign "
         "(!) marks what lies outside the gate's band.",
     )
     return words + join(map(_figure, charts.zeros(board, facts.config)))
@@ -158,6 +157,10 @@ def _gradients(facts: Facts) -> Markup:
 
 def _early(facts: Facts, words: str) -> str:
     """Why something is not there: the run broke off, or is not that far."""
-    if facts.lost or facts.state["status"] in ("failed", "stopped"):
-        return status_of(facts.state, facts.lost).sentence
-    return words
+    if not facts.broke_off:
+        return words
+    how = "The worker was gone" if facts.lost else f"The run {STOPPED[facts.state['status']]}"
+    return f"{how} before this was known."
+
+
+STOPPED = {"failed": "failed", "stopped": "was stopped"}

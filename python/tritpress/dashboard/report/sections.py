@@ -25,6 +25,23 @@ TONES = {"passed": "good", "failed": "bad", "unmeasured": "warning", "waiting": 
 TALL = 60
 """Rows above which a table scrolls on the screen."""
 
+CHOSEN = "chosen by tritpress"
+UNSET = {
+    "sparsity": "fitted, under the ceiling",
+    "threshold": "fitted",
+    "plan": "made by tritpress",
+    "text": "none given",
+    "epochs": "no limit given",
+    "tokens": "no limit given",
+    "minutes": "no limit given",
+    "activation_bits": "none: float activations",
+    "tasks": "none",
+    "alerts": "none",
+    "alert_webhook": "none",
+    "alert_command": "none",
+}
+"""What a setting that was left open means."""
+
 UNWRITTEN = "Written with the report at the end of a run; this one has none."
 
 
@@ -103,17 +120,26 @@ def figures(facts: Facts) -> Markup:
 
 def gates(facts: Facts) -> Markup:
     """The five gates, what they ask, what was measured, what would help."""
-    rows = [
-        (
-            card.title,
-            markup('<span class="{}">{} {}</span>', TONES[card.verdict], card.mark, card.word),
-            card.actual,
-            card.target,
-            card.margin or fig.NOTHING,
-            card.advice or fig.NOTHING,
+    rows = []
+    for card in gate_cards(facts.state):
+        mark, word, advice = card.mark, card.word, card.advice
+        if card.verdict == "waiting" and facts.broke_off:
+            mark, word, advice = "–", "not judged", "The run ended before step 7."
+        rows.append(
+            (
+                card.title,
+                markup('<span class="{}">{} {}</span>', TONES[card.verdict], mark, word),
+                card.actual,
+                card.target,
+                card.margin or fig.NOTHING,
+                join(
+                    [
+                        markup("{}", advice or fig.NOTHING),
+                        *(markup('<code class="mono">{}</code>', command) for command in card.commands),
+                    ]
+                ),
+            )
         )
-        for card in gate_cards(facts.state)
-    ]
     head = ("Gate", "Verdict", "Measured", "Target", "Margin", "Advice")
     return table(head, rows, ("", "left", "", "", "", "wide"))
 
@@ -123,7 +149,9 @@ def steps(facts: Facts, now: float) -> Markup:
     rows = [
         (
             f"{line.n} {line.title}",
-            f"{MARKS.get(line.state, '?')} {line.word}",
+            "– not reached"
+            if line.state == "waiting" and facts.broke_off
+            else f"{MARKS.get(line.state, '?')} {line.word}",
             line.time or fig.NOTHING,
             line.detail,
         )
@@ -192,7 +220,7 @@ def outputs(facts: Facts) -> Markup:
             empty("Not there", card.why)
             if card.why
             else markup(
-                '<p>{} · <span class="mono break">{}</span></p>{}<pre class="mono break">{}</pre>',
+                '<p>{} · <span class="mono break">{}</span></p>{}<pre class="mono">{}</pre>',
                 f"{card.size}{' · ' if card.summary else ''}{card.summary}",
                 card.path,
                 table(
@@ -244,7 +272,7 @@ def alerts(facts: Facts) -> Markup:
 def configuration(facts: Facts) -> Markup:
     """What the run was asked to do."""
     config = {key: shareable(key, value) for key, value in facts.config.items()}
-    return _pairs([(key, words(value)) for key, value in config.items()]) if config else empty(
+    return _pairs([(key, words(value, UNSET.get(key, CHOSEN))) for key, value in config.items()]) if config else empty(
         "Not known", "The run has not begun.")  # fmt: skip
 
 
@@ -257,15 +285,17 @@ def shareable(key: str, value: Any) -> Any:
     return value
 
 
-def words(value: Any) -> str:
-    """A value of the configuration as text."""
-    if value is None:
-        return "chosen by tritpress"
+def words(value: Any, unset: str = CHOSEN) -> str:
+    """A value of the configuration as text; `unset` stands for what was left open."""
+    if value is None or value == []:
+        return unset
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return ", ".join(map(words, value))
+    if isinstance(value, dict):
+        return " · ".join(f"{key}: {words(one)}" for key, one in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def text(facts: Facts) -> Markup:
@@ -296,4 +326,4 @@ def _pairs(rows: list[tuple[str, Any]], mono: bool = False) -> Markup:
         markup('<tr><th scope="row">{}</th><td class="wide {}">{}</td></tr>', name, kind, value)
         for name, value in rows
     )
-    return markup("<table><tbody>{}</tbody></table>", body)
+    return markup('<table class="pairs"><tbody>{}</tbody></table>', body)

@@ -16,7 +16,7 @@ LIGHT = (
     "text{font-family:'Helvetica Neue',Arial,'Liberation Sans','DejaVu Sans',sans-serif;font-size:12px}"
     ".ink{fill:#1b2328}.soft{fill:#55626a}.title{font-size:14px;font-weight:600}"
     ".cell,.cell text{font-size:11px}"
-    ".grid{stroke:#e2e7ea}.axis{stroke:#8a979f}.none{fill:#eef1f3}"
+    ".grid{stroke:#e2e7ea}.axis{stroke:#8a979f}.range{stroke:#1b2328}.none{fill:#eef1f3}"
 )
 """Style of a drawing that stands alone: readable on white whatever the page looks like."""
 
@@ -126,20 +126,20 @@ class Frame:
         x_label: str,
         y_label: str,
         top: float = 52,
-        left: float = 74,
         log_y: bool = False,
     ) -> None:
         self.drawing, self.log_y = drawing, log_y
-        self.left, self.top = left, top
-        self.right, self.bottom = drawing.width - 16, drawing.height - 46
         self.x_ends, self.y_ends = _open(x), y if log_y else _open(y)
+        ticks = decades(*y) if log_y else steps(*self.y_ends)
+        longest = max((len(label) for _, label in ticks), default=0)
+        self.left, self.top = max(74.0, 40 + 8.0 * longest), top
+        self.right, self.bottom = drawing.width - 16, drawing.height - 46
         drawing.text(0, 16, drawing.title, "ink title")
         drawing.text((self.left + self.right) / 2, drawing.height - 8, x_label, "ink", "middle")
         middle = (self.top + self.bottom) / 2
         drawing.text(
             14, middle, y_label, "ink", "middle", more=f' transform="rotate(-90 14 {number(middle)})"'
         )
-        ticks = decades(*y) if log_y else steps(*self.y_ends)
         for tick, label in ticks:
             at = self.y(tick)
             drawing.line(self.left, at, self.right, at, kind="grid")
