@@ -52,7 +52,7 @@ def figure(
     heading = title_of(made)
     heading.text_font_size = "14px"
     heading.text_font_style = "bold"
-    made.min_border_right = 12
+    made.min_border_right = 22  # a label at the axis' end stands half outside
     made.min_border_left = 12
     for axis in (*made.xaxis, *made.yaxis):
         axis.axis_label_text_font_size = "12px"

@@ -17,6 +17,8 @@ from panel.custom import JSComponent
 from tritpress.dashboard.components.html import Markup
 from tritpress.dashboard.theme import STYLES
 
+CSV = "text/csv;charset=utf-8"
+
 HERE = Path(__file__).parent
 FILES = (HERE / "export_files.js").read_text(encoding="utf-8")
 CHARTS = (HERE / "export_charts.js").read_text(encoding="utf-8")
@@ -39,11 +41,24 @@ def csv_button(name: str) -> Markup:
     ).format(name)
 
 
+def csv_tools(name: str) -> Markup:
+    """A line with that button alone, for the place above a table that has no heading of its own."""
+    return Markup('<div class="table-tools" data-no-csv>{}</div>').format(csv_button(name))
+
+
 def copy_button(text: str, what: str) -> Markup:
     """A button that puts `text` on the clipboard; `what` names it for who does not see where it stands."""
     return Markup(
         '<button type="button" class="csv" data-copy="{}" data-no-csv aria-label="Copy: {}">Copy</button>'
     ).format(text, what)
+
+
+def command_block(command: str) -> Markup:
+    """A command line in a frame, with a button that copies it."""
+    return Markup(
+        '<div class="command"><code class="mono break">{}</code>'
+        '<button type="button" class="copy" data-copy="{}">Copy</button></div>'
+    ).format(command, command)
 
 
 class Downloads(JSComponent):
@@ -129,7 +144,7 @@ class Downloads(JSComponent):
     )
 
     def __init__(self, make: Callable[[str], None], **params: object) -> None:
-        super().__init__(sizing_mode="stretch_width", margin=0, **params)
+        super().__init__(**{"sizing_mode": "stretch_width", "margin": 0, **params})
         self._make = make
 
     def _handle_msg(self, data: Any) -> None:

@@ -84,6 +84,28 @@ const painted = (view, type) => {
       })
     }
   }
+  // Bokeh copies a legend's marks from small canvases made for the screen: here they are drawn anew.
+  for (const part of view.computed_renderer_views) {
+    if (part.model.type !== "Legend") continue
+    const draw = part._draw_legend_items
+    instead(part, "_draw_legend_items", function (ctx, box) {
+      ctx.drawImage = () => {}
+      try { draw.call(this, ctx, box) } finally { delete ctx.drawImage }
+      const { glyph_width, glyph_height } = this.model
+      for (const { glyph, item, label } of this.entries) {
+        const place = glyph.canvas.getBoundingClientRect()
+        if (!item.visible || !place.width) continue
+        ctx.save()
+        ctx.translate(place.x - view.canvas_view.el.getBoundingClientRect().x,
+          place.y - view.canvas_view.el.getBoundingClientRect().y)
+        for (const renderer of item.renderers) {
+          this.plot_view.views.find_one(renderer)
+            ?.draw_legend(ctx, 0, glyph_width, 0, glyph_height, item.get_field_from_label_prop(), label, item.index)
+        }
+        ctx.restore()
+      }
+    })
+  }
   const ratio = Object.getOwnPropertyDescriptor(window, "devicePixelRatio")
   if (type === "png") Object.defineProperty(window, "devicePixelRatio", { configurable: true, value: 2 })
   try {

@@ -69,10 +69,11 @@ const on_click = async (event) => {
     if (table) save(name, table_csv(table), "text/csv;charset=utf-8")
     return
   }
-  const words = button.textContent
   const done = await copied(button.dataset.copy)
+  if (button.dataset.words !== undefined) return
+  button.dataset.words = button.textContent
   button.textContent = done ? "Copied" : "Select it by hand"
-  setTimeout(() => { button.textContent = words }, 2000)
+  setTimeout(() => { button.textContent = button.dataset.words; delete button.dataset.words }, 2000)
 }
 
 const picture_of = async (svg, scale = 2) => {

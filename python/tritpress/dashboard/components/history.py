@@ -1,4 +1,4 @@
-"""Back and forward in the browser reach the server: panel's own Location listens to changes of the hash alone."""
+"""Back and forward in the browser reach the server: panel's own Location listens to the hash alone."""
 
 from __future__ import annotations
 

@@ -17,9 +17,12 @@ def join(parts: Iterable[str], between: str = "") -> Markup:
     return Markup(between).join(parts)
 
 
-def panel(title: str, body: str) -> Markup:
-    """A bordered box with a heading."""
-    return Markup('<section class="panel"><h2>{}</h2>{}</section>').format(title, body)
+def panel(title: str, body: str, tools: str = "") -> Markup:
+    """A bordered box with a heading; `tools` stand at the heading's right."""
+    heading = Markup("<h2>{}</h2>").format(title)
+    if tools:
+        heading = Markup('<div class="with-button">{}{}</div>').format(heading, tools)
+    return Markup('<section class="panel">{}{}</section>').format(heading, body)
 
 
 def empty(title: str, text: str = "") -> Markup:

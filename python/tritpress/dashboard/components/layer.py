@@ -13,6 +13,7 @@ from panel import Column, FlexBox, Row
 from panel.custom import JSComponent
 
 from tritpress.dashboard.components.charts import figure, hover, pane, title_of
+from tritpress.dashboard.components.export import csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.components.sources import sync
 from tritpress.dashboard.theme import CURRENT, NEUTRAL, OKABE_ITO
@@ -262,9 +263,9 @@ def _twin(view: LayerView) -> Markup:
         )
         parts.append(
             Markup(
-                "<table data-histogram><thead><tr><th>Weight / mean</th><th>Before</th><th>After</th></tr>"
-                "</thead><tbody>{}</tbody></table>"
-            ).format(rows)
+                "<div>{}<table data-histogram><thead><tr><th>Weight / mean</th><th>Before</th>"
+                "<th>After</th></tr></thead><tbody>{}</tbody></table></div>"
+            ).format(csv_tools(f"{view.name}-histograms"), rows)
         )
     if view.scales is not None:
         rows = join(
@@ -273,9 +274,9 @@ def _twin(view: LayerView) -> Markup:
         )
         parts.append(
             Markup(
-                "<table data-scales><thead><tr><th>Scales</th><th>Least</th><th>Median</th>"
-                "<th>Largest</th></tr></thead><tbody>{}</tbody></table>"
-            ).format(rows)
+                "<div>{}<table data-scales><thead><tr><th>Scales</th><th>Least</th><th>Median</th>"
+                "<th>Largest</th></tr></thead><tbody>{}</tbody></table></div>"
+            ).format(csv_tools(f"{view.name}-scales"), rows)
         )
     if not parts:
         return Markup("")

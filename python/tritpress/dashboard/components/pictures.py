@@ -11,6 +11,7 @@ from bokeh.palettes import Cividis256, PuOr11, interp_palette
 from panel import Column, FlexBox
 
 from tritpress.dashboard.components.charts import figure, hover, pane
+from tritpress.dashboard.components.export import csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, join, panel
 from tritpress.dashboard.components.sources import sync
 from tritpress.dashboard.theme import OKABE_ITO
@@ -168,6 +169,6 @@ def _words(picture: Picture) -> Markup:
     return Markup(
         '<p class="soft small" data-blocks>{}</p>'
         '<details class="small"><summary class="soft">The error as a table</summary><div class="scroll">'
-        "<table><caption class='visually-hidden'>Root mean square error by parts of the tensor</caption>"
+        "{}<table><caption class='visually-hidden'>Root mean square error by parts of the tensor</caption>"
         "<thead><tr><th>Rows \\ columns</th>{}</tr></thead><tbody>{}</tbody></table></div></details>"
-    ).format(" ".join(picture.words), head, body)
+    ).format(" ".join(picture.words), csv_tools("blocks"), head, body)

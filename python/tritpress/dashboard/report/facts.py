@@ -43,8 +43,13 @@ class Facts:
     @property
     def file_name(self) -> str:
         """The run's id as the beginning of a file's name."""
-        kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in self.id)
-        return kept.lstrip(".-")[:100] or "run"
+        return file_name(self.id)
+
+
+def file_name(text: str) -> str:
+    """`text` as the beginning of a file's name."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
+    return kept.lstrip(".-")[:100] or "run"
 
 
 def read_facts(path: str | Path, state: State | None = None, lost: bool | None = None) -> Facts:

@@ -41,7 +41,9 @@ def report_bytes(facts: Facts, kind: str) -> bytes:
         return _zip(facts)
     text = report_json(facts)
     if text is None:
-        raise InputError(f"run {facts.id} has no report.json: {_why_no_json(facts)} (an HTML report can be made)")
+        raise InputError(
+            f"run {facts.id} has no report.json: {_why_no_json(facts)} (an HTML report can be made)"
+        )
     return text.encode()
 
 

@@ -272,8 +272,9 @@ def alerts(facts: Facts) -> Markup:
 def configuration(facts: Facts) -> Markup:
     """What the run was asked to do."""
     config = {key: shareable(key, value) for key, value in facts.config.items()}
-    return _pairs([(key, words(value, UNSET.get(key, CHOSEN))) for key, value in config.items()]) if config else empty(
-        "Not known", "The run has not begun.")  # fmt: skip
+    if not config:
+        return empty("Not known", "The run has not begun.")
+    return _pairs([(key, words(value, UNSET.get(key, CHOSEN))) for key, value in config.items()])
 
 
 def shareable(key: str, value: Any) -> Any:

@@ -20,6 +20,12 @@ from tritpress.runs.diff import tensor_diffs
 WHENS = ("before", "packed", "dequantized")
 
 
+OF_A_RUN = (
+    "id", "name", "tags", "note", "status", "model", "created", "started", "updated", "seconds", "ratio_file",
+    "bits_per_weight", "planes_mean", "perplexity_change", "accuracy_kept", "error",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Table:
     """`rows` of text or numbers under `head`; None stands for what is not known."""
@@ -51,6 +57,19 @@ def _cell(value: Any) -> Any:
         return repr(value)
     text = clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def runs_csv(runs: Sequence[dict[str, Any]]) -> str:
+    """Runs as `list_runs` tells them, a line each; a gate that was not measured stays empty."""
+    gates = list(dict.fromkeys(name for run in runs for name in run.get("gates") or {}))
+    rows = [
+        (
+            *(", ".join(run.get(key) or ()) if key == "tags" else run.get(key) for key in OF_A_RUN),
+            *((run.get("gates") or {}).get(name) for name in gates),
+        )
+        for run in runs
+    ]
+    return csv_text((*OF_A_RUN, *(f"gate_{name}" for name in gates)), rows)
 
 
 def tables(facts: Facts) -> list[Table]:

@@ -10,6 +10,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from tritpress.dashboard.components.comparecharts import OverlayCharts
+from tritpress.dashboard.components.export import csv_button, csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.store import Feed
 from tritpress.dashboard.tabs.base import Shown, Tab
@@ -145,15 +146,15 @@ def _settings(made: Comparison) -> Markup:
         )
     rest = _rows(made.heads, made.same, "setting", False)
     return first + Markup(
-        '<details class="small" style="margin-top:8px"><summary class="soft">{} that are the same</summary>{}'
-        "</details>"
-    ).format(f"{len(made.same)} settings", rest)
+        '<details class="small" style="margin-top:8px"><summary class="soft">{} that are the same</summary>'
+        "{}{}</details>"
+    ).format(f"{len(made.same)} settings", csv_tools("same-settings"), rest)
 
 
 def _table(
     title: str, heads: tuple[Head, ...], rows: tuple[Row, ...], kind: str, states: bool = False
 ) -> Markup:
-    return panel(title, _rows(heads, rows, kind, states))
+    return panel(title, _rows(heads, rows, kind, states), csv_button(f"{kind}s"))
 
 
 def _rows(heads: tuple[Head, ...], rows: tuple[Row, ...], kind: str, states: bool) -> Markup:

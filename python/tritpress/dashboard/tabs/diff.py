@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple, fields
 from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
 
+from tritpress.dashboard.components.export import CSV, Downloads
 from tritpress.dashboard.components.html import Fragment, Markup, empty
 from tritpress.dashboard.components.pictures import TensorPictures
 from tritpress.dashboard.components.sorttable import SortTable
+from tritpress.dashboard.report.facts import file_name
+from tritpress.dashboard.report.tables import csv_text
 from tritpress.dashboard.tabs.base import Shown, Tab
-from tritpress.dashboard.views.diff import COLUMNS, diff_page, page_holding, tensor_view
+from tritpress.dashboard.views.diff import COLUMNS, diff_list, diff_page, page_holding, tensor_view
 from tritpress.dashboard.views.status import status_of
 from tritpress.runs.details import load_details, stamp
-from tritpress.runs.diff import SORTS
+from tritpress.runs.diff import SORTS, TensorDiff
 
 KINDS = {"name": "left wide", "kind": "left"}
 
@@ -76,9 +80,11 @@ class Diff(Tab):
             margin=(4, 12, 0, 0),
         )  # fmt: skip
         self.pages.param.watch(self._turned, "value")
+        self.csv = Downloads(self._give, sizing_mode=None)
+        self.csv.show([["csv", "All as CSV", ""]])
         self.tools = pn.FlexBox(
-            self.find, self.pages, self.words.pane, sizing_mode="stretch_width", align_items="center",
-            gap="8px", margin=(0, 0, 10, 0),
+            self.find, self.pages, self.words.pane, self.csv, sizing_mode="stretch_width",
+            align_items="center", gap="8px", margin=(0, 0, 10, 0),
         )  # fmt: skip
         self.table = SortTable(
             [(key, title, KINDS.get(key, "")) for key, title in COLUMNS.items()],
@@ -163,6 +169,16 @@ class Diff(Tab):
         if not self._quiet and event.new is not None:
             self.number = event.new
             self._again()
+
+    def _give(self, key: str) -> None:
+        """Every tensor that the search finds, in the order of the table, with unrounded figures."""
+        if self.last is None:
+            self.csv.fail("No run is open.")
+            return
+        found = diff_list(self.last.state, self.sort, self.descending, self.search)
+        head = [field.name for field in fields(TensorDiff)]
+        text = csv_text(head, [astuple(diff) for diff in found])
+        self.csv.send_file(f"{file_name(self.last.path.name)}-diff.csv", text, CSV)
 
     def _again(self) -> None:
         self.update(self.last, None)

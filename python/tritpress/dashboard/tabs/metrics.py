@@ -9,6 +9,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from tritpress.dashboard.components.curves import ChartGrid
+from tritpress.dashboard.components.export import csv_button
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.plugins import plugin_charts
@@ -211,6 +212,7 @@ def _table(state: dict[str, Any]) -> Markup:
             "<tbody>{}</tbody></table></div>"
         ).format(header, body)
         + (note if why else Markup("")),
+        csv_button("before-after"),
     )
 
 
@@ -227,10 +229,11 @@ def _twin(chart: curves.Chart) -> Markup:
     head, rows = curves.twin_rows(chart)
     return Markup(
         '<div class="scroll" style="margin-top:14px"><table data-twin="{}"><caption style="text-align:left">'
-        "{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
+        "{} {}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
     ).format(
         chart.key,
         chart.title,
+        csv_button(f"curve-{chart.key}"),
         join(Markup("<th>{}</th>").format(word) for word in head),
         join(
             Markup("<tr>{}</tr>").format(join(Markup("<td>{}</td>").format(cell) for cell in row))

@@ -78,6 +78,7 @@ class Outputs(Tab):
         self.said.set(note(tone, words) if words else Markup(""))
         cards = join(map(_model, model_cards(shown.state, shown.lost)))
         self.models.set(Markup('<div class="pair">{}</div>').format(cards))
+        over = shown.lost or shown.state["status"] in ("failed", "stopped")
         root = tree(shown.state)
         self.tree.set(
             panel(
@@ -87,7 +88,8 @@ class Outputs(Tab):
                 )
                 if root
                 else empty(
-                    "Nothing written yet", "Both models are written in step 6, at once or not at all."
+                    "Nothing written" if over else "Nothing written yet",
+                    "Both models are written in step 6, at once or not at all.",
                 ),
             )
         )
@@ -97,7 +99,10 @@ class Outputs(Tab):
                 "Handoff checklist",
                 Markup('<ul class="checks">{}</ul>').format(join(map(_check, checks)))
                 if checks
-                else empty("Not checked yet", "Every item is a check of step 7 that can fail."),
+                else empty(
+                    "Not checked" if over else "Not checked yet",
+                    "Every item is a check of step 7 that can fail.",
+                ),
             )
         )
 
@@ -135,7 +140,9 @@ class Outputs(Tab):
 
 def _model(card: ModelCard) -> Markup:
     if card.why:
-        body: Markup = Markup('<p class="soft">{}</p>{}').format(card.about, empty("Not there", card.why))
+        body: Markup = Markup('<p class="soft" style="margin-bottom:10px">{}</p>{}').format(
+            card.about, empty("Not there", card.why)
+        )
     else:
         rows = join(
             Markup(

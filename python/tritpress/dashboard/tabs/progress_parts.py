@@ -8,6 +8,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from tritpress.dashboard.components.bars import SparsityBars
+from tritpress.dashboard.components.export import csv_button
 from tritpress.dashboard.components.gridtable import GridKeys, GridTable
 from tritpress.dashboard.components.heatmap import TURN, Heatmap, Rows
 from tritpress.dashboard.components.html import Fragment, Markup, join
@@ -184,9 +185,9 @@ def table_twin(board: Board, window: Window, shade: Shade) -> Markup:
     head = join(Markup("<th>{}</th>").format(column) for column in where.columns)
     lines = [_twin_row(board, y, shade) for y in range(window.first, window.last + 1)]
     return Markup(
-        "<table data-grid><caption>{} by layer and parameter ({}); each figure opens its tensor</caption>"
+        "<table data-grid><caption>{} by layer and parameter ({}); each figure opens its tensor {}</caption>"
         "<thead><tr><th>Layer</th>{}<th>Zeros</th></tr></thead><tbody>{}</tbody></table>"
-    ).format(shade.title, shade.unit, head, join(lines))
+    ).format(shade.title, shade.unit, csv_button(f"grid-{shade.key}"), head, join(lines))
 
 
 def _twin_row(board: Board, y: int, shade: Shade) -> Markup:

@@ -9,7 +9,7 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 
-from tritpress.dashboard.components.copy import Copier, command_block
+from tritpress.dashboard.components.export import command_block, csv_button, csv_tools
 from tritpress.dashboard.components.gradients import GradientChart
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.context import PageContext
@@ -81,7 +81,6 @@ class Quality(Tab):
         )
         self.under.pane.margin = (4, 0, 12, 0)
         return [
-            Copier(),
             self.gates.pane,
             self.added.pane,
             self.tools,
@@ -167,10 +166,10 @@ def _twin(found: GradientPage) -> Markup:
         for point in found.points
     )
     return Markup(
-        '<div class="scroll"><table class="small" data-gradient-table><caption class="visually-hidden">'
+        '<div class="scroll">{}<table class="small" data-gradient-table><caption class="visually-hidden">'
         "Gradient norms</caption><thead><tr><th>Tensor</th><th>Gradient norm</th><th>In the original</th>"
         "<th>State</th></tr></thead><tbody>{}</tbody></table></div>"
-    ).format(rows)
+    ).format(csv_tools("gradient-norms"), rows)
 
 
 def _alerts(state: dict[str, Any]) -> Markup:
@@ -201,4 +200,5 @@ def _alerts(state: dict[str, Any]) -> Markup:
             "<tbody>{}</tbody></table></div>"
         ).format(rows)
         + rules,
+        csv_button("alerts"),
     )

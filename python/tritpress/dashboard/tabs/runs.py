@@ -10,9 +10,11 @@ import panel as pn
 import panel_material_ui as pmui
 
 from tritpress.dashboard.components.dialogs import LabelsDialog, Question
+from tritpress.dashboard.components.export import CSV, Downloads
 from tritpress.dashboard.components.html import Fragment, Markup, empty
 from tritpress.dashboard.components.runtable import RunTable
 from tritpress.dashboard.context import PageContext
+from tritpress.dashboard.report.tables import runs_csv
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.runs import (
@@ -21,6 +23,7 @@ from tritpress.dashboard.views.runs import (
     RunList,
     Search,
     compare_words,
+    found_runs,
     run_list,
     run_row,
 )
@@ -118,12 +121,15 @@ class Runs(Tab):
             margin=0,
             on_click=lambda _: self.page.open_run(",".join(self.picked), tab="compare"),
         )
+        self.csv = Downloads(self._give, sizing_mode=None)
+        self.csv.show([["csv", "CSV", ""]])
         tools = pn.FlexBox(
             self.find,
             self.state,
             self.tag,
             self.order,
             self.compare,
+            self.csv,
             sizing_mode="stretch_width",
             gap="10px 12px",
             align_items="center",
@@ -196,6 +202,10 @@ class Runs(Tab):
         self.words.set(_words(made))
         self.nothing.set(self._empty(made))
         self._show_bin()
+
+    def _give(self, key: str) -> None:
+        """The runs that the search finds, all pages of them."""
+        self.csv.send_file("runs.csv", runs_csv(found_runs(self.page.store.runs, self.search)), CSV)
 
     def _empty(self, made: RunList) -> Markup:
         if made.rows:

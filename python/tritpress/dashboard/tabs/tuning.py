@@ -9,6 +9,7 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 
+from tritpress.dashboard.components.export import csv_button, csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, note, panel
 from tritpress.dashboard.components.soon import soon
 from tritpress.dashboard.components.tuningcharts import TuningCharts
@@ -414,6 +415,7 @@ def _table(rows: tuple[Line, ...], tensors: int, missing: int) -> Markup:
             '<div class="scroll"><table><thead><tr><th><span class="visually-hidden">Figure</span></th>'
             "<th>Now</th><th>With the setting</th><th>Change</th></tr></thead><tbody>{}</tbody></table></div>"
         ).format(body),
+        csv_button("setting"),
     )
 
 
@@ -430,9 +432,9 @@ def _twin(made: Charts) -> Markup:
         )
     return Markup(
         '<details class="small"><summary class="soft">The curves as a table</summary><div class="scroll">'
-        "<table><thead><tr><th>Threshold</th><th>Zero codes</th><th>Relative error</th>"
+        "{}<table><thead><tr><th>Threshold</th><th>Zero codes</th><th>Relative error</th>"
         "<th>Perplexity</th></tr></thead><tbody>{}</tbody></table></div></details>"
-    ).format(join(rows))
+    ).format(csv_tools("setting-curves"), join(rows))
 
 
 def _answer(state: dict[str, Any]) -> Markup:

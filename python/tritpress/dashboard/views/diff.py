@@ -43,8 +43,7 @@ def diff_page(
     state: State, sort: str = "error", descending: bool | None = None, page: int = 0, search: str = ""
 ) -> DiffPage:
     """One page of the table; a page beyond the last one is the last one."""
-    diffs = tensor_diffs(state)
-    found = ordered(matching(diffs, search), sort if sort in SORTS else "error", descending)
+    diffs, found = tensor_diffs(state), diff_list(state, sort, descending, search)
     pages = max(1, -(-len(found) // PAGE))
     page = min(max(page, 0), pages - 1)
     lines = tuple((diff.name, _cells(diff)) for diff in found[page * PAGE : (page + 1) * PAGE])
@@ -53,8 +52,13 @@ def diff_page(
 
 def page_holding(state: State, sort: str, descending: bool | None, search: str, name: str) -> int | None:
     """The page on which that tensor stands."""
-    found = ordered(matching(tensor_diffs(state), search), sort if sort in SORTS else "error", descending)
+    found = diff_list(state, sort, descending, search)
     return next((place // PAGE for place, diff in enumerate(found) if diff.name == name), None)
+
+
+def diff_list(state: State, sort: str, descending: bool | None, search: str) -> list[TensorDiff]:
+    """Every tensor that the search finds, in that order."""
+    return ordered(matching(tensor_diffs(state), search), sort if sort in SORTS else "error", descending)
 
 
 def _cells(diff: TensorDiff) -> tuple[str, ...]:

@@ -93,11 +93,17 @@ class RunList:
     tags: tuple[str, ...]
 
 
-def run_list(runs: Sequence[Run], search: Search = Search(), page: int = 0, a_page: int = A_PAGE) -> RunList:
-    """The runs that `search` finds, those at work on top; `page` counts from 0 and is held within bounds."""
+def found_runs(runs: Sequence[Run], search: Search) -> list[Run]:
+    """The runs that `search` finds, in its order, those at work on top."""
     found = [run for run in runs if _matches(run, search)]
     found.sort(key=_order(search.order))
     found.sort(key=lambda run: run.get("status") not in LIVE)
+    return found
+
+
+def run_list(runs: Sequence[Run], search: Search = Search(), page: int = 0, a_page: int = A_PAGE) -> RunList:
+    """The runs that `search` finds, those at work on top; `page` counts from 0 and is held within bounds."""
+    found = found_runs(runs, search)
     pages = max(-(-len(found) // a_page), 1)
     page = min(max(page, 0), pages - 1)
     tags = sorted({tag for run in runs for tag in run.get("tags") or ()}, key=str.casefold)
