@@ -17,7 +17,8 @@ from tritpress.finetune import trainer  # noqa: E402
 from tritpress.finetune.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 from tritpress.finetune.number_formats import measure_number_formats  # noqa: E402
 from tritpress.finetune.recipe import recipe_for  # noqa: E402
-from tritpress.finetune.trainer import ShuffledWindows, fine_tune  # noqa: E402
+from tritpress.finetune.trainer import fine_tune  # noqa: E402
+from tritpress.finetune.training_text import ShuffledWindows  # noqa: E402
 from tritpress.nn.bit_linear import BitLinear  # noqa: E402
 
 FLOAT32 = {"muon": "float32", "autocast": "float32"}

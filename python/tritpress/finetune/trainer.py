@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor
 
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
-from tritpress.evaluate.perplexity import batches_of, check_windows, device_of, logits_of
+from tritpress.evaluate.perplexity import batches_of, device_of, logits_of
 from tritpress.finetune.checkpoints import load_checkpoint, remove_others, save_checkpoint
 from tritpress.finetune.fast_modules import faster_modules, keep_freed_memory
 from tritpress.finetune.losses import distillation_loss
 from tritpress.finetune.mugrokfast import MuGrokfast
 from tritpress.finetune.number_formats import measure_number_formats
 from tritpress.finetune.recipe import Recipe, recipe_for
+from tritpress.finetune.teacher import TeacherOnDisk, TopTargets, chosen_windows
+from tritpress.finetune.training_text import ShuffledWindows, TrainingText
 from tritpress.nn.bit_linear import BitLinear
 
 if TYPE_CHECKING:
@@ -66,57 +68,9 @@ class _State:
     stopped: str = ""
 
 
-class TrainingText(Protocol):
-    """An endless sequence of training windows, the same on every call (`tritpress.text.TrainingWindows`)."""
-
-    window: int
-
-    def take(self, start: int, count: int) -> np.ndarray:
-        """int64 [count, window]: windows start, start + 1, .."""
-        ...
-
-    def epoch_windows(self) -> int:
-        """Windows of the first epoch."""
-        ...
-
-    def epoch_at(self, index: int) -> float:
-        """Epochs that the windows before `index` are."""
-        ...
-
-
-class ShuffledWindows:
-    """Windows [n, window] held in memory as a `TrainingText`: one seeded permutation an epoch."""
-
-    def __init__(self, windows: np.ndarray, seed: int = 0) -> None:
-        self._windows, self._seed = check_windows(windows), seed
-        self.window = self._windows.shape[1]
-
-    def take(self, start: int, count: int) -> np.ndarray:
-        """int64 [count, window]: windows start, start + 1, .. of the sequence."""
-        return self._windows[batch_indices(self._seed, start, count, len(self._windows))]
-
-    def epoch_windows(self) -> int:
-        """Windows of an epoch."""
-        return len(self._windows)
-
-    def epoch_at(self, index: int) -> float:
-        """Epochs that the windows before `index` are."""
-        return index / len(self._windows)
-
-
-def batch_indices(seed: int, start: int, count: int, windows: int) -> np.ndarray:
-    """Which of `windows` come at places start .. start + count - 1: a function of the arguments alone."""
-    positions = np.arange(start, start + count)
-    orders = {
-        int(epoch): np.random.default_rng([seed, int(epoch)]).permutation(windows)
-        for epoch in np.unique(positions // windows)
-    }
-    return np.array([orders[int(at // windows)][at % windows] for at in positions], dtype=np.int64)
-
-
 def fine_tune(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | TeacherOnDisk,
     text: TrainingText | np.ndarray,
     validation_windows: np.ndarray,
     config: CompressionConfig,
@@ -130,7 +84,8 @@ def fine_tune(
 
     Args:
         student: the model with its `BitLinear` layers in place; everything else is frozen.
-        teacher: the original, same vocabulary; run on the fly, without gradients.
+        teacher: the original, same vocabulary, run on the fly, without gradients; or what `teacher_on_disk`
+            kept of it for this text and recipe.
         text: the training windows; an array int64 [n, window] is shuffled by the seed.
         validation_windows: int64 [m, window], never trained on; they choose the best checkpoint. No more of
             them are used, evenly spaced, than the recipe says.
@@ -153,7 +108,7 @@ def fine_tune(
         layers = [layer for layer in student.modules() if isinstance(layer, BitLinear)]
         planes = float(np.mean([layer.planes for layer in layers])) if layers else 1.0
         recipe = recipe_for(config, text.window, formats, epoch_tokens, planes)
-    return _Run(student, teacher, text, check_windows(validation_windows), recipe, work_dir, ctx).go()
+    return _Run(student, teacher, text, validation_windows, recipe, work_dir, ctx).go()
 
 
 def rest_of(student: nn.Module) -> dict[str, Tensor]:
@@ -176,17 +131,17 @@ class _Run:
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | TeacherOnDisk,
         text: TrainingText,
         validation: np.ndarray,
         recipe: Recipe,
         work_dir: Path,
         ctx: Any,
     ) -> None:
-        self.student, self.teacher = student.eval(), teacher.eval()  # no dropout: no hidden random state
+        self.student = student.eval()  # no dropout: no hidden random state
+        self.teacher = teacher if isinstance(teacher, TeacherOnDisk) else teacher.eval()
         self.text, self.recipe, self.ctx = text, recipe, ctx
-        chosen = np.linspace(0, len(validation) - 1, min(len(validation), recipe.validation_windows))
-        self.validation = validation[chosen.round().astype(int)]
+        self.validation = chosen_windows(validation, recipe)
         layers = {path: layer for path, layer in student.named_modules() if isinstance(layer, BitLinear)}
         if not layers:
             raise InputError("the model has no BitLinear layer to train")
@@ -223,7 +178,8 @@ class _Run:
 
     def go(self) -> FineTuneResult:
         keep_freed_memory()
-        with faster_modules(self.student, self.teacher):
+        models = [model for model in (self.student, self.teacher) if not isinstance(model, TeacherOnDisk)]
+        with faster_modules(*models):
             return self._train()
 
     def _train(self) -> FineTuneResult:
@@ -285,13 +241,18 @@ class _Run:
         self.optimizer.zero_grad()
         windows = self.text.take(step * recipe.batch_windows, recipe.batch_windows)
         positions = len(windows) * (recipe.window - 1)
-        kl_sum = ce_sum = 0.0
+        kl_sum, ce_sum, at = 0.0, 0.0, step * recipe.batch_windows
         for batch in batches_of(windows, self.vocabulary, None):
             ids_BT = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
             target_N = ids_BT[:, 1:].flatten()
             with self._autocast():
-                with torch.no_grad():
-                    teacher_NV = logits_of(self.teacher, ids_BT[:, :-1]).flatten(0, 1)
+                teacher_NV: Tensor | TopTargets
+                if isinstance(self.teacher, TeacherOnDisk):
+                    teacher_NV = self.teacher.training.targets(at, len(batch), self.device)
+                    at += len(batch)
+                else:
+                    with torch.no_grad():
+                        teacher_NV = logits_of(self.teacher, ids_BT[:, :-1]).flatten(0, 1)
                 student_NV = logits_of(self.student, ids_BT[:, :-1]).flatten(0, 1)
             loss, kl, ce = distillation_loss(
                 student_NV, teacher_NV, target_N, recipe.ce_share, 1.0 / positions
@@ -315,18 +276,22 @@ class _Run:
         started, recipe, state = time.perf_counter(), self.recipe, self.state
         batches = batches_of(self.validation, self.vocabulary, None)
         cached = self.validation.size * self.vocabulary <= TEACHER_CACHE
-        total = 0.0
+        total, done = 0.0, 0
         for number, batch in enumerate(batches):
             if self.ctx is not None:
                 self.ctx.check()
             ids_BT = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
-            if number < len(self.teacher_cache):
+            teacher_NV: Tensor | TopTargets
+            if isinstance(self.teacher, TeacherOnDisk):
+                teacher_NV = self.teacher.validation.targets(done, len(batch), self.device)
+            elif number < len(self.teacher_cache):
                 teacher_NV = self.teacher_cache[number]
             else:
-                teacher_NV = logits_of(self.teacher, ids_BT)[:, :-1].flatten(0, 1)
+                teacher_NV = logits_of(self.teacher, ids_BT[:, :-1]).flatten(0, 1)
                 if cached:
                     self.teacher_cache.append(teacher_NV)
-            student_NV = logits_of(self.student, ids_BT)[:, :-1].flatten(0, 1)
+            done += len(batch)
+            student_NV = logits_of(self.student, ids_BT[:, :-1]).flatten(0, 1)
             _, kl, ce = distillation_loss(
                 student_NV, teacher_NV, ids_BT[:, 1:].flatten(), recipe.ce_share, 1.0
             )

@@ -43,21 +43,26 @@ def fine_tuning(work: Work) -> str | None:
     reason = _why_not_fine_tune(work)
     if reason:
         return reason
+    from tritpress.finetune.recipe import recipe_for
+    from tritpress.finetune.teacher import teacher_on_disk
     from tritpress.finetune.trainer import fine_tune
     from tritpress.steps.student import make_student, save_rest
+    from tritpress.steps.training_memory import place_of_teacher
     from tritpress.text import TrainingWindows
 
-    assert work.splits is not None
-    student, modules = make_student(work)
+    assert work.splits is not None and work.plan is not None
+    text = TrainingWindows(work.tokenizer, work.splits.fine_tuning, work.window, work.config.seed)
+    epoch_tokens = text.epoch_windows() * text.window if work.config.epochs else None
+    planes = float(np.mean([work.plan.tensors[target.name].planes for target in work.targets]))
+    recipe = recipe_for(work.config, work.window, work.chosen["number_formats"], epoch_tokens, planes)
+    validation, folder = work.windows("validation"), work.folder / "fine-tuning"
+    on_disk = place_of_teacher(work) == "disk"
+    teacher: Any = work.original
+    if on_disk:
+        teacher = teacher_on_disk(teacher, text, validation, recipe, folder / "teacher", work.context)
+    student, modules = make_student(work, in_place=on_disk)
     result = fine_tune(
-        student,
-        work.original,
-        TrainingWindows(work.tokenizer, work.splits.fine_tuning, work.window, work.config.seed),
-        work.windows("validation"),
-        work.config,
-        work.folder / "fine-tuning",
-        work.context,
-        number_formats=work.chosen["number_formats"],
+        student, teacher, text, validation, work.config, folder, work.context, recipe=recipe
     )
     if result.recipe["rest_lr"] > 0:
         save_rest(work, student)

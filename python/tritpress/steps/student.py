@@ -17,8 +17,10 @@ ZERO_FLOOR, ZERO_SLACK = 0.25, 0.005
 """Least share of zeros that the sparsity gate allows, and how near a sparsity that was asked for is met."""
 
 
-def make_student(work: Work) -> tuple[Any, dict[str, BitLinear]]:
+def make_student(work: Work, in_place: bool = False) -> tuple[Any, dict[str, BitLinear]]:
     """(student, target name -> its `BitLinear`), starting from the codes of step 4.
+
+    `in_place` makes it of the original in memory, which `work` then forgets and reads again when needed.
 
     What is not ternarized is frozen at the values that will be written (float16, or int8 rows), so that
     training heals the model which is handed over and no other.
@@ -26,7 +28,9 @@ def make_student(work: Work) -> tuple[Any, dict[str, BitLinear]]:
     from tritpress.formats.huggingface import model_name, modules_of
 
     assert work.plan is not None
-    student = copy.deepcopy(work.original)
+    student = work.original if in_place else copy.deepcopy(work.original)
+    if in_place:
+        work.forget_original()
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     parameters = dict(student.named_parameters())

@@ -224,6 +224,11 @@ class Work:
         """The original as evaluations compare with it: a paged one's hidden states are computed once."""
         return self.for_evaluation(self.original, keep=self.folder / "held-out-hidden.npy")
 
+    def forget_original(self) -> None:
+        """Let go of the original in memory; it is loaded again when it is next asked for."""
+        self.__dict__.pop("reference", None)
+        self.__dict__.pop("original", None)
+
     def forget_reference(self) -> None:
         """Drop what `reference` keeps, in memory and in the work folder."""
         self.__dict__.pop("reference", None)

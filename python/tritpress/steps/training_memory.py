@@ -1,0 +1,47 @@
+"""Whether training finds room for the original beside the student, and what is said when it finds none."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from tritpress.devices import free_memory
+from tritpress.errors import InputError
+from tritpress.steps.work import Work
+
+STATE_BYTES = 21
+"""A trained weight: latent, gradient, momentum, filter and forward weight in float32, one code."""
+ACTIVATION_BYTES = 400_000_000
+"""A batch's activations and logits, roughly; logits are bounded (`evaluate.perplexity.LOGITS_PER_BATCH`)."""
+
+Teacher = Literal["memory", "disk"]
+
+
+def place_of_teacher(work: Work) -> Teacher:
+    """Where the targets of distillation come from: the original in memory, or its likeliest tokens on disk.
+
+    Decided when training begins and kept for resumed runs, whose bits follow from it. Raises `InputError`
+    when not even the training alone has room.
+    """
+    kept = work.read_json("teacher.json")
+    if kept is not None:
+        return kept["place"]
+    weights = sum(math.prod(target.shape) for target in work.targets)
+    training = STATE_BYTES * weights + ACTIVATION_BYTES
+    both = training + 4 * work.source.parameters
+    free = free_memory(work.device)
+    place: Teacher = "memory"
+    if free is not None and free < both:
+        if free < training:
+            raise InputError(
+                f"fine-tuning {work.source.path} takes about {training / 1e9:.1f} GB more memory, "
+                f"{free / 1e9:.1f} GB are free: free some, or leave the training out with --no-finetune"
+            )
+        place = "disk"
+        work.context.emit(
+            "log",
+            message=f"the original does not fit beside the model in training ({both / 1e9:.1f} GB more are "
+            f"needed, {free / 1e9:.1f} GB are free): its likeliest tokens are kept on disk instead",
+        )
+    work.write_json("teacher.json", {"place": place})
+    return place

@@ -1,0 +1,186 @@
+"""The original's likeliest tokens on disk: the same loss, whole after a kill, taken where memory is short."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import torch.nn.functional as F  # noqa: E402
+from tritpress import pipeline  # noqa: E402
+from tritpress.config import CompressionConfig  # noqa: E402
+from tritpress.errors import InputError, StopRequested  # noqa: E402
+from tritpress.evaluate.perplexity import logits_of  # noqa: E402
+from tritpress.events.context import NullContext  # noqa: E402
+from tritpress.finetune import teacher as teachers  # noqa: E402
+from tritpress.finetune.losses import distillation_loss  # noqa: E402
+from tritpress.finetune.recipe import recipe_for  # noqa: E402
+from tritpress.finetune.teacher import CachedTeacher, TopTargets, cache_teacher, teacher_on_disk  # noqa: E402
+from tritpress.finetune.training_text import ShuffledWindows  # noqa: E402
+from tritpress.formats.source import open_source  # noqa: E402
+from tritpress.formats.targets import find_targets  # noqa: E402
+from tritpress.steps import training_memory  # noqa: E402
+
+FLOAT32 = {"muon": "float32", "autocast": "float32"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small only lose by threads, and much so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return np.random.default_rng(0).integers(0, 97, (40, 16))
+
+
+def loss_and_gradient(student, teacher, target, share=0.1):
+    student = student.clone().requires_grad_()
+    loss, kl, ce = distillation_loss(student, teacher, target, share, 1 / len(target))
+    loss.backward()
+    return loss.item(), kl, ce, student.grad
+
+
+def test_all_tokens_kept_are_the_whole_distribution():
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = (2.0 * torch.randn(9, 13, generator=generator) for _ in range(2))
+    target = torch.randint(0, 13, (9,), generator=generator)
+    top = TopTargets(*teacher.log_softmax(dim=-1).topk(13, dim=-1))
+    whole, kept = (loss_and_gradient(student, given, target) for given in (teacher, top))
+    assert kept[:3] == pytest.approx(whole[:3], rel=1e-5)
+    torch.testing.assert_close(kept[3], whole[3], rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_a_few_tokens_is_that_of_them_and_the_rest_as_one():
+    generator = torch.Generator().manual_seed(2)
+    student = torch.randn(7, 20, generator=generator)
+    target = torch.randint(0, 20, (7,), generator=generator)
+    logp, ids = (2.0 * torch.randn(7, 20, generator=generator)).log_softmax(dim=-1).topk(4, dim=-1)
+    _, kl, _, grad = loss_and_gradient(student, TopTargets(logp, ids), target, share=0.0)
+
+    plain = student.clone().requires_grad_()
+    own = plain.log_softmax(dim=-1)
+    inside = own.gather(-1, ids)
+    rest = (1 - inside.exp().sum(dim=-1)).log()
+    left = 1 - logp.exp().sum(dim=-1)
+    expected = F.kl_div(inside, logp, log_target=True, reduction="sum") + (left * (left.log() - rest)).sum()
+    (expected / 7).backward()
+    assert kl == pytest.approx(expected.item(), rel=1e-4)
+    torch.testing.assert_close(grad, plain.grad, rtol=1e-3, atol=1e-6)
+
+
+class StopAfter(NullContext):
+    def __init__(self, checks: int) -> None:
+        self.left = checks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise StopRequested("stopped")
+
+
+def test_what_is_kept_is_what_the_original_says_and_a_stop_loses_nothing(
+    teacher, windows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(teachers, "batches_of", lambda given, vocabulary, size: [given[:2]])
+    text = ShuffledWindows(windows, seed=5)
+    with pytest.raises(StopRequested):
+        cache_teacher(teacher, text.take, 40, tmp_path, top=6, ctx=StopAfter(17))
+    assert int((tmp_path / "done").read_text()) == 32  # flushed every sixteen batches of two
+    asked = []
+    made = cache_teacher(
+        teacher, lambda at, n: asked.append(at) or text.take(at, n), 40, tmp_path, top=6
+    )
+    assert min(at for at in asked if at) == 32
+    with torch.no_grad():
+        ids = torch.from_numpy(text.take(30, 5))
+        expected = logits_of(teacher, ids)[:, :-1].log_softmax(dim=-1).flatten(0, 1).topk(6, dim=-1)
+    found = made.targets(30, 5, torch.device("cpu"))
+    torch.testing.assert_close(found.logp, expected.values, rtol=1e-3, atol=1e-3)
+    assert float((found.ids == expected.indices).float().mean()) > 0.99
+    again = cache_teacher(None, None, 40, tmp_path)  # finished: nothing is asked of the model
+    assert (again.windows, again.top) == (40, 6)
+    with pytest.raises(InputError, match="40 windows, not for 41"):
+        again.targets(38, 3, torch.device("cpu"))
+
+
+def test_a_damaged_cache_and_a_full_disk_are_one_sentence(teacher, windows, tmp_path, monkeypatch):
+    cache_teacher(teacher, ShuffledWindows(windows).take, 4, tmp_path / "whole")
+    (tmp_path / "whole" / "ids.npy").write_bytes(b"x")
+    with pytest.raises(InputError, match="cannot be read"):
+        CachedTeacher(tmp_path / "whole")
+
+    class Disk:
+        f_bavail, f_frsize = 10, 100
+
+    monkeypatch.setattr(teachers.os, "statvfs", lambda folder: Disk)
+    with pytest.raises(InputError, match="fewer --tokens"):
+        cache_teacher(teacher, ShuffledWindows(windows).take, 40, tmp_path / "new")
+
+
+def test_a_budget_in_minutes_cannot_be_run_ahead(teacher, windows, tmp_path):
+    recipe = recipe_for(CompressionConfig(minutes=1.0), 16, FLOAT32)
+    with pytest.raises(InputError, match="--tokens, not --minutes"):
+        teacher_on_disk(teacher, ShuffledWindows(windows), windows, recipe, tmp_path)
+
+
+class Folder:
+    """A run's folder as the pipeline needs one."""
+
+    def __init__(self, path, model) -> None:
+        self.path, self.id, self.model = path, path.name, str(model)
+        self.work = path / "work"
+        self.work.mkdir(parents=True)
+
+    def read_run(self) -> dict:
+        return {"model": self.model, "out": str(self.path / "out")}
+
+    def choose(self, **measured) -> dict:
+        return measured
+
+
+def test_where_memory_is_short_the_run_keeps_the_original_on_disk(
+    tiny_llama_dir, text_dir, tmp_path, monkeypatch
+):
+    config = CompressionConfig(
+        planes=1, text=[str(text_dir)], tokens=2048, finetune=True, calibration_tokens=1024,
+        evaluation_tokens=2048, window=64, outputs="packed", threads=1,
+    )  # fmt: skip
+    source = open_source(tiny_llama_dir)
+    weights = sum(math.prod(target.shape) for target in find_targets(source))
+    training = training_memory.STATE_BYTES * weights + training_memory.ACTIVATION_BYTES
+    monkeypatch.setattr(training_memory, "free_memory", lambda device: training + source.parameters)
+    folder = Folder(tmp_path / "disk", tiny_llama_dir)
+    report = pipeline.run(config, folder, NullContext())
+    assert json.loads((folder.work / "teacher.json").read_text()) == {"place": "disk"}
+    assert (folder.work / "fine-tuning" / "teacher" / "training" / "facts.json").is_file()
+    assert report["fine_tuning"]["loss_best"] < report["fine_tuning"]["loss_first"]
+    # what comes after compares with the original read anew, not with the student made of it
+    assert report["after"]["packed"]["kl"] > 0.0 and report["after"]["packed"]["agreement"] < 1.0
+
+    monkeypatch.setattr(training_memory, "free_memory", lambda device: 1_000_000)
+    with pytest.raises(InputError, match=r"0\.0 GB are free.*--no-finetune"):
+        pipeline.run(config, Folder(tmp_path / "none", tiny_llama_dir), NullContext())
