@@ -38,7 +38,7 @@ from tritpress.press.fast import fast_tensors
 from tritpress.press.gptq import gptq_tensors
 from tritpress.reference import reference_model_path
 from tritpress.ternarize.calibration import calibrate
-from tritpress.text import builtin_splits, token_windows
+from tritpress.text import builtin_splits, load_splits, token_windows
 
 CASES: dict[str, dict[str, Any]] = {
     "1plane": {"planes": 1},
@@ -54,14 +54,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Bench:
-    """The reference model, its text and its calibration, made once."""
+    """A model (the reference model if None), its text (the built-in one) and its calibration, made once."""
 
-    def __init__(self, window: int = 256) -> None:
-        self.source = open_source(reference_model_path())
+    def __init__(self, window: int = 256, model: Path | None = None, text: list[str] | None = None) -> None:
+        self.source = open_source(model or reference_model_path())
         self.targets = find_targets(self.source)
         self.original = load_original(self.source)
-        tokenizer = load_tokenizer(reference_model_path())
-        splits = builtin_splits()
+        tokenizer = load_tokenizer(self.source.path)
+        splits = load_splits(text) if text else builtin_splits()
         defaults = CompressionConfig()
         self.calibration_windows = token_windows(
             tokenizer, splits.calibration, window, defaults.calibration_tokens // window

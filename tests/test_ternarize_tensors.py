@@ -228,3 +228,56 @@ def test_calibration_is_the_mean_of_squares_and_leaves_the_model_alone(tiny_gpt2
     assert all(np.array_equal(repeated[n][k], found[n][k]) for n in found for k in found[n])
     with pytest.raises(InputError, match="at least one window"):
         calibrate(model, modules, ids[:0], NullContext())
+
+
+@pytest.mark.parametrize("planes,group_size", [(1, 0), (2, 32)])
+def test_bitnet_has_one_scale_a_tensor(planes, group_size):
+    from tritpress.ternarize import ternarize
+
+    w = np.random.default_rng(1).standard_normal((24, 80)).astype(np.float32)
+    found = ternarize(w, fit="bitnet", planes=planes, group_size=group_size)
+    left = w.astype(np.float64)
+    for plane in range(planes):
+        scale = np.float64(np.float16(np.abs(left).mean()))
+        trits = np.clip(np.rint(left / scale), -1, 1)
+        np.testing.assert_array_equal(found.trits()[plane], trits)
+        assert (found.scales[plane] == np.float16(scale)).all()
+        left = left - scale * trits
+    h = np.ones(80, dtype=np.float32)
+    h[40:] = 0.0
+    weighed = ternarize(w, fit="bitnet", importance=h, group_size=0)
+    assert weighed.scales[0, 0, 0] == pytest.approx(np.abs(w[:, :40]).mean(), rel=1e-3)
+    assert ternarize(np.zeros((4, 8), np.float32), fit="bitnet", group_size=0).sparsity == 1.0
+    with pytest.raises(ValueError, match="NaN"):
+        ternarize(np.full((2, 4), np.nan, np.float32), fit="bitnet", group_size=0)
+    with pytest.raises(ValueError, match="neither threshold nor sparsity"):
+        ternarize(w, fit="bitnet", sparsity=0.3)
+
+
+@pytest.mark.parametrize("method", ["fast", "gptq"])
+def test_bitnet_presses_a_model_with_one_scale_a_tensor(method, tiny_llama_dir, tmp_path):
+    source = open_source(tiny_llama_dir)
+    targets = find_targets(source)
+    config = CompressionConfig(fit="bitnet", planes=1, method=method)
+    store = TensorStore(tmp_path)
+    if method == "fast":
+        plan = make_plan(source, targets, config)
+        assert len(list(fast_tensors(targets, plan, config, store, NullContext()))) == len(targets)
+    else:
+        press(tiny_llama_dir, store, config)
+    for target in targets:
+        _, scales = store.get(target.name)
+        weight = read_tensor(target.entry)
+        assert len(np.unique(scales)) == 1 and scales.shape[-1] == 1
+        if method == "fast":
+            assert scales.flat[0] == np.float16(np.abs(weight).mean(dtype=np.float64))
+
+
+def test_bitnet_takes_no_wish_about_zeros():
+    from tritpress.config import make_config
+    from tritpress.errors import UsageError
+
+    with pytest.raises(UsageError, match="fit bitnet sets its own zeros"):
+        make_config({"fit": "bitnet", "sparsity": 0.3})
+    assert make_config({"fit": "bitnet"}).max_sparsity is None
+    assert make_config({"fit": "bitnet"}).base_group_size == 0

@@ -162,7 +162,7 @@ def compress(
         typer.Option(
             "--fit",
             metavar="NAME",
-            help="How a group is fitted: exact (default), twn or absmean.",
+            help="How a group is fitted: exact (default), twn or absmean; bitnet: one scale a tensor.",
             rich_help_panel=o.TERNARIZATION,
         ),
     ] = None,

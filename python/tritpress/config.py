@@ -53,6 +53,8 @@ EXCLUSIVE = {
 }
 """Fields of which at most one may be given -> what to say of two."""
 
+BITNET_ZEROS = "{0} bitnet sets its own zeros: leave out the sparsity and the threshold"
+
 PLAIN_WORDS = {
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
@@ -93,7 +95,7 @@ class CompressionConfig(BaseModel):
     target_ratio: float | None = Field(None, gt=1.0, le=16.0, description="least ratio_file to reach")
     planes: int | None = Field(None, ge=1, le=3, description="the same number of planes for every tensor")
     method: Literal["auto", "fast", "gptq"] = "auto"
-    fit: Literal["exact", "twn", "absmean"] = "exact"
+    fit: Literal["exact", "twn", "absmean", "bitnet"] = "exact"
     group_size: int | None = Field(
         None, description="inputs that share a scale; 0 is the whole row; None lets the planner choose"
     )
@@ -200,15 +202,28 @@ class CompressionConfig(BaseModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _bitnet_sets_its_zeros(self) -> CompressionConfig:
+        if self.fit == "bitnet" and (self.threshold is not None or self.target_sparsity is not None):
+            raise PydanticCustomError(
+                "exclusive",
+                "{words}",
+                {"words": BITNET_ZEROS.format("fit"), "fields": ("fit",)},  # type: ignore[arg-type]
+            )
+        return self
+
     @property
     def base_group_size(self) -> int:
-        """The group size that was asked for, else the usual one."""
+        """The group size that was asked for, else the usual one (whole rows where a tensor has one scale)."""
+        if self.group_size is None and self.fit == "bitnet":
+            return 0
         return BASE_GROUP_SIZE if self.group_size is None else self.group_size
 
     @property
     def max_sparsity(self) -> float | None:
-        """Ceiling on the share of zero codes; None where the user set the zeros or lifted the ceiling."""
-        return SPARSITY_CEILING if self.sparsity is None and self.threshold is None else None
+        """Ceiling on the share of zero codes; None where the user set the zeros, or the fit does."""
+        free = self.sparsity is not None or self.threshold is not None or self.fit == "bitnet"
+        return None if free else SPARSITY_CEILING
 
     @property
     def target_sparsity(self) -> float | None:
@@ -256,7 +271,7 @@ def _sentence(problem: Mapping[str, Any], naming: Naming, source: str) -> str:
     """What is wrong with one value, by the name the user gave it."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "exclusive":
-        sentence = EXCLUSIVE[context["fields"]]
+        sentence = EXCLUSIVE.get(context["fields"], BITNET_ZEROS)
         return sentence.format(*map(naming, context["fields"]))
     field = str(problem["loc"][0])
     if kind == "extra_forbidden":

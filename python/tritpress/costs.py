@@ -100,7 +100,7 @@ def _fitted(
         try:
             codes, scales = _core.ternarize(
                 weight,
-                fit=config.fit,
+                fit="absmean" if config.fit == "bitnet" else config.fit,  # a row or group near enough
                 group_size=group,
                 planes=counts[-1],
                 threshold=config.threshold,

@@ -29,6 +29,7 @@ class Fit(StrEnum):
     exact = "exact"
     twn = "twn"
     absmean = "absmean"
+    bitnet = "bitnet"
 
 
 class Optimizer(StrEnum):

@@ -72,7 +72,9 @@ def press_tensor(
         "threads": config.threads,
     }
     try:
-        if target.entry.dtype not in _STREAMED:
+        if config.fit == "bitnet":
+            _press_bitnet(target, options, store)
+        elif target.entry.dtype not in _STREAMED:
             _press_in_memory(target, options, store)
         elif target.experts and target.transposed:
             _press_transposed_experts(target, options, store)
@@ -150,6 +152,21 @@ def _write_all(fd: int, array: np.ndarray, offset: int) -> None:
     while view:
         count = os.pwrite(fd, view, offset)
         view, offset = view[count:], offset + count
+
+
+def _press_bitnet(target: Target, options: dict[str, Any], store: Any) -> None:
+    """One scale a matrix needs all of it before the first code: each (each expert's) is held for its turn."""
+    from tritpress.ternarize.bitnet import bitnet
+
+    weight = read_tensor(target.entry)
+    if target.transposed:
+        weight = np.swapaxes(weight, -1, -2)
+    chosen = {key: options[key] for key in ("planes", "group_size", "importance")}
+    pressed = [bitnet(one, **chosen) for one in weight.reshape(-1, target.rows, target.cols)]
+    codes, scales = (np.concatenate([one[i] for one in pressed], axis=1) for i in (0, 1))
+    codes_shape, scales_shape = _shapes(target, options)
+    info = layer_statistics(weight, codes, scales, options["group_size"])
+    store.put(target.name, codes.reshape(codes_shape), scales.reshape(scales_shape), info)
 
 
 def _press_in_memory(target: Target, options: dict[str, Any], store: Any) -> None:

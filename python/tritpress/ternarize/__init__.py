@@ -55,7 +55,7 @@ class Ternary:
 def ternarize(
     w: NDArray[np.float32] | NDArray[np.float16],
     *,
-    fit: Literal["exact", "twn", "absmean"] = "exact",
+    fit: Literal["exact", "twn", "absmean", "bitnet"] = "exact",
     group_size: int = 64,
     planes: int = 1,
     threshold: float | None = None,
@@ -70,7 +70,9 @@ def ternarize(
         "exact": the least-squares optimum; with the weights sorted by falling |w|, the first
         k = argmax A_k**2 / B_k are kept (A_k = sum h|w|, B_k = sum h) at the scale A_k / B_k;
         "twn": zero where |w| <= 0.7 mean|w|, scale the mean of the rest (Ternary Weight Networks);
-        "absmean": scale mean|w|, codes clip(round(w / scale), -1, 1) (BitNet b1.58).
+        "absmean": scale mean|w|, codes clip(round(w / scale), -1, 1) (BitNet b1.58's rule, in groups);
+        "bitnet": the same with one scale for the whole tensor, as BitNet has it; takes neither threshold nor
+        sparsity.
     group_size: inputs that share a scale: 32, 64, 128, 256, or 0 for the whole row.
     planes: each further plane is fitted to what the planes before it leave.
     threshold: zero where |w| <= threshold * mean|w| of the group, instead of the fit's own rule.
@@ -89,6 +91,14 @@ def ternarize(
     """
     from tritpress import _core
 
+    out, in_ = w.shape
+    if fit == "bitnet":
+        from tritpress.ternarize.bitnet import bitnet
+
+        if threshold is not None or sparsity is not None:
+            raise ValueError("fit 'bitnet' sets its own zeros: it takes neither threshold nor sparsity")
+        codes, scales = bitnet(w, planes=planes, group_size=group_size, importance=importance)
+        return Ternary(codes, scales, group_size, (out, in_))
     codes, scales = _core.ternarize(
         w,
         fit=fit,
@@ -100,5 +110,4 @@ def ternarize(
         importance=importance,
         threads=threads,
     )
-    out, in_ = w.shape
     return Ternary(codes, scales, group_size, (out, in_))

@@ -26,10 +26,12 @@ class FitSpec:
     Attributes:
         planes: 1 to 3 residual planes.
         group_size: inputs that share a scale; 0 is the whole row.
-        fit: "exact" (least squares), "twn" (threshold 0.7 of the mean |w|) or "absmean" (BitNet's).
+        fit: "exact" (least squares), "twn" (threshold 0.7 of the mean |w|),
+            "absmean" (BitNet's rule) or "bitnet" (with one scale a tensor: `fixed_scales`).
         threshold: codes are 0 up to this share of the group's mean |w|; None lets the fit decide.
         sparsity: share of zero codes over all planes to hit; None lets the fit decide.
         max_sparsity: ceiling on that share; None for no ceiling.
+        fixed_scales: one scale a plane for every group, in place of a fit ("bitnet"); values of float16.
     """
 
     planes: int = 1
@@ -38,6 +40,7 @@ class FitSpec:
     threshold: float | None = None
     sparsity: float | None = None
     max_sparsity: float | None = None
+    fixed_scales: tuple[float, ...] | None = None
 
     @property
     def zero_share(self) -> float | None:
@@ -164,6 +167,8 @@ def ridge_solve(normal: Tensor, right: Tensor, previous: Tensor) -> Tensor:
 
 def fit_group(weights: Tensor, importance: Tensor, spec: FitSpec) -> Tensor:
     """Starting scales of a group, weights [R, G] with importance [G]: [R, P], rounded to float16's values."""
+    if spec.fixed_scales is not None:
+        return weights.new_tensor(spec.fixed_scales).expand(len(weights), -1)
     residual = weights
     scales = []
     share = spec.sparsity  # a mere ceiling is left to the codes: bending the start to it costs up to a third

@@ -12,12 +12,13 @@ Shapes: R rows (outputs), C columns (inputs), G inputs in a group, P planes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tritpress.ternarize import points as pt
+from tritpress.ternarize.bitnet import tensor_scales
 from tritpress.ternarize.points import FitSpec
 from tritpress.ternarize.refine import decode, quadratic, refine, settle_zeros
 from tritpress.ternarize.zeros import ZeroBudget
@@ -104,6 +105,9 @@ def sweep(
 
     `rounds` and `passes` (of refinement; None for its own number) trade time for quality.
     """
+    if spec.fit == "bitnet" and spec.fixed_scales is None:
+        found = tensor_scales(weight.float().cpu().numpy(), spec.planes)
+        spec = replace(spec, fixed_scales=tuple(map(float, found)), max_sparsity=None)
     w = weight.float()[:, at.order]
     budget = ZeroBudget(spec, weight.numel() * spec.planes)
     trits = w.new_empty(spec.planes, *w.shape)
