@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritpress.nn.paging import is_placeholder
@@ -12,6 +15,26 @@ from tritpress.ops.linear import kernel_bytes
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def available_bytes() -> int | None:
+    """Memory that the system could give to a process now; None where it does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def give_back_freed() -> None:
+    """Ask the C library (glibc's; others are left alone) to return what was freed to the system.
+
+    Weights that came and went leave holes of a few megabytes, which would stay in the resident set.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def held_bytes(model: nn.Module) -> int:

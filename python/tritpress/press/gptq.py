@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
+from tritpress.evaluate.memory import give_back_freed
 from tritpress.events.context import RunContext
 from tritpress.formats.huggingface import model_name, modules_of
 from tritpress.formats.source import SourceModel
@@ -133,6 +134,8 @@ def gptq_tensors(
                 if not store.has(layer.target.name):
                     yield press_alone(layer.target)
             runner.advance(number, twin)
+        del twin
+        give_back_freed()
     for rest in alone.values():
         for target in rest:
             yield press_alone(target)

@@ -93,11 +93,14 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
     return evaluation.to_json() | {"memory_bytes": held_bytes(model)}
 
 
-def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[str, dict[str, float]]:
+def time_in_turns(
+    work: Work, models: dict[str, Any], turns: int = 3
+) -> dict[str, dict[str, float | None]]:
     """{name: {latency_ms, tokens_per_s}} of several models, timed one after the other again and again.
 
     In place of a model there may be a function that opens it. Such a model, and the weights of a paged one,
-    are in memory only for its own turns.
+    are in memory only for its own turns; a paged one that would take more than half of the memory that is
+    free is not timed (None), since reading from disk is not what is compared.
 
     The medians can be compared with each other, whatever else the machine did meanwhile. `latency_ms`: one
     generated token (batch 1, key-value cache); `tokens_per_s`: whole windows at once, four in a batch.
@@ -108,6 +111,7 @@ def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[st
     import torch
 
     from tritpress.evaluate.latency import decode_latency
+    from tritpress.evaluate.memory import give_back_freed
     from tritpress.evaluate.perplexity import logits_of
     from tritpress.nn.paging import holding
 
@@ -119,6 +123,8 @@ def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[st
             for name, given in models.items():
                 work.context.check()
                 model = given if isinstance(given, torch.nn.Module) else given()
+                if _too_large_to_hold(model):
+                    continue
                 with holding(model):
                     latency = decode_latency(
                         model, windows[0][: max(2, work.window // 4)], tokens=16, warm_up=4
@@ -129,16 +135,25 @@ def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[st
                         torch.cuda.synchronize()
                     seconds = time.perf_counter() - started
                 del model
+                give_back_freed()
                 if turn:  # the first turn warms up
                     found[name]["latency"].append(latency.latency_ms)
                     found[name]["speed"].append(batch.numel() / seconds)
     return {
         name: {
-            "latency_ms": statistics.median(times["latency"]),
-            "tokens_per_s": statistics.median(times["speed"]),
+            "latency_ms": statistics.median(times["latency"]) if times["latency"] else None,
+            "tokens_per_s": statistics.median(times["speed"]) if times["speed"] else None,
         }
         for name, times in found.items()
     }
+
+
+def _too_large_to_hold(model: Any) -> bool:
+    from tritpress.evaluate.memory import available_bytes, held_bytes
+    from tritpress.nn.paging import is_paged
+
+    available = available_bytes()
+    return is_paged(model) and available is not None and held_bytes(model) > available / 2
 
 
 def emit_evaluation(work: Work, when: str, measured: dict[str, Any]) -> None:
