@@ -15,7 +15,7 @@ from tritpress.plan import largest_reachable, read_plan
 from tritpress.reference import is_reference_model, reference_model_path
 from tritpress.report import model_facts
 from tritpress.steps.tasks import check_tasks, tasks_before
-from tritpress.steps.work import Work
+from tritpress.steps.work import PAGED_FROM, Work
 from tritpress.text import SPLITS, Splits, builtin_splits, load_splits
 
 
@@ -232,6 +232,19 @@ def _choose_method(work: Work) -> None:
             torch.set_num_threads(config.threads)
         if work.cannot_measure is None:
             _keep_held_out_windows(work)
+        _cut_windows(work)
+
+
+def _cut_windows(work: Work) -> None:
+    """Cut the text that later steps read, so that one too short for a window is refused before any work."""
+    config = work.config
+    if work.splits is None:
+        return
+    if work.method == "gptq":
+        work.windows("calibration")
+    asked = config.finetune or config.tokens or config.epochs or config.minutes
+    if asked or (config.finetune is None and work.source.parameters < PAGED_FROM):
+        work.windows("validation")
 
 
 def _keep_held_out_windows(work: Work) -> None:

@@ -263,11 +263,8 @@ class Work:
                 window=self.window,
                 limit=max(1, limit // self.window),
                 seed=self.config.seed,
+                part=split.replace("_", "-"),
             )
-            if not len(found):
-                raise InputError(
-                    f"the {split} text is shorter than one window of {self.window} tokens: give more --text"
-                )
             self._windows[split] = found
         return self._windows[split]
 

@@ -32,7 +32,12 @@ def _join(tokenizer: Any, documents: Sequence[Document]) -> np.ndarray:
 
 
 def token_windows(
-    tokenizer: Any, docs: Sequence[Document], window: int = 256, limit: int | None = None, seed: int = 0
+    tokenizer: Any,
+    docs: Sequence[Document],
+    window: int = 256,
+    limit: int | None = None,
+    seed: int = 0,
+    part: str = "",
 ) -> np.ndarray:
     """int64 [n, window]: the documents as windows of `window` tokens.
 
@@ -41,14 +46,15 @@ def token_windows(
     With `limit` below m, window floor(i * m / limit) is taken for i = 0 .. limit - 1. Nothing is drawn by
     chance (`seed` is accepted for the common signature and changes nothing).
 
-    Raises `InputError` when the text does not fill one window. Tokenizes every document: for fine-tuning
-    text use `TrainingWindows`.
+    Raises `InputError` when the text does not fill one window, naming `part` (of the text). Tokenizes every
+    document: for fine-tuning text use `TrainingWindows`.
     """
     tokens = _join(tokenizer, sorted(docs, key=lambda d: d.name))
     count = len(tokens) // window
     if count == 0:
+        what = f"{part} text" if part else "text"
         raise InputError(
-            f"the text has {len(tokens)} tokens, which do not fill one window of {window}; give more"
+            f"the {what} has {len(tokens)} tokens, which do not fill one window of {window}; give more"
         )
     windows = tokens[: count * window].reshape(count, window)
     if limit is not None and limit < count:

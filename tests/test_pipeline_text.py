@@ -1,0 +1,90 @@
+"""Text that a run cannot use is refused in its first step, in one sentence, before anything is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError, TritpressError, UsageError
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from test_paged_models import Folder, MostHeld
+from tritpress import steps
+
+
+class Told(MostHeld):
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def emit(self, type: str, /, **fields: Any) -> None:
+        self.events.append(type)
+
+
+def load(model: Path, folder: Path, **options: Any) -> tuple[steps.Work, Told]:
+    folder.mkdir(exist_ok=True)
+    context = Told()
+    work = steps.Work(CompressionConfig(**options), Folder(folder, model), context)
+    try:
+        steps.load(work)
+    except TritpressError:
+        assert "evaluation" not in context.events and not list((folder / "work").glob("tensors/*"))
+        raise
+    return work, context
+
+
+@pytest.fixture()
+def short(tmp_path: Path) -> Path:
+    """Enough characters for four parts, too few tokens for a window of 4096."""
+    path = tmp_path / "short.txt"
+    path.write_text("".join(f"{' ' * 90}{i * 7919 % 977}\n" for i in range(100)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "options,part",
+    [
+        ({}, "held-out"),
+        ({"evaluate": False}, "calibration"),
+        ({"evaluate": False, "method": "fast"}, "validation"),
+    ],
+)
+def test_a_text_too_short_for_a_window(
+    options: dict[str, Any], part: str, short: Path, tiny_qwen3_dir: Path, tmp_path: Path
+) -> None:
+    words = rf"the {part} text has \d+ tokens, which do not fill one window of 512"
+    with pytest.raises(InputError, match=words):
+        load(tiny_qwen3_dir, tmp_path / "run", text=[str(short)], window=4096, **options)
+
+
+@pytest.mark.parametrize(
+    "options,option", [({"method": "gptq"}, "--method gptq"), ({"finetune": True}, "--finetune")]
+)
+def test_calibration_asked_for_without_text(
+    options: dict[str, Any], option: str, tiny_qwen3_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"{option} needs text: give files or folders of it with --text"):
+        load(tiny_qwen3_dir, tmp_path / "run", **options)
+
+
+def test_a_file_that_is_not_text(tiny_qwen3_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+    with pytest.raises(InputError, match=r"picture\.txt is a binary file, not text"):
+        load(tiny_qwen3_dir, tmp_path / "run", text=[str(tmp_path / "picture.txt")])
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.txt is not UTF-8 text \(byte 3\)"):
+        load(tiny_qwen3_dir, tmp_path / "run2", text=[str(tmp_path / "latin.txt")])
+
+
+def test_the_windows_are_known_by_their_hash(text_dir: Path, tiny_qwen3_dir: Path, tmp_path: Path) -> None:
+    options = {"text": [str(text_dir)], "evaluation_tokens": 2048, "calibration_tokens": 1024, "window": 64}
+    (work, _), (again, _) = (load(tiny_qwen3_dir, tmp_path / name, **options) for name in "ab")
+    assert work.text_facts is not None and again.text_facts is not None
+    assert work.text_facts["held_out_windows_sha256"] == again.text_facts["held_out_windows_sha256"]
+    assert work.text_facts["held_out_tokens"] == 32 * 63
+    other, _ = load(tiny_qwen3_dir, tmp_path / "c", **{**options, "window": 32})
+    assert other.text_facts["held_out_windows_sha256"] != work.text_facts["held_out_windows_sha256"]
