@@ -78,10 +78,12 @@ def _joint_scales(w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: B
     wh = w @ h
     for i, (_, block) in enumerate(blocks):
         for p in range(planes):
-            projected = trits[p, :, block] @ h[block]  # [R, C]
             right[:, i, p] = (trits[p, :, block] * wh[:, block]).sum(1)
-            for j, (_, other) in enumerate(blocks):
-                normal[:, i, p, j] = torch.einsum("rc,prc->rp", projected[:, other], trits[:, :, other])
+            projected = trits[p, :, block] @ h[block, block.start :]  # what lies before is known by symmetry
+            for other in range(planes):
+                sums = _sums_of_groups(projected * trits[other, :, block.start :], blocks[i:])
+                normal[:, i, p, i:, other] = sums
+                normal[:, i:, other, i, p] = sums
     previous = torch.stack([scales[:, :, group] for group, _ in blocks], 1).permute(2, 1, 0)  # [R, groups, P]
     solved = pt.ridge_solve(normal.flatten(3, 4).flatten(1, 2), right.flatten(1), previous.flatten(1))
     solved = solved.reshape(previous.shape)
@@ -91,6 +93,15 @@ def _joint_scales(w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: B
     for i, (group, _) in enumerate(blocks):
         out[:, :, group] = fresh[:, i].T
     return out
+
+
+def _sums_of_groups(products: Tensor, blocks: Blocks) -> Tensor:
+    """Sums over the columns of each group: [R, C] of consecutive groups -> [R, groups]."""
+    width = blocks[0][1].stop - blocks[0][1].start
+    if all(block.stop - block.start == width for _, block in blocks):
+        return products.view(len(products), -1, width).sum(2)
+    first = blocks[0][1].start
+    return torch.stack([products[:, b.start - first : b.stop - first].sum(1) for _, b in blocks], 1)
 
 
 def descend(w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: Blocks, spec: FitSpec) -> Tensor:
