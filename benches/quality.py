@@ -1,7 +1,7 @@
 """What each way of pressing the reference model costs, on held-out text through the packed kernels.
 
     python benches/quality.py table [--cases 1plane,2planes,7,8,10] [--json FILE] [--threads N]
-    python benches/quality.py predictions [--plans 24]
+    python benches/quality.py predictions [--plans 24] [--folder DIR] [--at-most N]
     python benches/quality.py finetuning | bitnet | optimizers    (benches/finetuning.py)
 
 `table` presses, writes, loads and evaluates the model for each case: no fine-tuning, the built-in text,
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import random
 import sys
 import tempfile
 import time
@@ -31,13 +30,13 @@ from tritpress.formats.huggingface import load_original, load_tokenizer, modules
 from tritpress.formats.packed import packed_size, write_packed
 from tritpress.formats.source import open_source
 from tritpress.formats.store import TensorStore
-from tritpress.formats.targets import find_targets
+from tritpress.formats.targets import embedding_targets, find_targets
 from tritpress.loading import load
 from tritpress.plan import Plan, make_plan
 from tritpress.press.fast import fast_tensors
 from tritpress.press.gptq import gptq_tensors
 from tritpress.reference import reference_model_path
-from tritpress.ternarize.calibration import calibrate
+from tritpress.ternarize.embeddings import calibrate_with_embeddings
 from tritpress.text import builtin_splits, load_splits, token_windows
 
 CASES: dict[str, dict[str, Any]] = {
@@ -70,38 +69,42 @@ class Bench:
             tokenizer, splits.held_out, window, defaults.evaluation_tokens // window
         )
         self.validation = token_windows(tokenizer, splits.validation, window, 32)
-        names = [target.name for target in self.targets]
-        self.modules = {name: module for name, (_, module) in modules_of(self.original, names).items()}
+        self.modules, self.tables = (
+            {name: found[1] for name, found in modules_of(self.original, [t.name for t in some]).items()}
+            for some in (self.targets, embedding_targets(self.source))
+        )
         self._calibrations: dict[str, Any] = {}
 
     def calibration(self, config: CompressionConfig) -> Any:
-        weighed = config.planes is None
-        key = str((config.base_group_size, config.fit, config.sparsity, config.threshold, weighed))
+        key = str((config.base_group_size, config.fit, config.sparsity, config.threshold))
         if key not in self._calibrations:
-            self._calibrations[key] = calibrate(
-                self.original, self.modules, self.calibration_windows, NullContext(), config
+            self._calibrations[key] = calibrate_with_embeddings(
+                self.original, self.modules, self.tables, self.calibration_windows, NullContext(), config
             )
         return self._calibrations[key]
 
     def press(self, config: CompressionConfig, plan: Plan, folder: Path) -> Path:
         """The packed model of a plan."""
         store = TensorStore(folder / "tensors")
+        tables = [target for target in embedding_targets(self.source) if target.name in plan.tensors]
+        pressed = [*tables, *self.targets]
         if config.method == "fast":
-            made = fast_tensors(self.targets, plan, config, store, NullContext())
+            made = fast_tensors(pressed, plan, config, store, NullContext())
         else:
             made = gptq_tensors(
                 copy.deepcopy(self.original),
                 self.source,
-                self.targets,
+                pressed,
                 plan,
                 self.calibration_windows,
                 config,
                 store,
                 NullContext(),
+                self.calibration(config) if tables else None,
             )
         for _ in made:
             pass
-        self.sparsity = [store.info(target.name)["sparsity"] for target in self.targets]
+        self.sparsity = [store.info(target.name)["sparsity"] for target in pressed]
         return write_packed(self.source, plan, store, folder / "packed", seed=0, versions={})
 
     def row(self, name: str, baseline: float, activation_bits: int | None = 8) -> dict[str, Any]:
@@ -158,29 +161,11 @@ def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def predictions(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Random plans: the planner's sum of losses against what pressing by that plan does to validation
+    """Random plans: the loss that the planner predicts against what pressing by that plan does to validation
     text."""
-    bench = Bench()
-    config = CompressionConfig(planes=1)
-    calibration = bench.calibration(CompressionConfig())
-    losses = {name: moments["plane_losses"] for name, moments in calibration.items()}
-    base = make_plan(bench.source, bench.targets, config, calibration)
-    generator = random.Random(0)
-    rows = []
-    for _ in range(arguments.plans):
-        plan = base.model_copy(deep=True)
-        weights = [generator.random() for _ in range(3)]
-        for planned in plan.tensors.values():
-            planned.planes = generator.choices((1, 2, 3), weights)[0]
-        predicted = float(sum(losses[name][p.planes - 1] for name, p in plan.tensors.items()))
-        with tempfile.TemporaryDirectory() as folder:
-            packed = bench.press(config, plan, Path(folder))
-            found = evaluate_model(load(packed), bench.validation, reference=bench.original)
-        rows.append({"predicted": predicted, "kl": found.kl})
-        print(f"predicted {predicted:.4f}  measured {found.kl:.4f}", flush=True)
-    ranks = [np.argsort(np.argsort([row[key] for row in rows])) for key in ("predicted", "kl")]
-    print(f"rank correlation {np.corrcoef(*ranks)[0, 1]:.3f} over {len(rows)} plans")
-    return rows
+    import predictions as random_plans
+
+    return random_plans.run(Bench(), arguments.plans, arguments.folder, arguments.at_most)
 
 
 def main() -> None:
@@ -194,6 +179,8 @@ def main() -> None:
     one.add_argument("--cases", default="1plane,2planes,7,8,10")
     two = commands.add_parser("predictions")
     two.add_argument("--plans", type=int, default=24)
+    two.add_argument("--folder", type=Path, help="keep each plan's row here and take it from there again")
+    two.add_argument("--at-most", type=int, metavar="N", help="press N plans in this call, then end")
     training = finetuning.add_commands(commands)
     arguments = parser.parse_args()
     if arguments.threads:

@@ -7,8 +7,9 @@ import math
 
 import pytest
 from tritpress.config import CompressionConfig
-from tritpress.evaluate.advice import Command
-from tritpress.evaluate.gates import Measured, five_gates
+from tritpress.evaluate.advice import Command, projected
+from tritpress.evaluate.gates import Alternative, Measured, five_gates
+from tritpress.evaluate.rerun import beyond_options, write_settings
 
 try:  # GradientFlow lives beside torch code
     from tritpress.evaluate.gradient_flow import GradientFlow
@@ -17,11 +18,15 @@ except ImportError:
 
 
 def layer(name: str, planes: int = 1, **more):
-    return {
-        "name": name, "weights": 100_000, "planes": planes, "bytes": 28_200 * planes, "sparsity": 0.4,
-        "cosine": 0.9, "predicted_loss": None, **more,
-    }  # fmt: skip
+    return {"name": name, "weights": 100_000, "planes": planes, "sparsity": 0.4, **more}
 
+
+OTHERS = (
+    Alternative(9.0, 0.16, 0.92, ()),
+    Alternative(8.2, 0.082, 0.961, ("b", "c", "a", "d")),
+    Alternative(7.0, 0.04, 0.98, ("b", "c", "a", "d")),
+    Alternative(6.0, 0.02, 0.99, ("b", "c", "a", "d")),
+)
 
 GOOD = Measured(
     ratio_file=6.0,
@@ -29,10 +34,7 @@ GOOD = Measured(
     perplexity_change=0.10,
     sparsity=0.45,
     gradients=GradientFlow(1.0, 3, []),
-    layers=[layer("a"), layer("b", cosine=0.7), layer("c", cosine=0.8), layer("d", cosine=0.95)],
-    bytes_fp32=1_600_000,
-    bytes_packed=160_000,
-    embeddings="int8",
+    layers=[layer("a"), layer("b"), layer("c"), layer("d")],
     command=Command("model dir", "out"),
 )
 
@@ -79,34 +81,55 @@ def test_what_was_not_measured_is_null_with_the_reason():
     assert found["ratio"]["passed"] and found["sparsity"]["passed"]
 
 
-def test_advice_on_quality_names_the_worst_tensors_and_the_cost():
-    words = gates(perplexity_change=0.3)["perplexity"]["advice"]
-    assert "the 3 tensors with the largest error, b, c, a first" in words and "84,600 bytes more" in words
-    assert "from 6.00 to 6.54" in words and "--ratio 6.54" in words
-    assert "--tokens 500000" in words
-    words = gates(perplexity_change=0.3, fine_tuned_tokens=400_000)["perplexity"]["advice"]
-    assert "--tokens 800000" in words and "400,000 so far" in words
+def test_advice_on_quality_is_the_largest_ratio_that_is_predicted_to_pass():
+    changes = {"perplexity_change": 0.14, "accuracy_kept": 0.931, "ratio_file": 9.1, "alternatives": OTHERS}
+    found = gates(**changes)
+    words = found["perplexity"]["advice"]
+    assert "A plane more for 4 tensors (b, c, a and 1 more)" in words
+    assert "predicted perplexity from +14.0% to +8.2%" in words and "from 93.1% to 96.1%" in words
+    assert "ratio from 9.10 to 8.20" in words and "--ratio 8.2 --overwrite" in words
+    assert "Or fine-tune 500,000 tokens" in words and "--tokens 500000" in words
+    assert found["accuracy"]["advice"] == words
 
 
-def test_the_planners_loss_outranks_the_weight_error():
-    losses = {"a": 9.0, "b": 0.1, "c": 1.0}
-    layers = [layer(name, predicted_loss=loss, cosine=loss / 10) for name, loss in losses.items()]
-    words = gates(accuracy_kept=0.9, layers=layers)["accuracy"]["advice"]
-    assert "a, c, b" in words
+def test_a_prediction_with_nothing_to_spare_is_no_advice():
+    words = gates(perplexity_change=0.3, alternatives=[Alternative(8.0, 0.095, 0.97)])["perplexity"]["advice"]
+    assert "No plan of 6x or more is predicted to pass without training: the best, at 8.00x" in words
+    words = gates(perplexity_change=0.3, alternatives=[Alternative(8.0, 0.05, 0.955)])["perplexity"]["advice"]
+    assert "No plan" in words
 
 
-def test_planes_are_only_advised_while_the_ratio_gate_holds():
-    words = gates(perplexity_change=0.3, bytes_packed=266_000)["perplexity"]["advice"]
-    assert "one plane more" not in words and words.startswith("Fine-tune")
+def test_tokens_are_foretold_from_the_loss_curve():
+    curve = [(0, 0.30), (100_000, 0.22), (200_000, 0.18), (400_000, 0.14)]
+    tokens, change = projected(curve, 0.08)
+    assert 1_100_000 <= tokens <= 1_140_000 and change == pytest.approx(0.08, abs=1e-3)
+    words = gates(
+        perplexity_change=math.expm1(0.14), fine_tuned_tokens=400_000, loss_curve=curve
+    )["perplexity"]["advice"]  # fmt: skip
+    assert "in place of 400,000" in words and "perplexity from +15.0% to +8.5%" in words
+    assert f"--tokens {projected(curve, math.log1p(0.085))[0]}" in words
+    words = gates(perplexity_change=9.0, fine_tuned_tokens=400_000, loss_curve=[(t, v + 2) for t, v in curve])
+    assert "not foreseen to do it: 3,200,000 tokens" in words["perplexity"]["advice"]
+    assert projected([(0, 0.3), (100, 0.2), (200, 0.2), (400, 0.2)], 0.1) is None
+    assert projected(curve[:3], 0.1) is None
 
 
-def test_advice_on_ratio_presses_what_has_planes_to_spare():
-    layers = [layer("a", 2, cosine=0.99), layer("b", 2, cosine=0.9)]
-    words = gates(ratio_file=5.0, layers=layers, bytes_packed=320_000, embeddings="fp16")["ratio"]["advice"]
-    assert "int8 rows" in words and "a, b first" in words
-    assert "--ratio 6" in words
-    words = gates(ratio_file=4.0, bytes_packed=400_000)["ratio"]["advice"]
-    assert "4.00 is about the largest" in words
+def test_what_pressing_did_not_make_is_pressed_again():
+    words = gates(
+        perplexity_change=9.0, alternatives=OTHERS, unsound=[("b", "zeros would be nearer")],
+        again="tritpress compress --resume R --press-again b",
+    )["perplexity"]["advice"]  # fmt: skip
+    assert words.startswith("One tensor is not what pressing should have made (b: zeros would be nearer).")
+    assert words.endswith("Run: tritpress compress --resume R --press-again b") and "fine-tune" not in words
+
+
+def test_advice_on_ratio_foretells_its_cost_or_says_that_it_cannot_be_had():
+    words = gates(ratio_file=5.0, alternatives=OTHERS)["ratio"]["advice"]
+    assert "ratio from 5.00 to 6.00" in words and "--ratio 6 --overwrite" in words and "beyond" not in words
+    words = gates(ratio_file=5.0, alternatives=[Alternative(6.0, 0.4, 0.8)])["ratio"]["advice"]
+    assert "beyond what the quality gates allow" in words
+    words = gates(ratio_file=4.0, largest_ratio=4.4)["ratio"]["advice"]
+    assert words.startswith("It cannot be had: 4.40 is the largest ratio") and "Run:" not in words
 
 
 def test_advice_on_sparsity_names_tensors_and_the_setting_that_did_it():
@@ -115,6 +138,20 @@ def test_advice_on_sparsity_names_tensors_and_the_setting_that_did_it():
     words = gates(sparsity=0.5, layers=layers, command=command)["sparsity"]["advice"]
     assert "1 of 2" in words and "a (60.0%)" in words and "--sparsity asks for it" in words
     assert "tritpress compress m -o o --ratio 8 --overwrite" in words
+    # where the quality fails too, one command has to mend both
+    command = Command.of(CompressionConfig(sparsity=0.6, planes=1), "m", "o")
+    words = gates(
+        sparsity=0.6, perplexity_change=0.5, ratio_file=9.0, layers=layers, command=command,
+        alternatives=OTHERS,
+    )  # fmt: skip
+    for name in ("sparsity", "perplexity"):
+        assert "tritpress compress m -o o --ratio 8.2 --overwrite" in words[name]["advice"]
+
+
+def test_unsound_gradients_get_a_plane_more():
+    bad = GradientFlow(2 / 3, 3, [("a", "no gradient arrives")])
+    words = gates(gradients=bad, alternatives=OTHERS)["gradient_flow"]["advice"]
+    assert "a: no gradient arrives" in words and "--ratio 8.2" in words
 
 
 def test_a_pass_that_the_text_cannot_decide_says_so():
@@ -132,4 +169,22 @@ def test_the_command_repeats_the_run():
     assert str(Command.of(config, "m", "o")) == (
         "tritpress compress m -o o --planes 1 --sparsity free --tokens 5000 --optimizer adamw "
         "--grokfast-lambda 0.5 --seed 4 --text 'a b.txt' --overwrite"
+    )
+
+
+def test_what_has_no_option_goes_into_a_file_that_config_takes(tmp_path):
+    from tritpress.config import load_config
+
+    config = CompressionConfig(
+        window=128, calibration_tokens=512, alerts=["gate", "nan"], evaluate=False, text=["a"],
+        text_field="body", outputs="packed", finetune=False, group_size=128,
+    )  # fmt: skip
+    assert set(beyond_options(config)) == {"window", "calibration_tokens", "alerts", "evaluate"}
+    write_settings(beyond_options(config), tmp_path / "settings.toml")
+    again = load_config(tmp_path / "settings.toml")
+    assert (again.window, again.calibration_tokens, again.alerts) == (128, 512, ["gate", "nan"])
+    words = str(Command.of(config, "m", "o", program="/venv/bin/tritpress", settings="c.toml", runs="/r s"))
+    assert words == (
+        "/venv/bin/tritpress compress m -o o --config c.toml --group-size 128 --text-field body "
+        "--no-finetune --packed-only --text a --runs '/r s' --overwrite"
     )

@@ -50,6 +50,7 @@ FLOORS: dict[str, int] = {
     "config": -1,
     "errors": -1,
     "devices": -1,
+    "program": -1,
     "reference": -1,
 }
 

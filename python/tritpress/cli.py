@@ -111,70 +111,21 @@ def compress(
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed."),
     ] = None,
-    ratio: Annotated[
-        float | None,
+    press_again: Annotated[
+        list[str] | None,
         typer.Option(
-            "--ratio",
-            metavar="X",
-            help="Times smaller than float32, whole file (default: 6 to 12, by the model's size).",
-            rich_help_panel=o.TARGET,
+            "--press-again",
+            metavar="TENSOR",
+            help="With --resume: press this tensor anew, in a finished run too; may be given again.",
         ),
     ] = None,
-    planes: Annotated[
-        int | None,
-        typer.Option(
-            "--planes",
-            metavar="N",
-            help="Planes of every tensor, 1 to 3 (default: planned, to reach the ratio); 1 is 1.58-bit.",
-            rich_help_panel=o.TARGET,
-        ),
-    ] = None,
-    sparsity: Annotated[
-        str | None,
-        typer.Option(
-            "--sparsity",
-            metavar="SHARE|free",
-            help="Share of zeros (default: fitted, held at 44 % at most); free: no ceiling.",
-            rich_help_panel=o.TARGET,
-        ),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--threshold",
-            metavar="X",
-            help="Zero below this times the mean |w| of the group (default: fitted).",
-            rich_help_panel=o.TARGET,
-        ),
-    ] = None,
-    method: Annotated[
-        o.Method | None,
-        typer.Option(
-            "--method",
-            metavar="NAME",
-            help="auto (default): gptq where there are text and torch, else fast; "
-            "fast: no text, no torch; gptq: calibrated.",
-            rich_help_panel=o.TERNARIZATION,
-        ),
-    ] = None,
-    fit: Annotated[
-        o.Fit | None,
-        typer.Option(
-            "--fit",
-            metavar="NAME",
-            help="How a group is fitted: exact (default), twn or absmean; bitnet: one scale a tensor.",
-            rich_help_panel=o.TERNARIZATION,
-        ),
-    ] = None,
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            "--group-size",
-            metavar="N",
-            help="Inputs that share a scale (default: 64): 32, 64, 128, 256, or 0 for the row.",
-            rich_help_panel=o.TERNARIZATION,
-        ),
-    ] = None,
+    ratio: o.RatioOption = None,
+    planes: o.PlanesOption = None,
+    sparsity: o.SparsityOption = None,
+    threshold: o.ThresholdOption = None,
+    method: o.MethodOption = None,
+    fit: o.FitOption = None,
+    group_size: o.GroupSizeOption = None,
     text: o.TextOrSelfOption = None,
     text_field: o.TextFieldOption = None,
     tasks: o.TasksOption = None,
@@ -263,30 +214,14 @@ def compress(
             "--seed", metavar="N", help="Seed of every random choice (default: 0).", rich_help_panel=o.RUNNING
         ),
     ] = None,
-    device: Annotated[
-        o.Device | None,
-        typer.Option(
-            "--device",
-            metavar="NAME",
-            help="Where torch computes: auto (default), cpu or cuda.",
-            rich_help_panel=o.RUNNING,
-        ),
-    ] = None,
+    device: o.MaybeDeviceOption = None,
     threads: Annotated[
         int | None,
         typer.Option(
             "--threads", metavar="N", help="Threads (default: as many as cores).", rich_help_panel=o.RUNNING
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE.toml",
-            help="Options from a file; those given here win.",
-            rich_help_panel=o.RUNNING,
-        ),
-    ] = None,
+    config: o.ConfigOption = None,
     alert: o.AlertOption = None,
     alert_webhook: o.AlertWebhookOption = None,
     alert_command: o.AlertCommandOption = None,
@@ -331,12 +266,79 @@ def compress(
         ]
         if also:
             raise UsageError(f"--resume takes up a run as it was begun: leave out {', '.join(also)}")
-        return attend.resume(resume, runs, json)
+        return attend.resume(resume, runs, json, press_again or ())
+    if press_again:
+        raise UsageError("--press-again goes with --resume RUN: it presses tensors of that run anew")
     if model is None:
         raise UsageError("give the model to compress: tritpress compress MODEL -o OUT")
     if out is None:
         raise UsageError(f"give a folder for the results: tritpress compress {model} -o OUT")
     return attend.compress(model, out, o.build_config(config, given), runs, json)
+
+
+@app.command(
+    "plan",
+    help=help_text(
+        "What would be done to each tensor and what it is predicted to cost, before any of it is done.",
+        "tritpress plan ./model --ratio 8",
+        "tritpress plan ./model --ratio 8 --text ./texts --plan-out plan.json",
+        "tritpress plan ./model --plan plan.json --text ./texts",
+    ),
+    epilog="Without text (or torch) the plan rests on the weights alone and foretells no perplexity; the "
+    "built-in model has text of its own. A saved plan can be edited (planes, group_size, sparsity or "
+    "threshold of a tensor, embeddings) and pressed by: tritpress compress MODEL -o OUT --plan FILE.",
+)
+@guarded
+def plan_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Hugging Face directory with safetensors.")],
+    ratio: o.RatioOption = None,
+    planes: o.PlanesOption = None,
+    sparsity: o.SparsityOption = None,
+    threshold: o.ThresholdOption = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Look at this plan in place of making one: it is checked, its losses are predicted anew.",
+            rich_help_panel=o.TARGET,
+        ),
+    ] = None,
+    method: o.MethodOption = None,
+    fit: o.FitOption = None,
+    group_size: o.GroupSizeOption = None,
+    text: o.TextOrSelfOption = None,
+    text_field: o.TextFieldOption = None,
+    plan_out: Annotated[
+        Path | None, typer.Option("-o", "--plan-out", metavar="FILE", help="Write the plan there, as JSON.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --plan-out.")] = False,
+    all_tensors: Annotated[bool, typer.Option("--all", help="Every tensor, however many.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the windows.")] = None,
+    device: o.MaybeDeviceOption = None,
+    threads: o.ThreadsOption = None,
+    config: o.ConfigOption = None,
+    debug: o.DebugOption = False,
+    json: o.JsonOption = False,
+) -> int:
+    from tritpress.console.plan import show
+
+    given: dict[str, Any] = {
+        "target_ratio": ratio,
+        "planes": planes,
+        "sparsity": o.sparsity_value(sparsity),
+        "threshold": threshold,
+        "method": method,
+        "fit": fit,
+        "group_size": group_size,
+        "text": [str(path) for path in text] if text else None,
+        "text_field": text_field,
+        "plan": None if plan is None else str(plan),
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+    }
+    return show(model, o.build_config(config, given), plan_out, overwrite, all_tensors, json)
 
 
 @app.command(

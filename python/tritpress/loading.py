@@ -52,7 +52,9 @@ def _load_packed(packed: PackedModel, activation_bits: int | None) -> nn.Module:
             places = {
                 name: path
                 for name, (path, module) in modules_of(empty, packed.tensors).items()
-                if is_linear(module) and tuple(module.weight.shape) == packed.shape(name)  # type: ignore[arg-type,union-attr]
+                if is_linear(module)
+                and tuple(module.weight.shape) == packed.shape(name)  # type: ignore[arg-type,union-attr]
+                and name not in packed.tied  # the embedding needs its rows
             }
             model, told = model_class.from_pretrained(
                 None,

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tritpress.config import BASE_GROUP_SIZE, GROUP_SIZES, CompressionConfig
-from tritpress.costs import Choice, Cost, choice_costs, embedding_cost
+from tritpress.costs import KEPT, Choice, Cost, choice_costs, int8_losses
 from tritpress.errors import UsageError
 from tritpress.formats.packed import packed_size
 from tritpress.formats.source import SourceModel
-from tritpress.formats.targets import Target, find_embeddings
+from tritpress.formats.targets import Target, embedding_targets, find_embeddings
 from tritpress.knapsack import knapsack
 
 MAX_PLANES = 3
@@ -41,9 +41,9 @@ class TensorPlan(BaseModel):
     transposed: bool = False
     planes: int = Field(ge=1, le=3)
     group_size: int = BASE_GROUP_SIZE
-    threshold: float | None = None
-    sparsity: float | None = None
-    max_sparsity: float | None = None
+    threshold: float | None = Field(None, ge=0.0, le=4.0)
+    sparsity: float | None = Field(None, ge=0.0, lt=1.0)
+    max_sparsity: float | None = Field(None, gt=0.0, le=1.0)
     predicted_loss: float | None = None
 
     @field_validator("group_size")
@@ -52,6 +52,12 @@ class TensorPlan(BaseModel):
         if value not in GROUP_SIZES:
             raise ValueError("must be 32, 64, 128, 256, or 0 for the whole row")
         return value
+
+    @model_validator(mode="after")
+    def _one_rule_for_zeros(self) -> TensorPlan:
+        if self.sparsity is not None and self.threshold is not None:
+            raise ValueError("sparsity and threshold both decide the zeros: give one, the other as null")
+        return self
 
     @property
     def weights(self) -> int:
@@ -88,6 +94,27 @@ class Plan(BaseModel):
     predicted_loss: float | None = None
     basis: Literal["calibrated", "weights"] = "weights"
 
+    @property
+    def bits(self) -> float:
+        """Bits a weight over all planned tensors, scales included."""
+        tensors = self.tensors.values()
+        return 8 * sum(p.nbytes for p in tensors) / sum(p.weights for p in tensors)
+
+    @property
+    def planes_mean(self) -> float:
+        """Planes a weight."""
+        weights = sum(p.weights for p in self.tensors.values())
+        return sum(p.planes * p.weights for p in self.tensors.values()) / weights
+
+    @property
+    def predicted_change(self) -> float | None:
+        """Relative change of perplexity that the predicted loss (nats a token) stands for; None where the
+        losses rest on the weights alone and are not in nats.
+        """
+        if self.predicted_loss is None or self.basis != "calibrated":
+            return None
+        return math.expm1(min(self.predicted_loss, 700.0))
+
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, at once or not at all."""
         temporary = Path(f"{path}.{os.getpid()}.tmp")
@@ -115,19 +142,25 @@ class Plan(BaseModel):
 def read_plan(path: str | Path, source: SourceModel, targets: list[Target]) -> Plan:
     """A plan from a file, held against the model. Raises `UsageError` naming the tensor that does not fit."""
     plan = Plan.load(path)
-    known = {target.name: target for target in targets}
+    needed = {target.name: target for target in targets}
+    known = needed | {target.name: target for target in embedding_targets(source)}
     for name, planned in plan.tensors.items():
         target = known.get(name)
-        if target is None:
-            raise UsageError(f"the plan {path} names {name}, which is no tensor to press in {source.path}")
-        if (planned.rows, planned.cols) != (target.rows, target.cols):
-            raise UsageError(
-                f"the plan {path} has {name} as [{planned.rows}, {planned.cols}], the model as "
-                f"[{target.rows}, {target.cols}]"
-            )
-    missing = sorted(known.keys() - plan.tensors.keys())
+        if target is None or planned.name != name:
+            which = name if target is None else planned.name
+            raise UsageError(f"the plan {path} names {which}, which is no tensor to press in {source.path}")
+        said, true = (str([*t.experts, t.rows, t.cols]) for t in (planned, target))
+        if said != true:
+            raise UsageError(f"the plan {path} has {name} as {said}, the model as {true}")
+        if planned.transposed != target.transposed:
+            turned = ("transposed", "stored as it is")
+            said, true = turned if planned.transposed else turned[::-1]
+            raise UsageError(f"the plan {path} has {name} as {said}, the model has it {true}")
+    missing = sorted(needed.keys() - plan.tensors.keys())
     if missing:
-        raise UsageError(f"the plan {path} lacks {len(missing)} tensors of the model, the first {missing[0]}")
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        count = "1 tensor" if len(missing) == 1 else f"{len(missing)} tensors"
+        raise UsageError(f"the plan {path} lacks {count} of the model: {missing[0]}{more}")
     written = packed_size(source, plan)
     return plan.model_copy(
         update={"predicted_bytes": written, "predicted_ratio": source.bytes_fp32 / written}
@@ -136,15 +169,21 @@ def read_plan(path: str | Path, source: SourceModel, targets: list[Target]) -> P
 
 def largest_reachable(source: SourceModel, targets: list[Target], config: CompressionConfig) -> float:
     """`ratio_file` of the smallest plan. Raises `UsageError` where the explicit target is above it."""
-    widest = {target.name: (1, group_sizes(target, config)[-1]) for target in targets}
-    smallest = _chosen(targets, config, widest, _embedding_choices(source)[-1])
-    largest_ratio = source.bytes_fp32 / packed_size(source, smallest)
+    pressed = [*targets, *embedding_targets(source)]
+    largest_ratio = _smallest_ratio(source, pressed, config)
     if config.target_ratio is not None and config.target_ratio > largest_ratio:
         raise UsageError(
-            f"a ratio of {config.target_ratio:g} is beyond reach for {source.path}: one plane everywhere and "
-            f"int8 embeddings give at most {_round_down(largest_ratio):.2f}"
+            f"a ratio of {config.target_ratio:g} is beyond reach for {source.path}: one plane everywhere, "
+            f"embeddings too, gives at most {_round_down(largest_ratio):.2f}"
         )
     return largest_ratio
+
+
+def _smallest_ratio(source: SourceModel, pressed: list[Target], config: CompressionConfig) -> float:
+    """`ratio_file` with one plane for each of `pressed` and int8 rows for the embeddings not among them."""
+    widest = {target.name: (1, group_sizes(target, config)[-1]) for target in pressed}
+    smallest = _chosen(pressed, config, widest, _embedding_choices(source)[-1])
+    return source.bytes_fp32 / packed_size(source, smallest)
 
 
 def group_sizes(target: Target, config: CompressionConfig) -> list[int]:
@@ -167,10 +206,11 @@ def make_plan(
 ) -> Plan:
     """The plan with the least predicted loss whose `ratio_file` is at least the target.
 
-    Without a target in `config` it is the size class's ratio, or the largest reachable one where that is
-    smaller; `config.planes` gives every tensor that many planes and takes int8 embeddings where the default
-    target needs them. `calibration` (tensor name -> input_moment [in], output_grad_moment [out]) makes the
-    losses those of the model's output; without it they are weight errors.
+    Without a target in `config` it is the size class's ratio, or the largest one reachable with int8
+    embeddings where that is smaller; `config.planes` gives every linear layer that many planes and takes int8
+    embeddings where the default target needs them. Otherwise embeddings and head become ternary planes where
+    that is the cheaper way. `calibration` (tensor name -> input_moment [in], output_grad_moment [out]) makes
+    the losses those of the model's output; without it they are weight errors.
 
     Raises `UsageError` where an explicit target is beyond reach, naming the largest ratio that works.
     """
@@ -185,27 +225,31 @@ def plans_for(
     ratios: list[float | None],
 ) -> list[Plan]:
     """What `make_plan` makes for each of several targets, the costs estimated once."""
-    largest_ratio = largest_reachable(source, targets, config)
+    largest_reachable(source, targets, config)
     if config.planes is not None:
         return [_forced(source, targets, config, calibration)]
+    usual = min(source.class_ratio, _round_down(_smallest_ratio(source, targets, config)))
+    tables = embedding_targets(source)
     every = {
-        t.name: [(p, g) for p in range(1, MAX_PLANES + 1) for g in group_sizes(t, config)] for t in targets
+        t.name: [(p, g) for p in range(1, MAX_PLANES + 1) for g in group_sizes(t, config)]
+        for t in (*targets, *tables)
     }
-    costs = choice_costs(targets, config, calibration, every)
+    costs = choice_costs([*targets, *tables], config, calibration, every)
+    int8 = int8_losses(source, targets, costs, calibration)
     plans = []
     for ratio in ratios:
-        target = min(source.class_ratio, _round_down(largest_ratio)) if ratio is None else ratio
+        target = usual if ratio is None else ratio
         found = []
         for embeddings in _embedding_choices(source):
-            plan = _solved(source, targets, config, costs, target, embeddings)
+            kept = {t.name: int8[t.name] if embeddings == "int8" else 0.0 for t in tables}
+            plan = _solved(source, targets, tables, config, costs, kept, target, embeddings)
             if plan is not None:
-                extra = embedding_cost(source, targets, costs) if embeddings == "int8" else 0.0
-                _price(plan, costs, extra)
+                _price(plan, costs, int8)
                 found.append(_finish(source, plan, target, calibration))
-        # One of them at least: the smallest plan meets the target. A file that leaves more than 1 % of what
-        # another one uses of the bytes granted is none to choose.
+        # One of them at least: the smallest plan meets the target. A file well below what another one uses of
+        # the bytes granted is none to choose: the user granted them.
         largest = max(plan.predicted_bytes or 0 for plan in found)
-        found = [plan for plan in found if (plan.predicted_bytes or 0) >= 0.99 * largest]
+        found = [plan for plan in found if (plan.predicted_bytes or 0) >= 0.997 * largest]
         plans.append(min(found, key=_loss))
     return plans
 
@@ -219,16 +263,22 @@ def foretell(
 ) -> Plan:
     """A plan made or edited elsewhere, with the losses that its choices are predicted to cost."""
     asked = {name: [(p.planes, p.group_size)] for name, p in plan.tensors.items()}
-    costs = choice_costs(targets, config, calibration, asked)
+    pressed = [*targets, *(t for t in embedding_targets(source) if t.name in plan.tensors)]
+    costs = choice_costs(pressed, config, calibration, asked)
     plan = plan.model_copy(deep=True)
-    _price(plan, costs, embedding_cost(source, targets, costs) if plan.embeddings == "int8" else 0.0)
+    _price(plan, costs, int8_losses(source, targets, costs, calibration))
     return _finish(source, plan, None, calibration)
 
 
-def _price(plan: Plan, costs: Mapping[str, Mapping[Choice, Cost]], extra: float) -> None:
+def _price(
+    plan: Plan, costs: Mapping[str, Mapping[Choice, Cost]], int8: Mapping[str, float]
+) -> None:
     for name, planned in plan.tensors.items():
         planned.predicted_loss = costs[name][planned.planes, planned.group_size].loss
-    plan.predicted_loss = extra + sum(p.predicted_loss or 0.0 for p in plan.tensors.values())
+    kept = [name for name in int8 if name not in plan.tensors] if plan.embeddings == "int8" else []
+    plan.predicted_loss = sum(p.predicted_loss or 0.0 for p in plan.tensors.values()) + sum(
+        int8[name] for name in kept
+    )
 
 
 def _loss(plan: Plan) -> float:
@@ -300,27 +350,41 @@ def _chosen(
 def _solved(
     source: SourceModel,
     targets: list[Target],
+    tables: list[Target],
     config: CompressionConfig,
     costs: Mapping[str, Mapping[Choice, Cost]],
+    kept: Mapping[str, float],
     target_ratio: float,
     embeddings: Literal["fp16", "int8"],
 ) -> Plan | None:
-    """The best choices within the target's bytes; None where not even the smallest ones fit."""
+    """The best choices within the target's bytes; None where not even the smallest ones fit.
+
+    `tables` are embeddings that may be pressed, or else stay as `embeddings` says at the loss `kept`.
+    """
     limit = math.floor(source.bytes_fp32 / target_ratio)
     while source.bytes_fp32 / limit < target_ratio:  # the division's own rounding
         limit -= 1
-    choices = [list(costs[t.name]) for t in targets]
-    losses = [np.array([costs[t.name][c].loss for c in own]) for t, own in zip(targets, choices)]
-    least = {t.name: min(own, key=lambda c: (c[0], -c[1])) for t, own in zip(targets, choices)}
-    plan = _chosen(targets, config, least, embeddings)
+    pressed = [*targets, *tables]
+    choices = [[*([KEPT] if t.name in kept else []), *costs[t.name]] for t in pressed]
+    losses = [
+        np.array([kept[t.name] if c == KEPT else costs[t.name][c].loss for c in own])
+        for t, own in zip(pressed, choices)
+    ]
+    every = _chosen(pressed, config, {t.name: own[-1] for t, own in zip(pressed, choices)}, embeddings)
     sizes = []
-    for planned, own in zip(plan.tensors.values(), choices):
+    for target, planned, own in zip(pressed, every.tensors.values(), choices):
         sized = [planned.model_copy(update={"planes": p, "group_size": g}).nbytes for p, g in own]
+        if own[0] == KEPT:
+            sized[0] = target.rows * (target.cols + 2 if embeddings == "int8" else 2 * target.cols)
         sizes.append(np.array(sized))
-    room = limit - (packed_size(source, plan) - sum(p.nbytes for p in plan.tensors.values()))
-    while (found := knapsack(sizes, losses, room)) is not None:
-        for planned, own, index in zip(plan.tensors.values(), choices, found):
+    room = limit - (packed_size(source, every) - sum(p.nbytes for p in every.tensors.values()))
+    while (found := knapsack(sizes, losses, room, slack=limit // 250)) is not None:
+        plan = every.model_copy(deep=True)
+        for target, own, index in zip(pressed, choices, found):
+            planned = plan.tensors[target.name]
             planned.planes, planned.group_size = own[int(index)]
+            if planned.planes == 0:
+                del plan.tensors[target.name]
         over = packed_size(source, plan) - limit
         if over <= 0:
             return plan

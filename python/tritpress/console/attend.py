@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +30,18 @@ def compress(
     return _attend(run, initial_state(run.id), json)
 
 
-def resume(run_id: str, runs: Path | None, json: bool) -> int:
-    """Take a run up again and attend it to its end."""
+def resume(run_id: str, runs: Path | None, json: bool, again: Sequence[str] = ()) -> int:
+    """Take a run up again and attend it to its end; tensors in `again` are pressed anew."""
     from tritpress.events.reader import StateReader
+    from tritpress.runs.again import press_again
     from tritpress.runs.directory import find_run
     from tritpress.runs.launch import resume as start_again
 
     run = find_run(run_id, runs)
     before = StateReader(run.path)
     before.poll()
-    return _attend(start_again(run), before.state, json)
+    begun = press_again(run, again) if again else start_again(run)
+    return _attend(begun, before.state, json)
 
 
 def _attend(run: RunDirectory, state: State, json: bool) -> int:

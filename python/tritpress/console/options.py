@@ -106,6 +106,88 @@ FINE_TUNING = "Fine-tuning"
 OUTPUT = "Output"
 RUNNING = "Running"
 ALERTS = "Alerts"
+RatioOption = Annotated[
+    float | None,
+    typer.Option(
+        "--ratio",
+        metavar="X",
+        help="Times smaller than float32, whole file (default: 6 to 12, by the model's size).",
+        rich_help_panel=TARGET,
+    ),
+]
+PlanesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--planes",
+        metavar="N",
+        help="Planes of every tensor, 1 to 3 (default: planned, to reach the ratio); 1 is 1.58-bit.",
+        rich_help_panel=TARGET,
+    ),
+]
+SparsityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sparsity",
+        metavar="SHARE|free",
+        help="Share of zeros (default: fitted, held at 44 % at most); free: no ceiling.",
+        rich_help_panel=TARGET,
+    ),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        metavar="X",
+        help="Zero below this times the mean |w| of the group (default: fitted).",
+        rich_help_panel=TARGET,
+    ),
+]
+MethodOption = Annotated[
+    Method | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="auto (default): gptq where there are text and torch, else fast; "
+        "fast: no text, no torch; gptq: calibrated.",
+        rich_help_panel=TERNARIZATION,
+    ),
+]
+FitOption = Annotated[
+    Fit | None,
+    typer.Option(
+        "--fit",
+        metavar="NAME",
+        help="How a group is fitted: exact (default), twn or absmean; bitnet: one scale a tensor.",
+        rich_help_panel=TERNARIZATION,
+    ),
+]
+GroupSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size",
+        metavar="N",
+        help="Inputs that share a scale (default: 64): 32, 64, 128, 256, or 0 for the row.",
+        rich_help_panel=TERNARIZATION,
+    ),
+]
+MaybeDeviceOption = Annotated[
+    Device | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where torch computes: auto (default), cpu or cuda.",
+        rich_help_panel=RUNNING,
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        help="Options from a file; those given here win.",
+        rich_help_panel=RUNNING,
+    ),
+]
 AlertOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -36,6 +36,9 @@ def print_report(console: Console, report: dict[str, Any], run_path: Path | None
     for line in advice(report["gates"]):
         console.print()
         console.print(line)
+    for line in planner_words(report):
+        console.print()
+        console.print(line)
     fine_tuning = report.get("fine_tuning")
     if fine_tuning:
         console.print()
@@ -55,6 +58,33 @@ def print_report(console: Console, report: dict[str, Any], run_path: Path | None
     if run_path is not None:
         console.print()
         print_places(console, report, run_path)
+
+
+def planner_words(report: dict[str, Any]) -> list[Text]:
+    """What was foretold beside what came, and what holding the zeros below their ceiling cost."""
+    lines = []
+    found = report.get("prediction") or {}
+    if found.get("perplexity_change") is not None and found.get("measured_perplexity_change") is not None:
+        tuned = found.get("fine_tuned_tokens")
+        lines.append(
+            Text(
+                f"Planner: perplexity {percent(found['perplexity_change'], sign=True)} predicted"
+                f"{' before fine-tuning' if tuned else ''}, "
+                f"{percent(found['measured_perplexity_change'], sign=True)} measured"
+                f"{' after it' if tuned else ''}"
+            )
+        )
+    held = report.get("zeros_ceiling")
+    if held:
+        words = (
+            f"Zeros held at {percent(held['ceiling'], 0)} ({percent(held['sparsity_without'])} without): "
+            f"squared error {percent(held['error_increase'], sign=True)}"
+        )
+        if held.get("perplexity_cost") is not None:
+            cost = percent(held["perplexity_cost"], 2, sign=True)
+            words += f", perplexity {cost} by the planner's estimate"
+        lines.append(Text(f"{words} (--sparsity free lifts it)"))
+    return lines
 
 
 def fine_tuning_words(found: dict[str, Any]) -> str:

@@ -92,8 +92,6 @@ class Weights:
     def embedding(self, name: str, rows: int, cols: int) -> Embedding:
         """The embedding's rows, read from the file as they are asked for."""
         self._need(name, (rows, cols))
-        if name in self.packed.tensors:
-            raise UnsupportedModel(f"the embedding {name} is ternary")
         return Embedding(self.packed, name)
 
     def refuse_unknown(self) -> None:
@@ -147,18 +145,23 @@ class Embedding:
 
     def __init__(self, packed: PackedModel, name: str) -> None:
         self.name = name
-        self._int8 = name in packed.int8
+        self._packed = packed
+        self._ternary, self._int8 = name in packed.tensors, name in packed.int8
+        self.rows, self.cols = packed.shape(name)
+        if self._ternary:
+            return
         self._entry = packed.entries[f"{name}.q8" if self._int8 else name]
         if not self._int8 and self._entry.dtype != "F16":
             raise InputError(
                 f"{packed.path}: the embedding {name} is {self._entry.dtype}, not F16 or int8 rows"
             )
-        self.rows, self.cols = self._entry.shape
         self._scales = read_raw(packed.entries[f"{name}.q8_scale"]) if self._int8 else np.zeros(0, np.float16)
         check_scales(self._scales, self._entry.file, name)
 
     def row(self, token: int) -> np.ndarray:
         """float32 [cols] as the format decodes it."""
+        if self._ternary:
+            return self._packed.dequantized_rows(self.name, token, token + 1)[0].astype(np.float32)
         values = read_raw(self._entry, token * self.cols, (token + 1) * self.cols)
         if self._int8:
             values = decode_rows(values[None], self._scales[token : token + 1], self.name)[0]

@@ -5,7 +5,7 @@ A gate reads only what was measured. What was not is null with the reason, never
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,36 @@ GRADIENT_FLOW = 1.0
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """Another plan for the same model: its ratio, its predicted perplexity change and accuracy kept, and the
+    tensors that get more planes than now, those first that cost most now.
+    """
+
+    ratio: float
+    change: float
+    kept: float | None = None
+    raised: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What a run knows of ways out of a failed gate; see `Measured` for the fields."""
+
+    alternatives: Sequence[Alternative] = ()
+    largest_ratio: float | None = None
+    unsound: Sequence[tuple[str, str]] = ()
+    again: str | None = None
+    loss_curve: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True)
 class Measured:
     """What the gates read. None is what was not measured; `reason` then says why.
 
-    `layers`: one mapping a pressed tensor with name, weights, planes, bytes, sparsity, cosine and, where the
-    planner gave one, predicted_loss. Intervals are 95 %.
+    `layers`: one mapping a pressed tensor with name and sparsity at least. `alternatives`: other plans and
+    what they are predicted to give. `unsound`: (name, reason) of tensors that are not what pressing should
+    have made, `again` the command line that presses them anew. `loss_curve`: (tokens, log of perplexity over
+    the original's) of the run's own training. Intervals are 95 %.
     """
 
     ratio_file: float | None = None
@@ -42,10 +67,12 @@ class Measured:
     accuracy_reason: str | None = None
     reason: str | None = None
     layers: list[Mapping[str, Any]] = field(default_factory=list)
-    bytes_fp32: int = 0
-    bytes_packed: int = 0
-    embeddings: str = "fp16"
+    alternatives: Sequence[Alternative] = ()
+    largest_ratio: float | None = None
+    unsound: Sequence[tuple[str, str]] = ()
+    again: str | None = None
     fine_tuned_tokens: int = 0
+    loss_curve: Sequence[tuple[int, float]] = ()
     command: advice.Command = field(default_factory=advice.Command)
 
 
@@ -92,16 +119,19 @@ def five_gates(measured: Measured) -> list[dict[str, Any]]:
 
 
 def judge(
-    work: Any, gradients: GradientFlow | None = None, *, not_measured: str | None = None
+    work: Any,
+    gradients: GradientFlow | None = None,
+    *,
+    command: advice.Command | None = None,
+    ways: Ways | None = None,
+    not_measured: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The five gates of a run in its last step (`tritpress.steps.Work`, read by attribute only)."""
-    figures, fine_tuning = work.figures, work.fine_tuning or {}
-    planned = work.plan.tensors if work.plan is not None else {}
+    """The five gates of a run in its last step (`tritpress.steps.Work`, read by attribute only).
+
+    `command` repeats the run; `ways` is what else advice can offer.
+    """
+    figures, fine_tuning, ways = work.figures, work.fine_tuning or {}, ways or Ways()
     tasks = work.task_results or {}  # where tasks were run, they judge the accuracy
-    layers: list[Mapping[str, Any]] = [
-        {**layer, "predicted_loss": getattr(planned.get(name), "predicted_loss", None)}
-        for name, layer in work.layers.items()
-    ]
     return five_gates(
         Measured(
             ratio_file=figures.get("ratio_file"),
@@ -115,12 +145,14 @@ def judge(
             else _accuracy_interval(work.evaluations, work.config.seed),
             accuracy_reason="the original answers no question of the tasks right" if tasks else None,
             reason=not_measured,
-            layers=layers,
-            bytes_fp32=work.source.bytes_fp32,
-            bytes_packed=work.output_bytes.get("packed", 0),
-            embeddings=work.plan.embeddings if work.plan is not None else "fp16",
+            layers=list(work.layers.values()),
+            alternatives=ways.alternatives,
+            largest_ratio=ways.largest_ratio,
+            unsound=ways.unsound,
+            again=ways.again,
             fine_tuned_tokens=int(fine_tuning.get("tokens") or 0),
-            command=advice.Command.of(work.config, str(work.source.path), str(work.out)),
+            loss_curve=ways.loss_curve,
+            command=command or advice.Command.of(work.config, str(work.source.path), str(work.out)),
         )
     )
 

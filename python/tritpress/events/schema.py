@@ -85,6 +85,7 @@ class PlanMade(Event):
     tensors: list[dict[str, Any]]
     predicted_ratio: float
     predicted_loss: NotRequired[float | None]  # of the whole model
+    predicted_perplexity_change: NotRequired[float | None]  # null where the basis is the weights alone
     basis: NotRequired[Literal["calibrated", "weights"]]  # losses in nats a token, or relative weight errors
     embeddings: Literal["fp16", "int8"]
 

@@ -112,14 +112,19 @@ def fine_tune(
 
 
 def rest_of(student: nn.Module) -> dict[str, Tensor]:
-    """Name -> every parameter outside the `BitLinear` layers (tied ones once) and their biases."""
+    """Name -> every parameter outside the `BitLinear` layers (tied ones once) and their biases, but
+    those marked `kept`."""
     own = {
         id(p)
         for layer in student.modules()
         if isinstance(layer, BitLinear)
         for p in (layer.latent, layer.gain)
     }
-    return {name: p for name, p in student.named_parameters() if id(p) not in own and p.is_floating_point()}
+    return {
+        name: p
+        for name, p in student.named_parameters()
+        if id(p) not in own and p.is_floating_point() and not getattr(p, "kept", False)
+    }
 
 
 def size_of(parameter: Tensor) -> float:

@@ -169,6 +169,20 @@ def _hidden_size(config: dict[str, Any]) -> int | None:
     return None
 
 
+def embedding_targets(source: SourceModel) -> list[Target]:
+    """Token embeddings and output heads as tensors that may be pressed too; a tied pair once.
+
+    They are none of `find_targets`: they are pressed only where a plan says so.
+    """
+    found = []
+    for name in find_embeddings(source):
+        parts = name.split(".")
+        if len(parts) > 1 and parts[-2] in INPUT_EMBEDDINGS + OUTPUT_HEADS:
+            rows, cols = source.tensors[name].shape
+            found.append(Target(name, None, "other", rows, cols, (), False, source.tensors[name]))
+    return found
+
+
 def find_embeddings(source: SourceModel) -> list[str]:
     """Names of the two-dimensional embedding and head tensors, which may be stored as int8 rows; tied ones
     once.

@@ -13,7 +13,7 @@ towards the original one.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from tritpress.errors import InputError
 from tritpress.evaluate.memory import give_back_freed
 from tritpress.events.context import RunContext
 from tritpress.formats.huggingface import model_name, modules_of
-from tritpress.formats.source import SourceModel
+from tritpress.formats.source import SourceModel, read_tensor
 from tritpress.formats.targets import Target
 from tritpress.nn.paging import holding, is_placeholder
 from tritpress.nn.surgery import find_blocks, is_linear, set_weight, weight_out_in
@@ -43,6 +43,9 @@ CORRECTION = 1.0
 
 STREAM_CORRECTION = 0.5
 """How much of the residual stream's own drift the layers that write to it are asked to take back."""
+
+TABLE_ROWS = 8192
+"""Rows of an embedding that are swept at once."""
 
 SHRINKAGE = 2.0
 """Inputs times this, in tokens, is the text at which half of a correction is trusted."""
@@ -89,6 +92,7 @@ def gptq_tensors(
     config: CompressionConfig,
     store: Any,
     context: RunContext,
+    calibration: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, float]]:
     """Press every target and put it into `store`; yields (name, seconds) as each one is done.
 
@@ -96,7 +100,8 @@ def gptq_tensors(
     paged model only the block at work is in memory, and it is dropped when it is done). Tensors that the
     store has already are taken from it, and since the activations are computed anew in the same order, a
     resumed run makes the same bytes as one that was never interrupted. Targets that are no linear module of
-    a block, or that no window reaches, are fitted from their weights alone.
+    a block, or that no window reaches, are fitted from their weights alone; embeddings and heads by the
+    `hessian` that `calibration` has for them, before the blocks, which then see what became of them.
 
     Raises `InputError` naming the tensor where weights or activations are not finite or a scale leaves
     float16.
@@ -122,6 +127,21 @@ def gptq_tensors(
         return target.name, seconds
 
     runner = BlockRunner(model, blocks, windows, context)
+    known = calibration or {}
+    tables = [target for target in alone.get(None, []) if "hessian" in known.get(target.name, {})]
+    for target in tables:
+        alone[None].remove(target)
+        if store.has(target.name):
+            seconds = 0.0
+        else:
+            context.check()
+            _started(target, context)
+            planned = plan.tensors[target.name]
+            seconds = press_table(target, planned, known[target.name]["hessian"], config, store)
+        _write_parameter(model, target, plan.tensors[target.name], store)
+        yield target.name, seconds
+    if tables:
+        runner.enter_again()
     for number, module in enumerate(blocks):
         with holding(module):  # of a paged model one block at a time is in memory
             for target in alone.pop(number, []):
@@ -186,6 +206,28 @@ def _press_stage(
         set_weight(layer.module, _stored_weight(layer.target, planned, store))
         if layer not in missing:
             yield layer.target.name, 0.0
+
+
+def press_table(
+    target: Target, planned: TensorPlan, hessian: np.ndarray, config: CompressionConfig, store: Any
+) -> float:
+    """Sweep an embedding or head into the store; returns the seconds it took."""
+    started = time.perf_counter()
+    weight = read_tensor(target.entry)
+    at = curvature(torch.from_numpy(np.ascontiguousarray(hessian)), planned.group_size)
+    codes, scales = [], []
+    for start in range(0, target.rows, TABLE_ROWS):
+        piece = torch.from_numpy(weight[start : start + TABLE_ROWS])
+        try:
+            fitted = sweep(piece, at, spec_of(planned, config))
+        except InputError as error:
+            raise InputError(f"{target.name}: {error}") from None
+        codes.append(reference.pack(fitted.trits).cpu().numpy())
+        scales.append(fitted.scales.half().cpu().numpy())
+    whole = [np.concatenate(parts, axis=1) for parts in (codes, scales)]
+    info = layer_statistics(weight, whole[0], whole[1], planned.group_size)
+    store.put(target.name, whole[0], whole[1], info)
+    return time.perf_counter() - started
 
 
 def _started(target: Target, context: RunContext) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from tritpress.errors import UsageError
 from tritpress.formats.store import TensorStore
-from tritpress.runs.directory import RunDirectory
+from tritpress.runs.directory import REMOTE, RunDirectory
 from tritpress.runs.launch import resume
 from tritpress.runs.liveness import is_alive
 
@@ -16,27 +18,54 @@ from tritpress.runs.liveness import is_alive
 def press_again(run: RunDirectory, tensors: Sequence[str]) -> RunDirectory:
     """Forget those tensors' codes and start a worker that presses them anew by the run's own plan.
 
-    Everything made from the codes (training, outputs, validation) is done again too. Raises `UsageError` for
-    a tensor that is none of the run's and for a run that is at work or has not come to its plan.
+    In a calibrated run so are the tensors of their block and of all later ones: these were fitted to what the
+    forgotten ones gave. Everything made from the codes (training, outputs, validation) is done again too.
+    Raises `UsageError` for a tensor that is none of the run's and for a run that is at work, is worked on
+    elsewhere or has not come to its plan.
     """
+    if run.read_run().get("origin") == REMOTE:
+        raise UsageError(f"run {run.id} is worked on elsewhere: its tensors can only be pressed again there")
     if is_alive(run):
         raise UsageError(f"run {run.id} is at work: stop it before tensors are pressed again")
-    plan = run.work / "plan.json"
-    if not plan.is_file():
+    path = run.work / "plan.json"
+    if not path.is_file():
         raise UsageError(f"run {run.id} has not pressed anything yet: resume it without --press-again")
-    known = json.loads(plan.read_text(encoding="utf-8"))["tensors"]
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    known: dict[str, dict[str, Any]] = plan["tensors"]
     for name in tensors:
         if name not in known:
             raise UsageError(f"--press-again {name}: run {run.id} has no such tensor")
     for step in (4, 5, 6):  # records first: a crash in between leaves a run that does these steps again
         (run.work / f"step{step}.json").unlink(missing_ok=True)
     store = TensorStore(run.work / "tensors")
-    for name in tensors:
+    for name in _with_later(known, tensors) if plan.get("basis") == "calibrated" else tensors:
         store.remove(name)
     for folder in ("finetuned", "fine-tuning"):  # trained from the codes that are forgotten
         shutil.rmtree(run.work / folder, ignore_errors=True)
     for file in ("fine-tuning.json", "finetuned-rest.safetensors"):
         (run.work / file).unlink(missing_ok=True)
+    _know_outputs_again(run.work / "written.json")
     if run.read_run().get("status") == "finished":
         run.update_run(status="stopped")
     return resume(run)
+
+
+def _with_later(known: dict[str, dict[str, Any]], tensors: Sequence[str]) -> list[str]:
+    layers = [known[name]["layer"] for name in tensors if known[name]["layer"] is not None]
+    first = min(layers, default=2**31)
+    return [n for n, p in known.items() if n in tensors or (p["layer"] is not None and p["layer"] >= first)]
+
+
+def _know_outputs_again(path: Path) -> None:
+    """The outputs are this run's to replace, damaged or not, while they hold the files that it wrote."""
+    if not path.is_file():
+        return
+    written = json.loads(path.read_text(encoding="utf-8"))
+    for folder, listed in written.items():
+        names = {name for name, *_ in listed} if isinstance(listed, list) else None
+        there = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+        if names == {str(p.relative_to(folder)) for p in there}:
+            written[folder] = [
+                [str(p.relative_to(folder)), p.stat().st_size, p.stat().st_ino] for p in there
+            ]
+    path.write_text(json.dumps(written, indent=1), encoding="utf-8")

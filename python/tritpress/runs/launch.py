@@ -133,13 +133,8 @@ def worker_process(run: RunDirectory) -> subprocess.Popen[bytes] | None:
 
 def check_request(model: str | Path, out: str | Path, config: CompressionConfig) -> None:
     """Refuse, before any work, what cannot end well: `InputError` (model), `UsageError` (rest)."""
+    check_inputs(model, config)
     model_path, out_path = Path(model).resolve(), Path(out).resolve()
-    if not model_path.exists():
-        raise InputError(f"there is no model at {model}: give the path of a Hugging Face directory")
-    if not model_path.is_dir():
-        raise InputError(f"{model} is a file: give the Hugging Face directory that it lies in")
-    if not (model_path / "config.json").is_file():
-        raise InputError(f"{model} has no config.json: it is no Hugging Face model directory")
     if out_path == model_path or model_path in out_path.parents:
         raise UsageError(f"the output {out} lies in the model's own directory: choose another place with -o")
     if out_path in model_path.parents:
@@ -153,6 +148,17 @@ def check_request(model: str | Path, out: str | Path, config: CompressionConfig)
     there = next(path for path in (out_path, *out_path.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"cannot write the output {out}: {there} is not a folder that may be written to")
+
+
+def check_inputs(model: str | Path, config: CompressionConfig) -> None:
+    """Refuse a model, text or plan that is not there: `InputError` (model), `UsageError` (rest)."""
+    model_path = Path(model).resolve()
+    if not model_path.exists():
+        raise InputError(f"there is no model at {model}: give the path of a Hugging Face directory")
+    if not model_path.is_dir():
+        raise InputError(f"{model} is a file: give the Hugging Face directory that it lies in")
+    if not (model_path / "config.json").is_file():
+        raise InputError(f"{model} has no config.json: it is no Hugging Face model directory")
     for text in config.text:
         if text != SELF_TEXT and not Path(text).expanduser().exists():
             raise UsageError(f"there is no text at {text}: --text takes a file or a folder")

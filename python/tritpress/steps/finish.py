@@ -13,6 +13,8 @@ from tritpress.formats.dequantized import write_dequantized
 from tritpress.formats.packed import write_packed
 from tritpress.formats.writing import sha256_of
 from tritpress.report import plain, versions
+from tritpress.steps.alternatives import rerun, ways_out
+from tritpress.steps.places import dequantized_folder, packed_folder
 from tritpress.steps.prepare import emit_evaluation, measure, target_modules, time_in_turns
 from tritpress.steps.tasks import tasks_after
 from tritpress.steps.work import Work, write_atomically
@@ -67,24 +69,17 @@ def validation(work: Work) -> str | None:
         gradients = _measure_gradients(work, models["dequantized"])
     if work.config.tasks:
         tasks_after(work, models.get("packed") or _open_packed(work))
-    work.gates = judge(work, gradients, not_measured=reason)
+    work.figures["prediction"] = _prediction(work)
+    work.context.emit("figures", prediction=work.figures["prediction"])
+    command = rerun(work)
+    work.gates = judge(work, gradients, command=command, not_measured=reason)
+    if any(gate["passed"] is False for gate in work.gates):  # what could mend it costs a while to find
+        work.gates = judge(work, gradients, command=command, ways=ways_out(work), not_measured=reason)
     for gate in work.gates:
         work.context.emit("gate", **gate)
     work.handoff = _handoff(work, models)
     work.context.emit("handoff", items=work.handoff)
     return None if work.config.tasks else reason
-
-
-def packed_folder(work: Work) -> Path:
-    """Where the packed model lies."""
-    asked = work.config.outputs in ("both", "packed")
-    return work.out / "packed" if asked else work.folder / "unasked" / "packed"
-
-
-def dequantized_folder(work: Work) -> Path:
-    """Where the dequantized model lies."""
-    asked = work.config.outputs in ("both", "dequantized")
-    return work.out / "dequantized" if asked else work.folder / "unasked" / "dequantized"
 
 
 def publish_report(work: Work, report: dict[str, Any]) -> None:
@@ -230,6 +225,23 @@ def _measure_gradients(work: Work, dequantized: Any) -> Any:
     for name, norm in work.gradient_norms.items():
         work.context.emit("gradient", layer=name, norm=norm, original=norms["original"].get(name))
     return gradient_flow(norms["dequantized"], norms["original"])
+
+
+def _prediction(work: Work) -> dict[str, Any]:
+    """What the planner foretold beside what was measured; null for what it or the run could not tell.
+
+    `loss` (nats a token, where `basis` is calibrated) is to be held against the KL divergence from the
+    original; both predictions are of the model before any fine-tuning.
+    """
+    assert work.plan is not None
+    return {
+        "basis": work.plan.basis,
+        "loss": work.plan.predicted_loss,
+        "perplexity_change": work.plan.predicted_change,
+        "measured_kl": (work.evaluations.get("packed") or {}).get("kl"),
+        "measured_perplexity_change": work.figures.get("perplexity_change"),
+        "fine_tuned_tokens": int((work.fine_tuning or {}).get("tokens") or 0),
+    }
 
 
 def _handoff(work: Work, models: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from tritpress.config import SELF_TEXT
 from tritpress.errors import UsageError
 from tritpress.formats.checks import check_finite
 from tritpress.formats.source import SourceModel, open_source
-from tritpress.formats.targets import find_targets
+from tritpress.formats.targets import Target, embedding_targets, find_targets
 from tritpress.formats.writing import sha256_of
 from tritpress.plan import largest_reachable, read_plan
 from tritpress.reference import is_reference_model, reference_model_path
@@ -24,15 +24,7 @@ def load(work: Work) -> None:
 
     What can be refused without reading the weights to be pressed is refused here, before any work.
     """
-    work.source = open_source(work.request["model"])
-    work.targets = find_targets(work.source)
-    if work.config.device == "cuda":
-        _ = work.device  # refused where there is none
-    _find_text(work)
-    largest_reachable(work.source, work.targets, work.config)  # an explicit target beyond it is refused
-    if work.config.plan is not None:
-        read_plan(work.config.plan, work.source, work.targets)  # refused now rather than after the baseline
-    _choose_method(work)
+    open_model(work)
     check_tasks(work)
     if work.torch_missing or work.cannot_measure:  # otherwise all of it is looked at when the model is opened
         pressed = {target.name for target in work.targets}
@@ -47,6 +39,23 @@ def load(work: Work) -> None:
         ],
     )
     work.context.emit("figures", bytes=work.source.bytes_on_disk, bytes_fp32=work.source.bytes_fp32)
+
+
+def open_model(work: Work) -> float:
+    """Set source, targets, text and method from what was asked for; returns the largest reachable ratio.
+
+    Raises `InputError` and `UsageError` for all that can be refused by headers, text and plan alone.
+    """
+    work.source = open_source(work.request["model"])
+    work.targets = find_targets(work.source)
+    if work.config.device == "cuda":
+        _ = work.device  # refused where there is none
+    _find_text(work)
+    largest = largest_reachable(work.source, work.targets, work.config)  # refuses a target beyond it
+    if work.config.plan is not None:
+        read_plan(work.config.plan, work.source, work.targets)  # refused now rather than after the baseline
+    _choose_method(work)
+    return largest
 
 
 def baseline(work: Work) -> str | None:
@@ -65,11 +74,18 @@ def calibration(work: Work) -> str | None:
     """Step 3: second moments of the inputs and output gradients of every tensor to press."""
     if work.method == "fast":
         return "the fast method reads the weights alone"
-    from tritpress.ternarize.calibration import calibrate, save_calibration
+    from tritpress.ternarize.calibration import save_calibration
+    from tritpress.ternarize.embeddings import calibrate_with_embeddings
 
-    modules = target_modules(work, work.original)
-    windows = work.windows("calibration")
-    found = calibrate(work.original, modules, windows, work.context, work.config, work.folder)
+    found = calibrate_with_embeddings(
+        work.original,
+        target_modules(work, work.original),
+        target_modules(work, work.original, embedding_targets(work.source)),
+        work.windows("calibration"),
+        work.context,
+        work.config,
+        work.folder,
+    )
     save_calibration(found, work.folder / "calibration.safetensors")
     return None
 
@@ -164,11 +180,11 @@ def emit_evaluation(work: Work, when: str, measured: dict[str, Any]) -> None:
     work.context.emit("evaluation", when=when, bytes=written, **figures)
 
 
-def target_modules(work: Work, model: Any) -> dict[str, Any]:
-    """Target name -> its module in `model`, for every target that has one."""
+def target_modules(work: Work, model: Any, targets: list[Target] | None = None) -> dict[str, Any]:
+    """Target name -> its module in `model`, for every target (by default the linear layers) that has one."""
     from tritpress.formats.huggingface import modules_of
 
-    found = modules_of(model, [target.name for target in work.targets])
+    found = modules_of(model, [target.name for target in (work.targets if targets is None else targets)])
     return {name: module for name, (_, module) in found.items()}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tritpress.errors import UsageError
 from tritpress.formats.source import read_tensor
 from tritpress.formats.targets import Target
-from tritpress.plan import Plan, make_plan, read_plan
+from tritpress.plan import Plan, foretell, make_plan, read_plan
 from tritpress.report import layer_figures
 from tritpress.steps.ceiling import ceiling_cost
 from tritpress.steps.details import record_details
@@ -32,7 +32,7 @@ def ternarization(work: Work) -> None:
         info = work.store.info(target.name)
         layer = layer_record(work, target, info, seconds)
         _emit_layer(work, layer, reused=reused, **record_details(work, target, work.store, info, reused))
-        work.context.emit("step.progress", step=4, done=done, total=len(work.targets), detail=target.name)
+        work.context.emit("step.progress", step=4, done=done, total=len(work.pressed), detail=target.name)
         work.context.check()
     work.write_json("zeros-ceiling.json", ceiling_cost(work))
     _emit_layer_figures(work)
@@ -75,6 +75,9 @@ def fine_tuning(work: Work) -> str | None:
         _emit_layer(
             work, layer, fine_tuned=True, **record_details(work, target, work.finetuned_store, info, False)
         )
+    for target in work.embeddings:  # not trained: their codes are those of step 4
+        codes, scales = work.store.get(target.name)
+        work.finetuned_store.put(target.name, codes, scales, work.store.info(target.name))
     work.fine_tuning = result.to_json()
     work.write_json("fine-tuning.json", work.fine_tuning)
     _emit_layer_figures(work)
@@ -89,13 +92,13 @@ def recall(work: Work, number: int) -> None:
             work.evaluations["before"] = measured
     elif number == 4:
         work.plan = Plan.load(work.folder / "plan.json")
-        for target in work.targets:
+        for target in work.pressed:
             layer_record(work, target, work.store.info(target.name), 0.0)
         _note_layer_figures(work)
     elif number == 5:
         work.fine_tuning = work.read_json("fine-tuning.json")
         if work.fine_tuning is not None:
-            for target in work.targets:
+            for target in work.pressed:
                 layer_record(work, target, work.finetuned_store.info(target.name), 0.0)
             _note_layer_figures(work)
 
@@ -141,18 +144,27 @@ def _make_plan(work: Work) -> Plan:
     path = work.folder / "plan.json"
     if path.is_file():  # a resumed run keeps to the plan that its finished tensors were made by
         return Plan.load(path)
-    if work.config.plan is not None:
-        plan = read_plan(work.config.plan, work.source, work.targets)
-        plan.save(path)
-        return plan
-    found = None
-    if work.method == "gptq":
-        from tritpress.ternarize.calibration import load_calibration
-
-        found = load_calibration(work.folder / "calibration.safetensors")
-    plan = make_plan(work.source, work.targets, work.config, found)
+    plan = planned(work)
     plan.save(path)
     return plan
+
+
+def planned(work: Work) -> Plan:
+    """The plan that was given, with its losses predicted anew, or else the one made for the target ratio."""
+    found = _calibration(work)
+    if work.config.plan is not None:
+        plan = read_plan(work.config.plan, work.source, work.targets)
+        return foretell(work.source, work.targets, work.config, found, plan)
+    return make_plan(work.source, work.targets, work.config, found)
+
+
+def _calibration(work: Work) -> Any:
+    """What step 3 found of each tensor; None where the method needs none."""
+    if work.method != "gptq":
+        return None
+    from tritpress.ternarize.calibration import load_calibration
+
+    return load_calibration(work.folder / "calibration.safetensors")
 
 
 def _announce_plan(work: Work) -> None:
@@ -183,19 +195,15 @@ def _announce_plan(work: Work) -> None:
         embeddings=plan.embeddings,
         basis=plan.basis,
         predicted_loss=plan.predicted_loss,
+        predicted_perplexity_change=plan.predicted_change,
     )
 
 
 def _plane_losses(work: Work) -> dict[str, list[float]]:
     """What one, two or three planes were foretold to cost each tensor, where the calibration weighed them."""
-    if work.method != "gptq":
-        return {}
-    from tritpress.ternarize.calibration import load_calibration
-
-    found = load_calibration(work.folder / "calibration.safetensors") or {}
     return {
         name: [float(loss) for loss in moments["plane_losses"]]
-        for name, moments in found.items()
+        for name, moments in (_calibration(work) or {}).items()
         if "plane_losses" in moments
     }
 
@@ -225,13 +233,13 @@ def _read_weight(target: Target) -> np.ndarray:
 def _press_all(work: Work) -> Iterator[tuple[Target, float, bool]]:
     """Press every tensor that is not in the store yet; yields each target with its seconds when it is."""
     assert work.plan is not None
-    by_name = {target.name: target for target in work.targets}
-    finished = {target.name for target in work.targets if work.store.has(target.name)}
+    by_name = {target.name: target for target in work.pressed}
+    finished = {target.name for target in work.pressed if work.store.has(target.name)}
     context = SteeredContext(work.context, work.plan, work.folder / "plan.json")
     if work.method == "fast":
         from tritpress.press.fast import fast_tensors
 
-        made = fast_tensors(work.targets, work.plan, work.config, work.store, context)
+        made = fast_tensors(work.pressed, work.plan, work.config, work.store, context)
     else:
         from tritpress.nn.paging import is_paged
         from tritpress.press.gptq import gptq_tensors
@@ -239,12 +247,13 @@ def _press_all(work: Work) -> Iterator[tuple[Target, float, bool]]:
         made = gptq_tensors(
             work.original if is_paged(work.original) else copy.deepcopy(work.original),
             work.source,
-            work.targets,
+            work.pressed,
             work.plan,
             work.windows("calibration"),
             work.config,
             work.store,
             context,
+            _calibration(work),
         )
     for name, seconds in made:
         yield by_name[name], seconds, name in finished

@@ -34,7 +34,7 @@ def unsound_tensors(work: Work, packed: str | Any) -> list[dict[str, Any]]:
     """
     assert work.plan is not None
     model = open_packed(packed, values=False)
-    targets = [target for target in work.targets if target.name in model.tensors]
+    targets = [target for target in work.pressed if target.name in model.tensors]
     asked = {
         t.name: [(work.plan.tensors[t.name].planes, work.plan.tensors[t.name].group_size)] for t in targets
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tritpress.errors import InputError
 from tritpress.formats.packed import dense_as_packed
+from tritpress.formats.targets import Target
 from tritpress.nn.bit_linear import BitLinear
 from tritpress.nn.surgery import replace_module, weight_out_in
 from tritpress.steps.work import Work
@@ -39,6 +40,11 @@ def make_student(work: Work, in_place: bool = False) -> tuple[Any, dict[str, Bit
         own = model_name(student, name, parameters)
         if own is not None:
             parameters[own].data.copy_(_tensor(value))
+    for target in work.embeddings:  # ternary, and not trained
+        own = model_name(student, target.name, parameters)
+        if own is not None:
+            parameters[own].data.copy_(_decoded(work, target))
+            parameters[own].kept = True  # type: ignore[attr-defined]
     places = modules_of(student, [target.name for target in work.targets])
     layers: dict[str, BitLinear] = {}
     for target in work.targets:
@@ -79,6 +85,16 @@ def save_rest(work: Work, student: Any) -> None:
             raise InputError(f"parameter {name} was trained, but {work.source.path} has no tensor for it")
         tensors[own] = value
     save_checkpoint(work.rest_path, tensors, {})
+
+
+def _decoded(work: Work, target: Target) -> Tensor:
+    """What the codes of step 4 stand for, as both outputs hold it: rounded once to float16."""
+    from tritpress.ops import reference
+
+    assert work.plan is not None
+    codes, scales = (_tensor(array) for array in work.store.get(target.name))
+    weight = reference.dequantize(codes, scales, target.cols, work.plan.tensors[target.name].group_size)
+    return weight.half().float()
 
 
 def _zero_band(work: Work) -> tuple[float, float] | None:

@@ -17,7 +17,7 @@ from tritpress.errors import InputError, UsageError
 from tritpress.events.context import RunContext
 from tritpress.formats.source import SourceModel, TensorEntry, read_tensor, tensor_entries
 from tritpress.formats.store import TensorStore
-from tritpress.formats.targets import Target
+from tritpress.formats.targets import Target, embedding_targets
 from tritpress.plan import Plan
 from tritpress.text import Splits
 
@@ -114,9 +114,20 @@ class Work:
         return TensorStore(self.folder / "finetuned")
 
     @property
+    def embeddings(self) -> list[Target]:
+        """Token embeddings and output heads that the plan presses; none before there is a plan."""
+        pressed = {} if self.plan is None else self.plan.tensors
+        return [target for target in embedding_targets(self.source) if target.name in pressed]
+
+    @property
+    def pressed(self) -> list[Target]:
+        """Everything that the plan presses: embeddings first, then the linear layers."""
+        return [*self.embeddings, *self.targets]
+
+    @property
     def final_store(self) -> TensorStore:
         """The codes that are written out: those of step 5 where it ran, else those of step 4."""
-        healed = all(self.finetuned_store.has(target.name) for target in self.targets)
+        healed = all(self.finetuned_store.has(target.name) for target in self.pressed)
         return self.finetuned_store if healed else self.store
 
     @property

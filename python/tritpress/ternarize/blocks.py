@@ -91,6 +91,11 @@ class BlockRunner:
             self.hidden.append(self._enter(model, batch))
         self.original_hidden = list(self.hidden)
 
+    def enter_again(self) -> None:
+        """Take the compressed stream's hidden states anew, after the embeddings have changed; the original's
+        stay."""
+        self.hidden = [self._enter(self.model, batch) for batch in self.batches]
+
     @torch.no_grad()
     def _enter(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Hidden states in front of block 0. The first batch of each size also records how blocks are called.

@@ -77,7 +77,7 @@ def calibrate(
         for name in modules
         if inputs[name].count and gradients[name].count
     }
-    if config is not None and config.planes is None:  # with the planes given there is nothing to weigh up
+    if config is not None:
         from tritpress.ternarize.prediction import plane_losses
 
         sensitivity = {name: moments["output_grad_moment"] for name, moments in found.items()}
