@@ -241,3 +241,13 @@ def test_no_tasks_without_an_evaluation(task_dir: Path, tmp_path: Path) -> None:
     config = tp.CompressionConfig(method="fast", evaluate=False, finetune=False, tasks=[str(task_dir)])
     with pytest.raises(UsageError, match="--tasks: nothing is evaluated with --no-eval"):
         tp.compress(reference_model_path(), tmp_path / "out", config, runs_dir=tmp_path / "runs")
+
+
+def test_eval_scores_tasks_beside_the_text(task_dir: Path, text_dir: Path, tiny_qwen3_dir: Path) -> None:
+    from tritpress.evaluate.directory import evaluate_directory
+
+    found = evaluate_directory(
+        tiny_qwen3_dir, [str(text_dir)], tasks=[str(task_dir / "keywords.yaml")], task_limit=4, tokens=512
+    )
+    (score,) = found["tasks"]
+    assert score["task"] == "keywords" and score["documents"] == 4 and 0.0 <= score["value"] <= 1.0

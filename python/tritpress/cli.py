@@ -346,7 +346,7 @@ def plan_command(
     help=help_text(
         "Perplexity and top-1 of a Hugging Face directory, packed or not, on held-out text.",
         "tritpress eval ./out/packed --text ./texts",
-        "tritpress eval ./model --text ./texts --json",
+        "tritpress eval ./model --text ./texts --tasks arc_easy,./my-task.yaml --json",
     ),
 )
 @guarded
@@ -354,6 +354,8 @@ def evaluate(
     path: o.ModelPathArgument,
     text: o.TextOption = None,
     text_field: o.TextFieldOption = None,
+    tasks: o.TasksOption = None,
+    task_limit: o.TaskLimitOption = None,
     tokens: Annotated[int, typer.Option(min=256, help="Held-out tokens at most.")] = 32_768,
     window: Annotated[int, typer.Option(min=16, help="Tokens in one window.")] = 256,
     device: o.DeviceOption = o.Device.auto,
@@ -368,6 +370,8 @@ def evaluate(
         path,
         [str(each) for each in text or []],
         text_field=text_field or "text",
+        tasks=o.task_names(tasks),
+        task_limit=task_limit,
         tokens=tokens,
         window=window,
         device=device.value,

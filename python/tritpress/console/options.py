@@ -87,7 +87,7 @@ TasksOption = Annotated[
     typer.Option(
         "--tasks",
         metavar="NAMES",
-        help="lm-eval tasks that judge the accuracy: names (commas between), task files (YAML), folders.",
+        help="lm-eval tasks as measure of accuracy: names (commas between), task files (YAML), folders.",
     ),
 ]
 TaskLimitOption = Annotated[

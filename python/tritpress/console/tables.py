@@ -221,6 +221,10 @@ def print_evaluation(console: Console, found: dict[str, Any]) -> None:
         ),
         ("Speed", None if not found.get("tokens_per_s") else f"{count(found['tokens_per_s'])} tokens/s"),
         ("Weight files", None if found.get("bytes") is None else size(found["bytes"])),
+        *(
+            (one["task"], f"{percent(one['value'], 2)} {one['metric']}, {one['documents']:,} documents")
+            for one in found.get("tasks") or ()
+        ),
     ]
     for label, value in rows:
         if value is not None:

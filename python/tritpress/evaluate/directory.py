@@ -23,6 +23,8 @@ def evaluate_directory(
     text: list[str] | None = None,
     *,
     text_field: str = FIELD,
+    tasks: list[str] | None = None,
+    task_limit: int | None = None,
     reference: str | Path | None = None,
     window: int = 256,
     tokens: int = 32_768,
@@ -35,13 +37,19 @@ def evaluate_directory(
 
     The text is split by document exactly as in a compression run, so that figures of the same text can be
     compared. `reference`: a model directory to measure `kl` and `agreement` against. `activation_bits`: 8 for
-    the int8 activations of the kernels, None for float32 ones (packed models only).
+    the int8 activations of the kernels, None for float32 ones (packed models only). `tasks`: lm-eval tasks
+    to score as well (`evaluate.tasks`), on `task_limit` documents of each at most.
 
     Raises `InputError` for a directory or text that cannot be used, `UsageError` for a missing device.
     """
     device = choose_device(device)
     if threads:
         torch.set_num_threads(threads)
+    opened = None
+    if tasks:
+        from tritpress.evaluate.tasks import open_tasks
+
+        opened = open_tasks(tasks)
     splits = load_splits(text, text_field) if text else builtin_splits()
     tokenizer = load_tokenizer(path)
     model = load(path, activation_bits=activation_bits, device=device)
@@ -60,6 +68,14 @@ def evaluate_directory(
             )
     found = evaluate_model(model, windows, reference=other, progress=progress)
     latency = decode_latency(model, windows[0][: max(2, window // 4)])
+    scores: list[dict[str, Any]] | None = None
+    if opened is not None:
+        from tritpress.evaluate.tasks import run_tasks
+
+        scores = [
+            {"task": one.task, "metric": one.metric, "value": one.value, "documents": len(one.hits)}
+            for one in run_tasks(opened, model, tokenizer, longest=int(longest), limit=task_limit)
+        ]
     return {
         "path": str(path),
         "kind": "packed" if is_packed(path) else "plain",
@@ -67,5 +83,6 @@ def evaluate_directory(
         **found.figures(),
         "latency_ms": latency.latency_ms,
         "window": window,
+        "tasks": scores,
         "text": {"source": splits.source, "held_out_sha256": splits.sha256("held_out")},
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,7 +277,8 @@ def _quiet() -> Iterator[None]:
         datasets.disable_progress_bars()
         for name in levels:
             logging.getLogger(name).setLevel(logging.ERROR)
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's own bars have no switch
+            yield
     finally:
         if shown:
             datasets.enable_progress_bars()
