@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from dashboard_log import events, make_run, write_run
+from report_helper import write_whole_run
 from tritpress.dashboard.report.bundle import bundle
 from tritpress.dashboard.report.charts import CIVIDIS, colour, pictures
 from tritpress.dashboard.report.facts import Facts, file_name, read_facts
@@ -36,23 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(runs: Path) -> RunDirectory:
-    """A finished run with details, custom metrics and a report.json."""
-    run = make_run(runs, "whole", name="Whole one")
-    writer = EventWriter(run.path)
-    for kind, fields in events(run, layers=6, steps=120, name="Whole one", details=True):
-        if kind == "run.finished":
-            for step, value in enumerate([0.5, math.nan, 0.25, math.inf, 0.125]):
-                writer.emit("metric", name="validation/accuracy", value=value, step=step)
-        writer.emit(kind, **fields)
-    writer.close()
-    report = {
-        "versions": {"torch": "2.15"},
-        "machine": {"processor": "a processor", "cores": 2},
-        "text": {"source": "the library", "held_out_sha256": "ab" * 32},
-    }
-    run.report_path.write_text(json.dumps(report))
-    run.update_run(status="finished", exit_code=0)
-    return run
+    return write_whole_run(runs, "whole")
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +208,20 @@ def test_a_run_that_broke_off_says_so(runs: Path) -> None:
     page = assert_harmless(report_html(read_facts(bare.path)))
     assert "No tensors are known" in page.text
     assert not [picture for picture in pictures(read_facts(bare.path)) if "metric" in picture.key]
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        [1],
+        {"text": 7, "versions": [1], "machine": "x", "fine_tuning": "x"},
+        {"fine_tuning": {"steps": "many"}},
+    ],
+)
+def test_a_damaged_report_json_breaks_nothing(runs: Path, report: Any) -> None:
+    run = write_run(runs, "damaged", layers=1, steps=2, name="Damaged")
+    run.report_path.write_text(json.dumps(report))
+    assert "Damaged" in assert_harmless(report_html(read_facts(run.path))).text
 
 
 def test_secrets_of_alerts_are_not_handed_on(runs: Path) -> None:

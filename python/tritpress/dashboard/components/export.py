@@ -94,7 +94,7 @@ class Downloads(JSComponent):
       said.setAttribute("role", "status")
       const buttons = document.createElement("span")
       buttons.className = "downloads"
-      let busy = ""
+      let busy = "", told = false  // told: the words are about a file that was asked for
       const draw = () => {
         const root = box.getRootNode(), held = root.activeElement && root.activeElement.dataset.download
         buttons.replaceChildren(...model.items.map(([key, title, why]) => {
@@ -106,12 +106,14 @@ class Downloads(JSComponent):
           if (why) button.title = why
           button.addEventListener("click", () => {
             busy = key
+            told = true
             said.textContent = "Making the file …"
             draw()
             model.send_msg({ get: key })
           })
           return button
         }))
+        if (!busy && !told) said.textContent = model.items.map(([, , why]) => why).filter(Boolean).join(" ")
         if (held) for (const button of buttons.children) if (button.dataset.download === held) button.focus()
       }
       const done = (words) => { busy = ""; said.textContent = words; draw() }

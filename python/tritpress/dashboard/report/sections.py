@@ -312,13 +312,18 @@ def text(facts: Facts) -> Markup:
 def environment(facts: Facts) -> Markup:
     """Versions and machine, as the run found them."""
     report = facts.report or {}
-    rows = [(name, str(version)) for name, version in (report.get("versions") or {}).items()]
-    machine = report.get("machine") or facts.record.get("chosen") or {}
+    rows = [(name, words(version)) for name, version in _dict(report.get("versions")).items()]
+    machine = _dict(report.get("machine")) or _dict(facts.record.get("chosen"))
     rows += [(name.replace("_", " "), words(value)) for name, value in machine.items()]
     rows.append(("seed", words((facts.config or {}).get("seed", fig.NOTHING))))
     said = Markup("") if report else markup('<p class="soft">{}</p>', f"Versions: {UNWRITTEN}")
     written = f"Python {platform.python_version()}"
     return said + _pairs([*rows, ("this file written with", written)])
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """`value` where it is what it should be: a report.json may come from elsewhere."""
+    return value if isinstance(value, dict) else {}
 
 
 def _pairs(rows: list[tuple[str, Any]], mono: bool = False) -> Markup:
