@@ -225,7 +225,8 @@ def test_charts_of_compare_and_diff(page: Any, server: str, run: RunDirectory) -
     assert {row["series"] for row in made["loss"]} == {"Exports", "The other one"}
     opened(page, server, "diff", f"&tensor={TENSOR}")
     made = check_charts(page, 5)
-    assert len(made["blocks-root-mean-square-error"]) == 64 * 64
+    blocks = made["blocks-root-mean-square-error"]
+    assert len(blocks) == 64 * 64 and all(float(row["value"]) >= 0 for row in blocks)
 
 
 def test_the_menu_by_keyboard(page: Any, server: str, run: RunDirectory) -> None:

@@ -122,6 +122,17 @@ const painted = (view, type) => {
 // Columns that only style a mark (colours, widths, sizes) are no data.
 const styling = /(_color|_alpha|_width|_dash|_cap|_join|_font|_style|_size|^size|^marker|^angle|_offset)$/
 
+// The middle and the value of every cell of a picture.
+const pixels = ({ source, picture }) => source.data[picture.image.field].flatMap((cells, at) => {
+  const [rows, columns] = cells.shape
+  const [x, y, dw, dh] = ["x", "y", "dw", "dh"].map((name) => {
+    const spec = picture[name]
+    return spec.field !== undefined ? source.data[spec.field][at] : spec.value ?? spec
+  })
+  return Array.from(cells, (value, n) =>
+    [x + (n % columns + 0.5) * dw / columns, y + (Math.floor(n / columns) + 0.5) * dh / rows, value])
+})
+
 const chart_rows = (model) => {
   const groups = []
   for (const renderer of model.renderers) {
@@ -129,6 +140,7 @@ const chart_rows = (model) => {
     if (!source || !source.data || renderer.visible === false) continue
     let group = groups.find((one) => one.source === source)
     if (!group) groups.push(group = { source, used: new Set(), style: new Set(), label: renderer.name || "" })
+    if (renderer.glyph.type === "Image") group.picture = renderer.glyph
     for (const [name, value] of Object.entries(renderer.glyph.attributes)) {
       if (!value || value.field === undefined) continue
       const style = styling.test(name) && !value.transform
@@ -143,6 +155,8 @@ const chart_rows = (model) => {
       for (const renderer of item.renderers) labels.set(renderer.data_source, words)
     }
   }
+  const pictures = groups.filter(({ picture }) => picture)
+  if (pictures.length) return [["x", "y", "value"], ...pictures.flatMap(pixels)]
   const filled = groups.filter(({ source }) => (Object.values(source.data)[0] || []).length)
   const names = []
   for (const group of filled) {

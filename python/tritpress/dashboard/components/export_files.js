@@ -20,11 +20,12 @@ const save = (name, content, type) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000)
 }
 
-// Text that a spreadsheet would run as a formula is told apart by an apostrophe; numbers stay numbers.
+// Text that a spreadsheet would run as a formula is told apart by an apostrophe; numbers and ranges of numbers
+// stay what they are.
 const csv_cell = (value) => {
   if (value === null || value === undefined || (typeof value === "number" && !Number.isFinite(value))) return ""
   let text = String(value)
-  if (typeof value !== "number" && /^[=+\-@\t\r]/.test(text) && !/^[+-]?[\d.,]+( ?%)?$/.test(text)) text = "'" + text
+  if (typeof value !== "number" && /^[=+\-@\t\r]/.test(text) && !/^[+-][\d.,%()+\-\s]*( to [\d.,%()+\-\s]*)?$/.test(text)) text = "'" + text
   return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text
 }
 
