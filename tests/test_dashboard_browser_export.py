@@ -222,10 +222,10 @@ def test_charts_of_quality_and_tuning(page: Any, server: str, run: RunDirectory)
 def test_charts_of_compare_and_diff(page: Any, server: str, run: RunDirectory) -> None:
     opened(page, server, "compare", run="exports,other")
     made = check_charts(page, 2)
-    assert {row["series"] for row in made["loss"]} == {"Exports", "The other one"}
+    assert {row["series"] for row in made["compare-loss"]} == {"Exports", "The other one"}
     opened(page, server, "diff", f"&tensor={TENSOR}")
     made = check_charts(page, 5)
-    blocks = made["blocks-root-mean-square-error"]
+    blocks = made["blocks-error"]
     assert len(blocks) == 64 * 64 and all(float(row["value"]) >= 0 for row in blocks)
 
 

@@ -267,6 +267,7 @@ def test_what_a_plugin_adds_is_on_the_page_and_a_broken_one_breaks_nothing(
         assert "ZeroDivisionError" in other.locator('[data-plugin-error="broken"]').first.inner_text()
         open_tab(other, url, "with-plugins", "metrics")
         wait_until(other, lambda: points(other, "plugin:best:0:line0") == 120, "the plug-in's chart")
+        other.locator('[data-export*="plugin"]').wait_for()
         other.locator('[data-plugin-error="broken"]').first.wait_for()
         tabs = other.get_by_role("tab").all_inner_texts()
         assert tabs[-3:] == ["Losses", "Bad", "Odd"]

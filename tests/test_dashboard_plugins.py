@@ -17,6 +17,9 @@ pytest.importorskip("panel")
 
 from tritpress.dashboard import plugins
 from tritpress.dashboard.context import PageContext
+from tritpress.dashboard.report.charts import pictures
+from tritpress.dashboard.report.facts import read_facts
+from tritpress.dashboard.report.page import report_html
 from tritpress.dashboard.store import RunStore
 from tritpress.dashboard.tabs import make_tabs
 from tritpress.dashboard.tabs.base import Shown
@@ -83,6 +86,14 @@ def test_the_documented_example_adds_a_card_a_chart_and_a_tab(installed: Path, s
     tab.refresh(shown(state, tmp_path), None)
     assert f"{best:.3f}" in tab.text.pane.object and len(tab.charts) == 1
     assert tab.trouble.pane.object == ""
+
+
+def test_its_charts_are_in_the_report_too(installed: Path, tmp_path: Path) -> None:
+    install(installed, "best", "best_loss", example())
+    run = write_run(tmp_path / "runs", "r")
+    drawn = {picture.key: picture.title for picture in pictures(read_facts(run.path))}
+    assert drawn["plugin-best-0"] == "CE minus KL"
+    assert "CE minus KL" in report_html(read_facts(run.path))
 
 
 def test_it_is_found_by_a_process_of_its_own(installed: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tritpress.dashboard.report.added import added_charts
 from tritpress.dashboard.report.facts import Facts
 from tritpress.dashboard.report.svg import Drawing, Frame, escape, number
 from tritpress.dashboard.theme import CURRENT, MARKERS, OKABE_ITO
@@ -22,6 +23,8 @@ from tritpress.dashboard.views.progress import (
 )
 from tritpress.dashboard.views.quality import gradients
 from tritpress.dashboard.views.shades import SHADES, Shade
+from tritpress.runs.details import load_many
+from tritpress.runs.diff import ordered, tensor_diffs
 from tritpress.ternarize.details import TensorDetails
 
 CIVIDIS = (
@@ -41,6 +44,9 @@ NARROW = 560
 ROW = 20
 CURVE_POINTS = 700
 """Points of a drawn line: as many as a line of that width can show."""
+
+WORST = 6
+"""Tensors whose weights are shown before and after."""
 
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
@@ -193,8 +199,12 @@ def zeros(board: Board, config: dict[str, Any]) -> list[Picture]:
 
 
 def training(facts: Facts) -> list[Picture]:
-    """Curves of fine-tuning and of custom metrics."""
-    charts = [*curve_views.training_charts(facts.state), *curve_views.custom_charts(facts.state)]
+    """Curves of fine-tuning, of custom metrics and of plug-ins."""
+    charts = [
+        *curve_views.training_charts(facts.state),
+        *curve_views.custom_charts(facts.state),
+        *added_charts(facts.state),
+    ]
     found: list[Picture] = []
     for chart in charts:
         lines = [(line.title, *_thin(line.x, line.y)) for line in chart.lines]
@@ -213,8 +223,8 @@ def training(facts: Facts) -> list[Picture]:
                         made.mark(a, b, "circle", tint, 2.5)
         frame.legend([(title, tint, dash) for (title, _, _), tint, dash in zip(lines, OKABE_ITO, DASHES)],
                      dashes=True)  # fmt: skip
-        key = chart.key.removeprefix("metric:")
-        found.append(Picture(("metric-" if key != chart.key else "training-") + slug(key), made))
+        own = chart.key.startswith(("metric:", "plugin:"))
+        found.append(Picture(slug(chart.key if own else f"training-{chart.key}"), made))
     return found
 
 
@@ -315,6 +325,12 @@ def histogram(name: str, details: TensorDetails) -> Picture:
     return Picture(f"histogram-{slug(name)}", made)
 
 
+def worst_histograms(facts: Facts) -> list[Picture]:
+    """Weights before and after of the tensors with the largest error, as far as the run recorded them."""
+    worst = [diff.name for diff in ordered(tensor_diffs(facts.state)) if diff.error is not None][:WORST]
+    return [histogram(name, details) for name, details in load_many(facts.path, worst)]
+
+
 def pictures(facts: Facts) -> list[Picture]:
     """Every chart of the run that has data, in the page's order."""
     board = board_of(facts)
@@ -324,6 +340,7 @@ def pictures(facts: Facts) -> list[Picture]:
             found += grids(board, shade)
         found += zeros(board, facts.config)
         found.append(errors(board))
+        found += worst_histograms(facts)
     found += training(facts)
     found.append(gradient_norms(facts))
     return [picture for picture in found if picture is not None]

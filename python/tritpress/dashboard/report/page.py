@@ -12,17 +12,11 @@ from tritpress.dashboard.report.markup import Markup, empty, join, markup
 from tritpress.dashboard.views.progress import pressed_words
 from tritpress.dashboard.views.quality import gradients
 from tritpress.dashboard.views.shades import SHADES
-from tritpress.runs.details import load_many
-from tritpress.runs.diff import ordered, tensor_diffs
 
 STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """The browser itself refuses whatever the file might ask for."""
-
-WORST = 6
-"""Tensors whose weights are shown before and after."""
-
 
 def report_html(facts: Facts, now: float | None = None) -> str:
     """The whole report. Everything that the run wrote is escaped; what is not known is a dash."""
@@ -126,10 +120,7 @@ def _error(facts: Facts) -> Markup:
     picture = charts.errors(charts.board_of(facts))
     if picture is None:
         return empty("No error to show", _early(facts, "It is measured while tensors are pressed."))
-    worst = [diff for diff in ordered(tensor_diffs(facts.state)) if diff.error is not None][:WORST]
-    found = [
-        charts.histogram(name, details) for name, details in load_many(facts.path, [d.name for d in worst])
-    ]
+    found = charts.worst_histograms(facts)
     if not found:
         return _figure(picture)
     return markup(
