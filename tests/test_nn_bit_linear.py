@@ -179,6 +179,39 @@ def test_zeros_stay_in_their_band(planes, spread, band):
     assert abs(float((trits == 0).float().mean()) - held.zero_share()) < 1e-6
 
 
+def test_the_ceiling_is_met_exactly_by_the_weights_nearest_to_their_border():
+    rng = np.random.default_rng(3)
+    scales = torch.from_numpy(rng.uniform(0.1, 0.3, (1, 40, 2)).astype(np.float32))
+    latent = torch.from_numpy(rng.normal(0, 0.12, (40, 100)).astype(np.float32))  # the last group is short
+    free = BitLinear(latent, scales, 64)
+    assert free.zero_share() > 0.5
+    held = BitLinear(latent, scales, 64, zero_band=(0.25, 0.44))
+    assert held.zero_share() == pytest.approx(0.44, abs=1 / latent.numel())
+    became = (held._codes[0] != 0) & (free._codes[0] == 0)
+    stayed = held._codes[0] == 0
+    border = 0.5 * scales[0].half().float().repeat_interleave(64, dim=-1)[:, :100]
+    ratio = latent.abs() / border
+    assert float(ratio[became].min()) > float(ratio[stayed].max())
+    assert bool((held._codes[0][became] == latent[became].sign()).all())
+    full = BitLinear(latent * 20, scales, 64, zero_band=(0.25, 0.44))
+    assert full.zero_share() < 0.25  # borders lean no further than the next value
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_the_pull_leads_to_the_middle_of_the_cell_and_flips_nothing(planes):
+    trits, scales, latent = random_codes(planes, 6, 64, 32)
+    layer = BitLinear.from_codes(pack_trits(trits), scales, 64, 32, latent=latent, margin=0.05)
+    layer.quantized()
+    before = layer._codes.clone()
+    middle = by_hand(before, scales, 32)
+    gap = (layer.latent.detach() - middle).abs()
+    for _ in range(3):
+        layer.pull_to_middle(0.25)
+        layer.quantized()
+    torch.testing.assert_close((layer.latent.detach() - middle).abs(), gap * 0.75**3, rtol=1e-4, atol=1e-6)
+    assert torch.equal(layer._codes, before)
+
+
 def test_int8_activations_as_the_kernels_make_them():
     x = torch.tensor([[1.0, -127.0, 0.5, 2.5], [0.0, 0.0, 0.0, 0.0]], requires_grad=True)
     y = fake_quantize_activations(x)

@@ -109,7 +109,9 @@ class MuGrokfast:
             self.inner.append(Muon(groups, momentum=momentum))
         adam = [group for group in adam if group["params"]]
         if adam:
-            self.inner.append(torch.optim.AdamW(adam, betas=(0.9, 0.95), foreach=False))
+            on_cpu = all(p.device.type == "cpu" for p in self.names.values())
+            # one pass over memory instead of eight
+            self.inner.append(torch.optim.AdamW(adam, betas=(0.9, 0.95), foreach=False, fused=on_cpu))
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.inner]
 
     def set_rate(self, factor: float) -> None:

@@ -43,6 +43,7 @@ class Recipe:
     scale_lr: float
     rest_lr: float
     weight_decay: float
+    pull: float
     grokfast_lambda: float
     grokfast_alpha: float
     batch_windows: int
@@ -119,6 +120,7 @@ def recipe_for(
         "scale_lr": SCALE_RATE if planes <= 1.0 else SCALE_RATE_PLANES,
         "rest_lr": REST_RATE,
         "weight_decay": 0.0,
+        "pull": 0.0,
         "grokfast_lambda": config.grokfast_lambda if config.optimizer == "mugrokfast" else 0.0,
         "grokfast_alpha": 0.98,
         "batch_windows": max(1, batch_tokens // window),

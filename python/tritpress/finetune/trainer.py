@@ -157,6 +157,7 @@ class _Run:
             layer.gain.requires_grad_(True)
         self.dir, self.device = Path(work_dir), device_of(student)
         self.vocabulary = int(getattr(getattr(student, "config", None), "vocab_size", 0) or 32_768)
+        self.layers = list(layers.values())
         self.matrices: dict[str, Tensor] = {f"{name}.latent": layer.latent for name, layer in layers.items()}
         self.scales = {f"{name}.gain": layer.gain for name, layer in layers.items()}
         self.rest = rest_of(student) if recipe.rest_lr > 0 else {}
@@ -272,6 +273,9 @@ class _Run:
         factor = recipe.rate_factor(min(1.0, share)) * self.state.rate
         self.optimizer.set_rate(factor)
         self.optimizer.step()
+        if recipe.pull > 0:
+            for layer in self.layers:
+                layer.pull_to_middle(min(1.0, recipe.pull * factor))
         loss_value = (1.0 - recipe.ce_share) * kl + recipe.ce_share * ce
         return {"loss": loss_value, "ce": ce, "kl": kl, "lr": recipe.lr * factor, "grad_norm": norm}
 

@@ -132,6 +132,13 @@ class BitLinear(nn.Module):
         return pack_trits(self._codes).cpu().numpy(), self._scales.to(torch.float16).cpu().numpy()
 
     @torch.no_grad()
+    def pull_to_middle(self, share: float) -> None:
+        """Move each latent by `share` of its way to the value, by the scales at the start, of its code in the
+        last forward pass."""
+        middle = _sum_planes(self.base_scales, self._codes, self.group_size)
+        self.latent.lerp_(middle, share)
+
+    @torch.no_grad()
     def zero_share(self) -> float:
         """Share of zero codes over all planes together."""
         self._refresh()
