@@ -3,6 +3,7 @@
     python benches/quality.py finetuning [--cases r8-500k,one-500k,one-1m,one-4m]
     python benches/quality.py bitnet
     python benches/quality.py optimizers [--seeds 0,1,2] [--tokens 250000] [--tuning-tokens 100000]
+    python benches/quality.py step
 
 Every row is a file in `--folder` (default `target/finetuning`), made once: a command that was cut off goes on
 where it was, in the middle of a training too. All on the built-in text and model; the evaluation reads the
@@ -15,6 +16,8 @@ import argparse
 import json
 import shutil
 import statistics
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,19 @@ from tritpress import pipeline, steps
 from tritpress.config import CompressionConfig
 from tritpress.evaluate.perplexity import evaluate_model
 from tritpress.events.context import NullContext
+from tritpress.finetune.fast_modules import faster_modules, keep_freed_memory
 from tritpress.finetune.recipe import Recipe, recipe_for
-from tritpress.finetune.trainer import FineTuneResult, fine_tune
+from tritpress.finetune.trainer import FineTuneResult, _Run, fine_tune
 from tritpress.formats.huggingface import modules_of
 from tritpress.formats.packed import write_packed
+from tritpress.formats.source import tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.loading import load
 from tritpress.nn.bit_linear import BitLinear
 from tritpress.nn.surgery import replace_module, weight_out_in
 from tritpress.reference import reference_model_path
 from tritpress.steps.press import statistics as layer_statistics
-from tritpress.steps.student import make_student
+from tritpress.steps.student import make_student, save_rest
 from tritpress.text import TrainingWindows
 
 STARTS: dict[str, dict[str, Any]] = {
@@ -161,6 +166,8 @@ class Bench:
         result = fine_tune(
             student, work.original, text, validation, work.config, folder, Talk(name), recipe=recipe
         )
+        if evaluate and recipe.rest_lr > 0:
+            save_rest(work, student)
         found = self._evaluated(work, layers, folder) if evaluate else {}
         shutil.rmtree(folder)
         return _figures(name, result) | found
@@ -171,7 +178,11 @@ class Bench:
             codes, scales = layers[target.name].codes_and_scales()
             store.put(target.name, codes, scales, layer_statistics(target, codes, scales, work))
         assert work.plan is not None
-        packed = write_packed(work.source, work.plan, store, folder / "packed", seed=0, versions={})
+        rest = tensor_entries(work.rest_path) if work.rest_path.is_file() else {}
+        packed = write_packed(
+            work.source, work.plan, store, folder / "packed", seed=0, versions={}, dense=rest
+        )
+        work.rest_path.unlink(missing_ok=True)
         found = evaluate_model(
             load(packed, activation_bits=8), work.windows("held_out"), reference=work.original
         )
@@ -247,7 +258,7 @@ def bitnet(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         student, layers = bitnet_student(work)
         # one rate for all tensors in the weights' own units, as AdamW has it
         AbsmeanLinear.unit = 1.0  # type: ignore[assignment]
-        recipe = _recipe(work, lr=rate, scale_lr=0.0, ce_share=1.0, patience=1_000)
+        recipe = _recipe(work, lr=rate, scale_lr=0.0, ce_share=1.0, pull=0.0, patience=1_000)
         return bench.trained(name, work, student, layers, recipe)
 
     rows = []
@@ -309,6 +320,67 @@ def optimizers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")
+BATCH = 4
+"""Windows of a profiled step."""
+
+
+def step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Where the time of a training step goes, in each number format."""
+    bench, rows = Bench(arguments.folder), []
+    print(f"{'format':9} {'optimizer':11} {'step':>7} {'tokens/s':>8} {'products':>8} {'optimizer':>9}  rest")
+    for format in ("float32", "bfloat16"):
+        for kind in ("adamw", "mugrokfast"):
+            work = bench.start("one", optimizer=kind)
+            student, _ = make_student(work)
+            recipe = _recipe(work, muon_format=format, autocast=format, batch_windows=BATCH)
+            rows.append({"format": format, "optimizer": kind} | _profiled(work, student, recipe))
+            row = rows[-1]
+            most = sorted(row["rest"].items(), key=lambda item: -item[1])[:4]
+            print(
+                f"{format:9} {kind:11} {row['seconds']:6.3f}s {row['tokens_per_s']:8.0f} "
+                f"{row['products']:8.1%} {row['optimizer_share']:9.1%}  "
+                + ", ".join(f"{name} {share:.1%}" for name, share in most),
+                flush=True,
+            )
+    return rows
+
+
+def _profiled(work: steps.Work, student: Any, recipe: Recipe) -> dict[str, Any]:
+    """Seconds of a step (the best of eight), and shares of one that torch's profiler watched."""
+    text = TrainingWindows(work.tokenizer, work.splits.fine_tuning, work.window, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        training = _Run(student, work.original, text, work.windows("validation"), recipe, Path(folder), None)
+        keep_freed_memory()
+        with faster_modules(student, work.original):
+            times = []
+            for _ in range(11):
+                started = time.perf_counter()
+                training._step()
+                times.append(time.perf_counter() - started)
+                training.state.step += 1
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as watched:
+                training._step()
+    shares: dict[str, float] = {}
+    for event in watched.events():
+        parent, name = event, event.name
+        while parent is not None and parent.name != "optimizer":
+            parent = parent.cpu_parent
+        if parent is not None:
+            name = "optimizer"
+        elif name.startswith(PRODUCTS):
+            name = "products"
+        shares[name] = shares.get(name, 0.0) + event.self_cpu_time_total
+    total, seconds = sum(shares.values()), min(times[3:])
+    return {
+        "seconds": seconds,
+        "tokens_per_s": recipe.batch_tokens / seconds,
+        "products": shares.pop("products") / total,
+        "optimizer_share": shares.pop("optimizer") / total,
+        "rest": {name.removeprefix("aten::"): spent / total for name, spent in shares.items()},
+    }
+
+
 def _spread(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -322,7 +394,8 @@ def _recipe(work: steps.Work, **changes: Any) -> Recipe:
 def add_commands(commands: Any) -> dict[str, Any]:
     """Add the commands of this file to the parsers of `benches/quality.py`; name -> function."""
     made = {}
-    for name, function in (("finetuning", finetuning), ("bitnet", bitnet), ("optimizers", optimizers)):
+    functions = {"finetuning": finetuning, "bitnet": bitnet, "optimizers": optimizers, "step": step}
+    for name, function in functions.items():
         parser = commands.add_parser(name, help=function.__doc__)
         parser.add_argument("--folder", type=Path, default=Path("target/finetuning"))
         made[name] = (parser, function)

@@ -2,7 +2,7 @@
 
     python benches/quality.py table [--cases 1plane,2planes,7,8,10] [--json FILE] [--threads N]
     python benches/quality.py predictions [--plans 24] [--folder DIR] [--at-most N]
-    python benches/quality.py finetuning | bitnet | optimizers    (benches/finetuning.py)
+    python benches/quality.py finetuning | bitnet | optimizers | step    (benches/finetuning.py)
 
 `table` presses, writes, loads and evaluates the model for each case: no fine-tuning, the built-in text,
 16,384 tokens of calibration. `predictions` compares the planner's predicted loss with the measured KL

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
@@ -266,16 +267,17 @@ class _Run:
             loss.backward()
             kl_sum, ce_sum = kl_sum + kl, ce_sum + ce
         kl, ce = kl_sum / positions, ce_sum / positions
-        norm = float(torch.nn.utils.clip_grad_norm_(self.optimizer.names.values(), recipe.clip))
-        if not (math.isfinite(norm) and math.isfinite(kl) and math.isfinite(ce)):
-            return None
         share = (step + 1) / recipe.steps if recipe.steps else self._progress() + 1e-3
         factor = recipe.rate_factor(min(1.0, share)) * self.state.rate
-        self.optimizer.set_rate(factor)
-        self.optimizer.step()
-        if recipe.pull > 0:
-            for layer in self.layers:
-                layer.pull_to_middle(min(1.0, recipe.pull * factor))
+        with record_function("optimizer"):
+            norm = float(torch.nn.utils.clip_grad_norm_(self.optimizer.names.values(), recipe.clip))
+            if not (math.isfinite(norm) and math.isfinite(kl) and math.isfinite(ce)):
+                return None
+            self.optimizer.set_rate(factor)
+            self.optimizer.step()
+            if recipe.pull > 0:
+                for layer in self.layers:
+                    layer.pull_to_middle(min(1.0, recipe.pull * factor))
         loss_value = (1.0 - recipe.ce_share) * kl + recipe.ce_share * ce
         return {"loss": loss_value, "ce": ce, "kl": kl, "lr": recipe.lr * factor, "grad_norm": norm}
 
