@@ -46,7 +46,7 @@ from tritpress.text import TrainingWindows
 STARTS: dict[str, dict[str, Any]] = {
     "one": {"planes": 1},
     "r8": {"target_ratio": 8.0},
-    "bitnet": {"planes": 1, "group_size": 0, "method": "fast", "fit": "absmean", "sparsity": "free"},
+    "bitnet": {"planes": 1, "method": "fast", "fit": "bitnet"},
 }
 CASES: dict[str, tuple[str, int]] = {
     "r8-65k": ("r8", 65_536),
@@ -64,7 +64,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "mugrokfast 0.5": {"optimizer": "mugrokfast", "grokfast_lambda": 0.5},
     "mugrokfast 2": {"optimizer": "mugrokfast", "grokfast_lambda": 2.0},
 }
-RATE_FACTORS = (1 / 3, 1.0, 3.0)
+RATE_FACTORS = (0.5, 1.0, 2.0)
 """The rates that are tried for each optimizer, times the recipe's own."""
 
 

@@ -219,6 +219,35 @@ def test_recipes_follow_the_configuration():
     assert factors[0] < factors[2] < 1.0
 
 
+def test_noise_carries_latents_equally_far_in_short_and_long_trainings():
+    """Simulated: unit noise as AdamW's steps, the recipe's rates, warm-up, cosine and pull."""
+    generator = torch.Generator().manual_seed(0)
+    walked = {}
+    for tokens in (65_536, 1_000_000, 8_000_000):
+        made = recipe_for(CompressionConfig(tokens=tokens), 256, FLOAT32)
+        latents, most = torch.zeros(2_000), 0.0
+        for step in range(made.steps):
+            factor = made.rate_factor((step + 1) / made.steps)
+            latents += made.lr * factor * torch.randn(2_000, generator=generator)
+            latents.lerp_(torch.zeros(()), made.pull * factor)
+            most = max(most, float(latents.std()))
+        walked[tokens] = most
+    assert all(0.1 < most < 0.2 for most in walked.values()), walked  # the border is at 0.5
+    short, long = (recipe_for(CompressionConfig(tokens=n), 256, FLOAT32) for n in (65_536, 8_000_000))
+    assert short.pull > long.pull and short.lr > long.lr and short.batch_tokens < long.batch_tokens
+
+
+def test_what_was_given_goes_before_the_rules():
+    config = CompressionConfig(tokens=4_096, learning_rate=0.5, optimizer="muon")
+    made = recipe_for(config, 256, FLOAT32, planes=1.4, batch_windows=2)
+    assert (made.lr, made.optimizer, made.batch_windows) == (0.5, "muon", 2)
+    one = recipe_for(config, 256, FLOAT32)
+    assert made.scale_lr < one.scale_lr and made.rest_lr < one.rest_lr
+    assert CompressionConfig().optimizer == "adamw"
+    assert CompressionConfig(grokfast_lambda=2.0).optimizer == "mugrokfast"  # the filter is Muon's
+    assert CompressionConfig(grokfast_lambda=2.0, optimizer="muon").optimizer == "muon"
+
+
 def test_the_order_of_windows_is_one_permutation_an_epoch():
     text = ShuffledWindows(np.arange(20).reshape(10, 2), seed=1)
     first, second = text.take(0, 10), text.take(10, 10)

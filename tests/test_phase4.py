@@ -103,6 +103,7 @@ def test_the_values_reach_the_configuration() -> None:
         seed=7,
     ).compression()
     assert (config.target_ratio, config.sparsity, config.finetune) == (8.0, 0.35, False)
-    assert (config.grokfast_lambda, config.seed) == (0.2, 7)
+    assert (config.optimizer, config.grokfast_lambda, config.seed) == ("mugrokfast", 0.2, 7)
+    assert Phase4Config().compression().optimizer == "adamw"
     assert Phase4Config().compression().finetune is None
     assert Phase4Config(fine_tune_epochs=3).compression().epochs == 3

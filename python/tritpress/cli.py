@@ -164,7 +164,7 @@ def compress(
         typer.Option(
             "--optimizer",
             metavar="NAME",
-            help="mugrokfast (default), muon or adamw.",
+            help="adamw (default), muon or mugrokfast.",
             rich_help_panel=o.FINE_TUNING,
         ),
     ] = None,
@@ -173,7 +173,7 @@ def compress(
         typer.Option(
             "--grokfast-lambda",
             metavar="X",
-            help="Weight of the EMA filter (default: 0.1).",
+            help="Weight of mugrokfast's EMA filter (default: 0.1).",
             rich_help_panel=o.FINE_TUNING,
         ),
     ] = None,

@@ -117,8 +117,10 @@ class CompressionConfig(BaseModel):
     epochs: int | None = Field(None, ge=1)
     tokens: int | None = Field(None, ge=256, description="fine-tuning budget in tokens")
     minutes: float | None = Field(None, gt=0)
-    optimizer: Literal["mugrokfast", "muon", "adamw"] = "mugrokfast"
-    grokfast_lambda: float = Field(0.1, ge=0.0, le=10.0)
+    optimizer: Literal["adamw", "muon", "mugrokfast"] = "adamw"
+    grokfast_lambda: float = Field(
+        0.1, ge=0.0, le=10.0, description="of mugrokfast, which is the optimizer where this alone is given"
+    )
     learning_rate: float | None = Field(None, gt=0, description="peak rate of the latents, in cells' widths")
     activation_bits: Literal[8] | None = Field(None, description="8 trains with the kernels' activations")
 
@@ -134,6 +136,13 @@ class CompressionConfig(BaseModel):
     )
     alert_webhook: str | None = Field(None, description="http(s) address that every alert is posted to")
     alert_command: str | None = Field(None, description="command that gets every alert on its stdin")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lambda_asks_for_its_filter(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("grokfast_lambda") is not None:
+            return {"optimizer": "mugrokfast", **values}
+        return values
 
     @field_validator("alerts")
     @classmethod

@@ -41,7 +41,7 @@ class Phase4Config:
     sparsity_threshold: float | None = None
     enable_fine_tuning: bool = True
     fine_tune_epochs: int | None = None
-    grokfast_lambda: float = 0.1
+    grokfast_lambda: float | None = None
     text: list[str] = field(default_factory=list)
     device: str = "auto"
     seed: int = 0
@@ -58,18 +58,19 @@ class Phase4Config:
         wanted = self.fine_tune_epochs is not None
         if wanted and not self.enable_fine_tuning:
             raise UsageError("fine_tune_epochs asks for what enable_fine_tuning=False forbids: leave one out")
-        values = {
+        values: dict[str, Any] = {
             "target_ratio": self.target_compression_ratio,
             "sparsity": self.target_sparsity,
             "threshold": self.sparsity_threshold,
             "finetune": True if wanted else None if self.enable_fine_tuning else False,
             "epochs": self.fine_tune_epochs,
-            "grokfast_lambda": self.grokfast_lambda,
             "text": [str(path) for path in self.text],
             "device": self.device,
             "seed": self.seed,
             "overwrite": self.overwrite,
         }
+        if self.grokfast_lambda is not None:  # asks for Muon with the filter
+            values["grokfast_lambda"] = self.grokfast_lambda
         return make_config({**values, **self.options})
 
 

@@ -33,9 +33,9 @@ class Fit(StrEnum):
 
 
 class Optimizer(StrEnum):
-    mugrokfast = "mugrokfast"
-    muon = "muon"
     adamw = "adamw"
+    muon = "muon"
+    mugrokfast = "mugrokfast"
 
 
 class Device(StrEnum):

@@ -78,7 +78,7 @@ class Fields:
         )
         self.optimizer = pmui.Select(
             label="Optimizer",
-            options={"Muon with Grokfast": "mugrokfast", "Muon": "muon", "AdamW": "adamw"},
+            options={"AdamW": "adamw", "Muon": "muon", "Muon with Grokfast": "mugrokfast"},
             **wide,
         )
         self.text = pmui.TextAreaInput(

@@ -10,22 +10,27 @@ from tritpress.config import CompressionConfig
 
 DEFAULT_TOKENS = 500_000
 """The budget when none was given."""
-MUON_RATE = 3e-2
-ADAMW_RATE = 2e-3
-"""Peak rates of the latents, which start in the middle of their cells: at 3e-2 a latent moves about 0.6 % of
-a cell's width a step, so that only codes flip on which the gradients agree for long. Calibrated codes are a
-good optimum together; flips that come many at a time overshoot and cost more than they bring."""
-PATH = 1.5
-PATH_PLANES = 2.0
-"""Largest product of Muon's peak rate and the number of steps, where every tensor has one plane and where
-some have more: a longer training gets a smaller rate, or more codes flip than it heals (docs/quality.md)."""
-SCALE_RATE = 3e-3
-SCALE_RATE_PLANES = 1.5e-3
-"""Peak rates of the scales, likewise. Scales give most of what a short training can win; the noise of larger
-steps (6e-3 at ratio 8) costs what they would win."""
-REST_RATE = 0.0
-"""Peak rate of what is not ternary (embeddings, head, norms, biases), AdamW, relative to the size of each
-tensor's values; 0 leaves all of it as it is."""
+PULL_STEPS = 60
+PULL_SHARE = 0.25
+"""In how many steps the pull takes a latent back to the middle of its cell (to 1/e of the way): this many, or
+this share of a longer training. A code flips where the gradients of so many steps agree; what is noise in
+them never gets that far, however long the training is."""
+WALK = 0.16
+"""How far the noise of the gradients alone may carry a latent, in widths of its cell (root mean square; the
+border is at 0.5). It fixes the rate: under AdamW, whose steps are the gradients over their own spread, the
+walk is r * sqrt(n / 2) at the rate r where the pull takes n steps."""
+MUON_SHARE = 0.8
+"""Muon's steps at the same rate are smaller but go the same way for longer: its rate against AdamW's."""
+SCALE_RATE = 6e-3
+SCALE_RATE_PLANES = 2e-3
+"""Peak rates of the scales where every tensor has one plane and where some have more: the noise of larger
+steps costs more where the planes already fit well."""
+REST_RATE = 4e-3
+REST_RATE_PLANES = 2e-3
+"""Peak rates of what is not ternary (embeddings, head, norms, biases), likewise; AdamW, relative to the size
+of each tensor's values."""
+LONG_TOKENS = 600_000
+"""Budgets from which a step takes 2,048 tokens rather than 1,024: fewer steps, but more tokens a second."""
 EVALUATIONS = 6
 
 
@@ -109,18 +114,17 @@ def recipe_for(
         budget_tokens = config.epochs * epoch_tokens
     elif config.minutes is None:
         budget_tokens = config.tokens or DEFAULT_TOKENS
-    muon = config.optimizer != "adamw"
-    # short trainings win more by twice the steps than they lose by the optimizer's share of the time
-    batch_tokens = 2048 if (budget_tokens or DEFAULT_TOKENS) > 300_000 else 1024
+    batch_tokens = 2048 if (budget_tokens or DEFAULT_TOKENS) >= LONG_TOKENS else 1024
     steps = max(1, math.ceil((budget_tokens or DEFAULT_TOKENS) / batch_tokens))
-    muon_rate = min(MUON_RATE, (PATH if planes <= 1.0 else PATH_PLANES) / steps)
+    pull_steps = max(PULL_STEPS, PULL_SHARE * steps)
+    rate = WALK / math.sqrt(0.5 * pull_steps) * (1.0 if config.optimizer == "adamw" else MUON_SHARE)
     values: dict[str, Any] = {
         "optimizer": config.optimizer,
-        "lr": config.learning_rate or (muon_rate if muon else ADAMW_RATE),
+        "lr": config.learning_rate or rate,
         "scale_lr": SCALE_RATE if planes <= 1.0 else SCALE_RATE_PLANES,
-        "rest_lr": REST_RATE,
+        "rest_lr": REST_RATE if planes <= 1.0 else REST_RATE_PLANES,
         "weight_decay": 0.0,
-        "pull": 0.0,
+        "pull": 1.0 / pull_steps,
         "grokfast_lambda": config.grokfast_lambda if config.optimizer == "mugrokfast" else 0.0,
         "grokfast_alpha": 0.98,
         "batch_windows": max(1, batch_tokens // window),

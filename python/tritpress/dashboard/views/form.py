@@ -31,7 +31,7 @@ class Form:
     finetune: bool = True
     budget: str = "tokens"
     amount: float = 100_000
-    optimizer: str = "mugrokfast"
+    optimizer: str = "adamw"
     grokfast_lambda: float = 0.1
     outputs: str = "both"
     text: tuple[str, ...] = ()

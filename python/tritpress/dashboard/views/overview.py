@@ -256,4 +256,6 @@ def _finetune_words(config: dict[str, Any]) -> str:
     elif config.get("minutes") is not None:
         budget = f"{fig.significant(config['minutes'])} min"
     word = "fine-tuning" if config.get("finetune") else "fine-tuning if needed"
-    return f"{word} {budget} λ {config.get('grokfast_lambda', 0.1):g}".replace("  ", " ")
+    filtered = config.get("optimizer") == "mugrokfast"
+    weight = f"λ {config.get('grokfast_lambda', 0.1):g}" if filtered else ""
+    return " ".join(part for part in (word, budget, weight) if part)
