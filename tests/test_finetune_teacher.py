@@ -171,7 +171,8 @@ def test_where_memory_is_short_the_run_keeps_the_original_on_disk(
     )  # fmt: skip
     source = open_source(tiny_llama_dir)
     weights = sum(math.prod(target.shape) for target in find_targets(source))
-    training = training_memory.STATE_BYTES * weights + training_memory.ACTIVATION_BYTES
+    rest = training_memory.REST_BYTES * (source.parameters - weights)
+    training = training_memory.STATE_BYTES * weights + rest + training_memory.ACTIVATION_BYTES
     monkeypatch.setattr(training_memory, "free_memory", lambda device: training + source.parameters)
     folder = Folder(tmp_path / "disk", tiny_llama_dir)
     report = pipeline.run(config, folder, NullContext())

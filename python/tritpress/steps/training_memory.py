@@ -10,7 +10,9 @@ from tritpress.errors import InputError
 from tritpress.steps.work import Work
 
 STATE_BYTES = 21
-"""A trained weight: latent, gradient, momentum, filter and forward weight in float32, one code."""
+"""A ternary weight in training: latent, gradient, two states of the optimizer, forward weight, one code."""
+REST_BYTES = 12
+"""Any other parameter beside its value: gradient and the optimizer's two states."""
 ACTIVATION_BYTES = 400_000_000
 """A batch's activations and logits, roughly; logits are bounded (`evaluate.perplexity.LOGITS_PER_BATCH`)."""
 
@@ -27,7 +29,8 @@ def place_of_teacher(work: Work) -> Teacher:
     if kept is not None:
         return kept["place"]
     weights = sum(math.prod(target.shape) for target in work.targets)
-    training = STATE_BYTES * weights + ACTIVATION_BYTES
+    rest = max(0, work.source.parameters - weights)
+    training = STATE_BYTES * weights + REST_BYTES * rest + ACTIVATION_BYTES
     both = training + 4 * work.source.parameters
     free = free_memory(work.device)
     place: Teacher = "memory"
