@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "7": {"target_ratio": 7.0},
     "8": {"target_ratio": 8.0},
     "10": {"target_ratio": 10.0},
+    "12": {"target_ratio": 12.0},
 }
 
 
