@@ -154,7 +154,8 @@ def _passes(other: Any) -> bool:
 
 def _same_size(m: Measured) -> Any | None:
     near = [a for a in m.alternatives if m.ratio_file and abs(a.ratio / m.ratio_file - 1) < 0.01]
-    return near[0] if near and not m.command.options.get("planes") else None
+    better = [a for a in near if m.perplexity_change is None or a.change < m.perplexity_change]
+    return better[0] if better and not m.command.options.get("planes") else None
 
 
 def _change_of_plan(m: Measured, other: Any) -> str:
