@@ -49,7 +49,7 @@ def page(browser: Any, server: str, run: RunDirectory) -> Iterator[Any]:
         "request",
         lambda asked: None if asked.url.startswith((host, "blob:", "data:")) else problems.append(asked.url),
     )
-    made.set_default_timeout(20_000)
+    made.set_default_timeout(60_000)
     yield made
     made.close()
     assert not problems, problems
@@ -92,6 +92,7 @@ def charts(page: Any, count: int) -> list[dict[str, Any]]:
         page,
         lambda: len(found := page.evaluate(CHARTS)) == count and all(chart["name"] for chart in found),
         f"{count} charts with a menu each",
+        seconds=60,
     )
     return list(page.evaluate(CHARTS))
 

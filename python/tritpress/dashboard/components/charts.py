@@ -92,8 +92,8 @@ def hover(renderers: list[Any], rows: list[tuple[str, str]], **params: Any) -> H
 
 
 def pane(made: bokeh_figure, name: str) -> pn.pane.Bokeh:
-    """The chart as a part of the page."""
-    return pn.pane.Bokeh(made, sizing_mode="stretch_width", margin=0, name=name)
+    """The chart as a part of the page. Panel gives its own name on to the chart: the one to export it by."""
+    return pn.pane.Bokeh(made, sizing_mode="stretch_width", margin=0, name=made.name or name)
 
 
 def factors(values: list[str]) -> FactorRange:
