@@ -46,12 +46,15 @@ class Streamed(nn.Module):
         assert self._runner is not None
         with holding(self.model, without=self._runner.blocks):
             at = torch.from_numpy(np.stack([hidden[i] for i in places])).to(input_ids.device)
+            del hidden  # what was seen of a file does not stay in the resident set
             return self._runner.tail(input_ids, at)
 
     @torch.no_grad()
     def _behind_the_blocks(self) -> np.ndarray:
         if self._hidden is not None:
             return self._hidden
+        if self._runner is not None and (found := self._kept()) is not None:
+            return found
         _, blocks = find_blocks(self.model)
         found = self._kept()
         windows = self.windows if found is None else self.windows[:1]
@@ -69,7 +72,8 @@ class Streamed(nn.Module):
             with holding(blocks[0]):
                 runner.step(0, runner.hidden[0])
         runner.hidden, runner.original_hidden = [], []
-        self._hidden = found
+        if self.keep is None:
+            self._hidden = found
         return found
 
     def _kept(self) -> np.ndarray | None:

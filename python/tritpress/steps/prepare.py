@@ -119,7 +119,8 @@ def time_in_turns(
     free is not timed (None), since reading from disk is not what is compared.
 
     The medians can be compared with each other, whatever else the machine did meanwhile. `latency_ms`: one
-    generated token (batch 1, key-value cache); `tokens_per_s`: whole windows at once, four in a batch.
+    generated token (batch 1, key-value cache); `tokens_per_s`: whole windows at once, four in a batch (fewer
+    where the vocabulary is large).
     """
     import statistics
     import time
@@ -128,11 +129,12 @@ def time_in_turns(
 
     from tritpress.evaluate.latency import decode_latency
     from tritpress.evaluate.memory import give_back_freed
-    from tritpress.evaluate.perplexity import logits_of
+    from tritpress.evaluate.perplexity import batches_of, logits_of
     from tritpress.nn.paging import holding
 
     windows = work.windows("held_out")
-    batch = torch.from_numpy(windows[:4].copy()).to(work.device)
+    vocabulary = int(work.source.config.get("vocab_size") or 32_768)
+    batch = torch.from_numpy(batches_of(windows[:4], vocabulary, None)[0].copy()).to(work.device)
     found: dict[str, dict[str, list[float]]] = {name: {"latency": [], "speed": []} for name in models}
     with torch.inference_mode():
         for turn in range(turns + 1):
