@@ -37,6 +37,7 @@ def create(runs_dir: str | Path | None = None) -> Any:
     import panel as pn
     import panel_material_ui  # noqa: F401  (registers its design)
 
+    from tritpress.dashboard import opening
     from tritpress.dashboard.security import page_rights
     from tritpress.dashboard.session import Session
     from tritpress.runs.directory import default_runs_dir
@@ -45,7 +46,11 @@ def create(runs_dir: str | Path | None = None) -> Any:
     folder = Path(runs_dir) if runs_dir is not None else Path(default_runs_dir())
     context = pn.state.curdoc.session_context if pn.state.curdoc is not None else None
     rights = page_rights(getattr(context, "request", None))
-    return Session(shared_store(folder.absolute()), rights.may_act, rights.why_not).attach()
+    made = Session(shared_store(folder.absolute()), rights.may_act, rights.why_not)
+    ahead = opening.building.get()
+    if ahead is not None:
+        ahead.append(made)
+    return made.attach(wait=ahead is not None)
 
 
 def serve(
@@ -80,7 +85,7 @@ def serve(
     import panel as pn
     import panel_material_ui  # noqa: F401  (must stand before the server gathers its resources)
 
-    from tritpress.dashboard import gate, session  # noqa: F401  (the first page need not wait for session)
+    from tritpress.dashboard import gate, opening
     from tritpress.dashboard.api import routes
 
     pn.extension()
@@ -105,6 +110,7 @@ def serve(
             f"cannot serve on {address}:{port}: {error.strerror or error}; choose another --port"
         ) from None
     gate.install(server._tornado, guard)
+    opening.install(server, shared_store(folder))
     security.active = guard
     url = page_url(address, port, guard, run)
     (announce or (lambda text: print(text, flush=True)))(url)

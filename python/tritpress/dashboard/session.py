@@ -12,21 +12,21 @@ from panel.util import edit_readonly
 from tritpress.dashboard.components.export import ChartExport
 from tritpress.dashboard.components.history import History
 from tritpress.dashboard.components.html import Fragment, Markup
+from tritpress.dashboard.components.statusbar import status_bar
 from tritpress.dashboard.components.toasts import AlertWatch, Toasts
 from tritpress.dashboard.components.viewport import Viewport
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.routing import Routing
+from tritpress.dashboard.shell import use_template
 from tritpress.dashboard.sidebar import Sidebar
 from tritpress.dashboard.starting import Starting
 from tritpress.dashboard.steering import Steering
 from tritpress.dashboard.store import Feed, RunStore
 from tritpress.dashboard.tabs import make_tabs
-from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
+from tritpress.dashboard.tabs.base import CLOCK, Tab, shown_of
 from tritpress.dashboard.theme import THEME
-from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.form import Form, controls, default_model, form_of
 from tritpress.dashboard.views.runs import run_options
-from tritpress.dashboard.views.status import headline, status_of
 
 TICK = 150
 """Milliseconds between two looks at the store."""
@@ -44,6 +44,7 @@ class Session:
         self.seen_list = -1
         self.visible = True
         self.clock = 0.0
+        self.joined = False
         self.default = Form(model=default_model())
         self.routing, self.steering = Routing(self), Steering(self)
         self.starting = Starting(self)
@@ -118,22 +119,31 @@ class Session:
         with edit_readonly(self.page):
             self.page.busy = False  # not panel's counter: the page would be searched through at every event
 
-    def attach(self) -> Any:
-        """Open what the URL names and start the loop. Returns what is to be served."""
-        self.store.join()
+    def attach(self, wait: bool = False) -> Any:
+        """Open what the URL names and start the loop; with `wait` only once `enter` is called. Returns what
+        is to be served.
+        """
         pn.state.on_session_destroyed(self._gone)
-        self.refresh_list()
-        self.routing.attach()
         # What is sent while a page still loads is lost: the loop begins when the page stands.
         # The document's own timer: panel's would mark the page busy and idle again at every tick.
         doc = pn.state.curdoc
+        assert doc is not None
+        use_template(self.page, doc)
+        if not wait:
+            self.enter()
 
         def begin() -> None:
-            assert doc is not None
             doc.add_periodic_callback(self.tick, TICK)
 
         pn.state.onload(begin)
         return self.page
+
+    def enter(self) -> None:
+        """Someone sees the page: show what its URL names."""
+        self.store.join()
+        self.joined = True
+        self.refresh_list()
+        self.routing.attach()
 
     # The loop
 
@@ -167,7 +177,7 @@ class Session:
         fresh = everything or version != self.seen
         self.seen = version
         if fresh:
-            self._show_bar()
+            self.bar.set(status_bar(feed))
             self.apply_controls()
             if feed is not None:
                 for tone, text in self.alerts.new(feed.state["alerts"]):
@@ -180,41 +190,8 @@ class Session:
         if changed is not None:
             changed |= ({CLOCK} if clock else set()) | ({"runs"} if list_changed else set())
         if changed is None or changed:
-            tab.refresh(self._shown(), changed)
+            tab.refresh(shown_of(feed), changed)
         tab.seen = version if feed is not None else -2
-
-    def _shown(self) -> Shown | None:
-        feed = self.feed
-        if feed is None:
-            return None
-        bases, samples = dict(feed.progress_base), dict(feed.samples)
-        return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, feed.recent)
-
-    def _show_bar(self) -> None:
-        feed = self.feed
-        if feed is None:
-            self.bar.set(Markup('<div class="bar"><span class="soft">No run is open.</span></div>'))
-            return
-        status, head = status_of(feed.state, feed.lost, feed.gone), headline(feed.state)
-        figure = Markup("")
-        if head.ratio != fig.NOTHING:
-            figure = Markup(
-                '<span class="headline" data-headline><b>{}</b> smaller · {} · {}</span>'
-                '<span class="soft small">{}</span>'
-            ).format(head.ratio, head.bits, head.planes, head.note)
-        self.bar.set(
-            Markup(
-                '<div class="bar"><span class="chip {}" data-status="{}">{} {}</span>'
-                '<span class="name">{}</span>{}</div>'
-            ).format(
-                status.tone,
-                "gone" if feed.gone else "lost" if feed.lost else feed.state["status"],
-                status.mark,
-                status.label,
-                feed.state.get("name") or feed.id,
-                figure,
-            )
-        )
 
     def apply_controls(self) -> None:
         feed = self.feed
@@ -291,7 +268,9 @@ class Session:
         if self.feed is not None:
             self.store.close(self.feed)
             self.feed = None
-        self.store.leave()
+        if self.joined:
+            self.joined = False
+            self.store.leave()
 
 
 def _read_only(why_not: str) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import panel as pn
 
 from tritpress.dashboard.components.html import Fragment, Markup
 from tritpress.dashboard.context import PageContext
+from tritpress.dashboard.store import Feed
 
 CLOCK = "clock"
 """Stands among the event types once a second while a run is at work: times and estimates move on."""
@@ -30,6 +32,14 @@ class Shown:
     """Step -> (time, done) of its progress so far, evenly thinned."""
     recent: list[dict[str, Any]] = field(default_factory=list)
     """The last events, those apart that come too thick to be read."""
+
+
+def shown_of(feed: Feed | None) -> Shown | None:
+    """What there is to show of that run now."""
+    if feed is None:
+        return None
+    bases, samples = dict(feed.progress_base), dict(feed.samples)
+    return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, feed.recent)
 
 
 class Tab(ABC):

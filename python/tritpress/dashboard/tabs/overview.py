@@ -157,14 +157,9 @@ class Overview(Tab):
         state = shown.state
         if changed is None or changed - OF_LOG:
             self.status.set(_status(shown))
-            lines = step_lines(state, shown.now, shown.progress_bases, shown.lost, shown.samples)
-            self.steps.set(
-                panel("Steps", Markup('<ol class="steps">{}</ol>').format(join(map(_step, lines))))
-            )
+            self.steps.set(_steps(shown))
         if changed is None or changed - OF_LOG - {CLOCK, "step.progress"}:
-            self.figures.set(
-                Markup('<div class="tiles">{}</div>').format(join(_tile(tile) for tile in tiles(state)))
-            )
+            self.figures.set(_tiles(shown))
             rows = join(
                 Markup("<dt>{}</dt><dd>{}</dd>").format(fact.name, fact.value)
                 for fact in facts(state, shown.now)
@@ -216,6 +211,20 @@ class Overview(Tab):
         self.search = search
         self.take_up()
         self.page.navigate()
+
+
+def still(shown: Shown | None) -> Markup:
+    """The tab without what is filtered and clicked: what a reader sees while the page opens."""
+    return Markup("") if shown is None else _status(shown) + _tiles(shown) + _steps(shown)
+
+
+def _tiles(shown: Shown) -> Markup:
+    return Markup('<div class="tiles">{}</div>').format(join(_tile(tile) for tile in tiles(shown.state)))
+
+
+def _steps(shown: Shown) -> Markup:
+    lines = step_lines(shown.state, shown.now, shown.progress_bases, shown.lost, shown.samples)
+    return panel("Steps", Markup('<ol class="steps">{}</ol>').format(join(map(_step, lines))))
 
 
 def _status(shown: Shown) -> Markup:

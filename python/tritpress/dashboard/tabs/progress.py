@@ -171,6 +171,8 @@ class Progress(Tab):
             return
         cells, rows = board.update(shown.state, shown.lost)
         current = at_work(shown.state, shown.lost)[0]
+        if current is None and cells and self.placed:
+            current = next(reversed(shown.state["layers"]), None)  # all since the last look: follow to its end
         if self.follow and current and (page := page_of(board.where, current)) is not None:
             self.number = page
         if not self.placed:

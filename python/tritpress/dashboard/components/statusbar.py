@@ -1,0 +1,36 @@
+"""The line above the tabs: how the run stands, its name, how much smaller the model became."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tritpress.dashboard.components.html import Markup
+from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.status import headline, status_of
+
+if TYPE_CHECKING:
+    from tritpress.dashboard.store import Feed
+
+
+def status_bar(feed: Feed | None) -> Markup:
+    """The line for the open run, or for none."""
+    if feed is None:
+        return Markup('<div class="bar"><span class="soft">No run is open.</span></div>')
+    status, head = status_of(feed.state, feed.lost, feed.gone), headline(feed.state)
+    figure = Markup("")
+    if head.ratio != fig.NOTHING:
+        figure = Markup(
+            '<span class="headline" data-headline><b>{}</b> smaller · {} · {}</span>'
+            '<span class="soft small">{}</span>'
+        ).format(head.ratio, head.bits, head.planes, head.note)
+    return Markup(
+        '<div class="bar"><span class="chip {}" data-status="{}">{} {}</span>'
+        '<span class="name">{}</span>{}</div>'
+    ).format(
+        status.tone,
+        "gone" if feed.gone else "lost" if feed.lost else feed.state["status"],
+        status.mark,
+        status.label,
+        feed.state.get("name") or feed.id,
+        figure,
+    )
