@@ -88,7 +88,7 @@ def page(browser: Any, server: str) -> Iterator[Any]:
     made.on("request", asked)
     made.on("pageerror", lambda error: problems.append(f"error on the page: {error}"))
     made.on("dialog", lambda dialog: problems.append(f"a script ran: {dialog.message}"))
-    made.set_default_timeout(15_000)
+    made.set_default_timeout(60_000)
     yield made
     made.close()
     assert not problems, problems

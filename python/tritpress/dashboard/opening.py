@@ -164,6 +164,7 @@ class Opening(DocHandler):
         opening, scripts, opened = places
         known = chunk[:opening], chunk[scripts:opened]
         if self.sent is None:
+            self.set_header("Content-Type", "text/html; charset=UTF-8")
             super().write(known[0] + self.shown + known[1] + chunk[opened:])
         else:
             super().write(chunk[opened:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import param
@@ -22,9 +23,11 @@ li:first-child { border-top: 0; }
 
 
 class EventLog(JSComponent):
-    """Shows `lines`, newest first (see `views.events.event_lines`)."""
+    """Shows `lines`, newest first (see `views.events.event_lines`), given as JSON: a list of hundreds of
+    dictionaries would be searched through for models at every change.
+    """
 
-    lines = param.List(default=[])
+    lines = param.String(default="[]")
 
     _esm = """
     export function render({ model }) {
@@ -40,7 +43,7 @@ class EventLog(JSComponent):
       }
       const draw = () => {
         const next = new Map()
-        for (const line of model.lines) {
+        for (const line of JSON.parse(model.lines)) {
           let row = shown.get(line.key)
           if (!row) {
             row = document.createElement("li")
@@ -66,3 +69,9 @@ class EventLog(JSComponent):
 
     def __init__(self, **params: Any) -> None:
         super().__init__(sizing_mode="stretch_width", margin=0, stylesheets=[STYLES, CSS], **params)
+
+    def show(self, lines: list[dict[str, Any]]) -> None:
+        """Show those lines."""
+        text = json.dumps(lines)
+        if text != self.lines:
+            self.lines = text

@@ -184,8 +184,7 @@ class Overview(Tab):
         self.listed, self.listed_at = self.last.recent, time.monotonic()
         self.added.set(plugin_cards("overview", self.last.state))
         lines = event_lines(self.listed, self.search)
-        if lines != self.events.lines:
-            self.events.lines = lines
+        self.events.show(lines)
         self.events.visible = bool(lines)
         self.no_events.set(self._no_events(bool(lines)))
 

@@ -172,7 +172,8 @@ class Progress(Tab):
         cells, rows = board.update(shown.state, shown.lost)
         current = at_work(shown.state, shown.lost)[0]
         if current is None and cells and self.placed:
-            current = next(reversed(shown.state["layers"]), None)  # all since the last look: follow to its end
+            # The work came to its end since the last look: follow it there.
+            current = next(reversed(shown.state["layers"]), None)
         if self.follow and current and (page := page_of(board.where, current)) is not None:
             self.number = page
         if not self.placed:

@@ -192,22 +192,27 @@ class Board:
         self.bars = [Bar(row, None, None, None, "", None) for row in where.rows]
         self.index = {(cell.y, cell.x): number for number, cell in enumerate(self.cells)}
         self._cell_of = {name: number for number, cell in enumerate(self.cells) for name in cell.names}
-        self._found: list[tuple[Any, ...]] = [()] * len(self.cells)
+        self._seen: dict[str, Any] = {}
         self._marked: tuple[str | None, str] = (None, "")
 
     def update(self, state: State, lost: bool = False) -> tuple[list[int], list[int]]:
         """Take in a newer state; returns the numbers of the cells and of the rows that changed."""
-        layers = state["layers"]
+        layers, seen = state["layers"], self._seen
         marked = at_work(state, lost)
         looked = {self._cell_of[name] for name, _ in (marked, self._marked) if name in self._cell_of}
+        # Most looks find a handful of new tensors among hundreds: those alone are gone into.
+        looked |= {
+            self._cell_of[name]
+            for name, layer in layers.items()
+            if seen.get(name) is not layer and name in self._cell_of
+        }
+        if len(layers) < len(seen):  # another log
+            looked = set(range(len(self.cells)))
+        self._seen = layers
         changed: list[int] = []
-        for number, cell in enumerate(self.cells):
+        for number in sorted(looked):
+            cell = self.cells[number]
             found = tuple(layers.get(name) for name in cell.names)
-            before = self._found[number]
-            same = len(before) == len(found) and all(a is b for a, b in zip(before, found))
-            if same and number not in looked:
-                continue
-            self._found[number] = found
             made = _cell(cell, found, self.where, marked)
             if made != cell:
                 self.cells[number] = made
