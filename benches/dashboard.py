@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dashboard_rig import EYES, Replay, Server, write_million
+from dashboard_rig import EYES, Replay, Server, obey_times, write_million
 
 LAYERS, RATE = 126, 50.0
 WINDOW = 20.0
@@ -281,6 +281,14 @@ class Bench:
             f"{base:.0f} MB before, {after:.0f} MB after",
         )
 
+    def commands(self) -> Iterator[Figure]:
+        for step, (acks, obeyed) in obey_times(self.runs).items():
+            acks, obeyed = sorted(acks), sorted(obeyed)
+            told = f"{len(acks)} commands"
+            if obeyed:
+                told += f"; a pause held {_quantile(obeyed, 0.5):.0f} ms later, at most {obeyed[-1]:.0f} ms"
+            yield Figure(f"command acknowledged in {step}, p95", "ms", _quantile(acks, 0.95), 300.0, told)
+
     def _open_and_close(self, server: Server, query: str, times: int) -> None:
         context = self.browser.new_context()
         for _ in range(times):
@@ -301,6 +309,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "switch": Bench.switch,
     "million": Bench.million,
     "memory": Bench.memory,
+    "commands": Bench.commands,
 }
 
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from dashboard_log import events, make_run  # noqa: E402
+from tritpress.errors import TritpressError  # noqa: E402
 from tritpress.events import EventWriter  # noqa: E402
 from tritpress.events.schema import encode, make_event  # noqa: E402
 from tritpress.events.snapshot import fold, save_snapshot  # noqa: E402
@@ -235,6 +236,49 @@ def write_million(runs: Path, run_id: str, count: int, layers: int) -> None:
             fold(state, json.loads(line))
     state["offset"] = size
     save_snapshot(run.snapshot_path, state)
+
+
+def obey_times(runs: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """A real run of the built-in model that is paused and resumed all the time.
+
+    Step -> milliseconds until its commands were acknowledged, and from there until a pause was obeyed.
+    """
+    from tritpress.config import CompressionConfig
+    from tritpress.reference import reference_model_path
+    from tritpress.runs.commands import send, wait_ack
+    from tritpress.runs.launch import launch, worker_process
+
+    config = CompressionConfig(
+        planes=2, method="gptq", tokens=6144, finetune=True, calibration_tokens=4096, evaluation_tokens=8192
+    )
+    run = launch(reference_model_path(), None, config, runs)
+    process = worker_process(run)
+    assert process is not None
+    while process.poll() is None:
+        try:
+            for command in ("pause", "resume"):
+                wait_ack(run, send(run, command), timeout=60)
+                time.sleep(0.4 if command == "pause" else 0.8)
+        except TritpressError:
+            break  # it is over
+    process.wait(60)
+    return _by_step(run.events_path, run.commands_path)
+
+
+def _by_step(events_path: Path, commands_path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    sent = {c["id"]: c["t"] for c in map(json.loads, commands_path.read_text().splitlines())}
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    step, paused = None, None
+    for event in map(json.loads, events_path.read_text().splitlines()):
+        if event["type"] in ("step.started", "step.finished"):
+            step, paused = event["name"] if event["type"] == "step.started" else None, None
+        elif event["type"] == "command.ack" and step is not None:
+            acks, _ = found.setdefault(step, ([], []))
+            acks.append(1000 * (event["t"] - sent[event["id"]]))
+            paused = event["t"] if event["command"] == "pause" else None
+        elif event["type"] == "run.paused" and paused is not None and step is not None:
+            found[step][1].append(1000 * (event["t"] - paused))
+    return found
 
 
 def _with_more(script: Any) -> Any:

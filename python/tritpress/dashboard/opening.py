@@ -17,7 +17,7 @@ from bokeh.server.session import ServerSession
 from bokeh.util.token import generate_jwt_token, generate_session_id
 from panel.io.server import DocHandler, RequestProxy
 from panel.io.state import set_curdoc, state
-from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.iostream import StreamClosedError
 
 from tritpress.dashboard.routing import default_tab
@@ -67,7 +67,8 @@ class Spare:
         session_id = generate_session_id(secret_key=app.secret_key, signed=app.sign_sessions)
         self.made_for = self.wanted
         headers = HTTPHeaders({"Host": "localhost", "Cookie": f"{APPEARANCE}={self.made_for}"})
-        request = HTTPServerRequest("GET", self.context._url, headers=headers)
+        line = RequestStartLine("GET", self.context._url, "HTTP/1.1")
+        request = HTTPServerRequest(start_line=line, headers=headers)
         mark = building.set(pages)
         try:
             session = await self.context.create_session_if_needed(session_id, request)

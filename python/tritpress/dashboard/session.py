@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import Any
 
 import panel as pn
@@ -132,8 +133,13 @@ class Session:
         if not wait:
             self.enter()
 
+        # Weak: a page that is never loaded must not be kept by what waits for it.
+        held, page = weakref.ref(doc), weakref.ref(self)
+
         def begin() -> None:
-            doc.add_periodic_callback(self.tick, TICK)
+            there, session = held(), page()
+            if there is not None and session is not None:
+                there.add_periodic_callback(session.tick, TICK)
 
         pn.state.onload(begin)
         return self.page
