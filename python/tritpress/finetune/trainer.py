@@ -160,10 +160,10 @@ class _Run:
         self.vocabulary = int(getattr(getattr(student, "config", None), "vocab_size", 0) or 32_768)
         self.layers = list(layers.values())
         self.matrices: dict[str, Tensor] = {f"{name}.latent": layer.latent for name, layer in layers.items()}
-        self.scales = {f"{name}.gain": layer.gain for name, layer in layers.items()}
+        self.scales: dict[str, Tensor] = {f"{name}.gain": layer.gain for name, layer in layers.items()}
         self.rest = rest_of(student) if recipe.rest_lr > 0 else {}
-        for parameter in self.rest.values():
-            parameter.requires_grad_(True)
+        for trained in self.rest.values():
+            trained.requires_grad_(True)
         self.optimizer = MuGrokfast(
             self.matrices,
             self.scales | self.rest,
