@@ -156,33 +156,31 @@ impl PackedMatrix {
             return Ok(out);
         }
         // Tile by tile for some tokens at a time, then turned to [n, rows].
-        let few = self.format() == Format::TwoBit && kernel::one_by_one(self.isa, g, n);
-        let batches: Vec<Batch> = match few {
-            true => Vec::new(),
-            false => tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g)).collect(),
-        };
+        let batches: Vec<Batch> = tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g)).collect();
+        // Two tiles at a time, for the paths that share broadcasts of activations among them.
         let mut by_tile = vec![0f32; g.tiles * TILE * n];
-        pool::chunks_mut(&mut by_tile, TILE * n, threads, |tile, out| {
-            if few {
-                for (token, out) in tokens.iter().zip(out.chunks_exact_mut(TILE)) {
-                    self.matvec_tiles(tile, token, out);
-                }
-                return;
-            }
-            let mut rest = out;
+        pool::chunks_mut(&mut by_tile, 2 * TILE * n, threads, |pair, out| {
+            let (first, count) = (2 * pair, out.len() / (TILE * n));
             let mut expanded = Vec::new();
             let bytes = match &self.codes {
-                Codes::Two(tiles) => tiles.tile(tile),
+                Codes::Two(tiles) => &tiles.bytes.as_slice()[first * size..(first + count) * size],
                 Codes::Five(trits) => {
-                    expanded.resize(g.tile_bytes(), 0);
-                    trits::expand_tile(&trits.layout, trits.tile(tile), &mut expanded);
+                    expanded.resize(count * g.tile_bytes(), 0);
+                    for (tile, out) in expanded.chunks_exact_mut(g.tile_bytes()).enumerate() {
+                        trits::expand_tile(&trits.layout, trits.tile(first + tile), out);
+                    }
                     &expanded
                 }
             };
+            let mut some = Vec::new();
+            let mut done = 0;
             for batch in &batches {
-                let (out, more) = rest.split_at_mut(batch.n * TILE);
-                kernel::matmul(self.isa, bytes, g, batch, out);
-                rest = more;
+                some.resize(count * TILE * batch.n, 0.0);
+                kernel::matmul(self.isa, bytes, g, batch, &mut some);
+                for (from, to) in some.chunks_exact(TILE * batch.n).zip(out.chunks_exact_mut(TILE * n)) {
+                    to[done * TILE..][..from.len()].copy_from_slice(from);
+                }
+                done += batch.n;
             }
         });
         pool::rows_mut(&mut out, g.rows, g.rows, threads, |token, out| {

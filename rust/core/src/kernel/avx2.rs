@@ -1,34 +1,27 @@
-//! AVX2: a chunk is two halves of 8 rows that share the activation broadcasts. One 16-bit shift by 4 and four
-//! ANDs give codes with factors 1 and 4 in two 16-bit accumulators, which hold 128 inputs before widening:
-//! 64 additions of at most 508 to the first, or 16 of 2032 to the second, stay below 32,768 (activations are
-//! within +-127).
+//! AVX2 and AVX-VNNI: a chunk is two halves of 8 rows that share the activation broadcasts. One 16-bit shift by
+//! 4 and four ANDs give codes with factors 1 and 4, which go to two sums; [`Dot`] says how they are multiplied.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use super::dot256::{Dot, Sums};
 use super::{Activations, Batch};
 use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
 
-/// Chunks summed in 16 bits: a chunk adds twice 508 to the first accumulator and twice 2032 to the second.
-const SHORT: usize = 8;
-
-pub fn available() -> bool {
-    super::vectorize::has_avx2()
-}
-
-pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32], streams: usize) {
+pub fn matvec<D: Dot>(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32], streams: usize) {
     let count = out.len() / TILE;
     assert!(tiles.len() >= count * geometry.tile_bytes() && (tiles.as_ptr() as usize).is_multiple_of(32));
     assert!(x.q.len() >= geometry.padded_cols() && x.offsets.len() >= geometry.groups);
+    debug_assert!(D::available());
     // SAFETY: dispatch checked the CPU (`available`); the lengths above cover the tiles, the activations and the
     // output; every tile is below `count`. Blocks are multiples of 32 bytes, so loads are aligned.
     unsafe {
         match geometry.width / CHUNK {
-            2 => tiles_in_streams::<2>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
-            4 => tiles_in_streams::<4>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
-            8 => tiles_in_streams::<8>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
-            16 => tiles_in_streams::<16>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
-            _ => tiles_in_streams::<0>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            2 => tiles_in_streams::<D, 2>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            4 => tiles_in_streams::<D, 4>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            8 => tiles_in_streams::<D, 8>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            16 => tiles_in_streams::<D, 16>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            _ => tiles_in_streams::<D, 0>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
         }
     }
 }
@@ -38,7 +31,7 @@ pub fn matvec(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32
 /// # Safety
 /// See [`matvec`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tiles_in_streams<const CHUNKS: usize>(
+unsafe fn tiles_in_streams<D: Dot, const CHUNKS: usize>(
     p: *const u8,
     count: usize,
     geometry: &Geometry,
@@ -52,129 +45,52 @@ unsafe fn tiles_in_streams<const CHUNKS: usize>(
     unsafe {
         for tile in 0..far {
             let both = [tile, tile + far];
-            tiles_of::<2, CHUNKS>(both.map(|t| p.add(t * size)), geometry, x, both.map(|t| y.add(t * TILE)));
+            let (p, y) = (both.map(|t| p.add(t * size)), both.map(|t| y.add(t * TILE)));
+            tiles_of::<D, 2, CHUNKS>(p, geometry, x, y);
         }
         for tile in 2 * far..count {
-            tiles_of::<1, CHUNKS>([p.add(tile * size)], geometry, x, [y.add(tile * TILE)]);
+            tiles_of::<D, 1, CHUNKS>([p.add(tile * size)], geometry, x, [y.add(tile * TILE)]);
         }
     }
 }
 
-/// Sums of a half tile's rows in 16 bits, two lanes a row; `b` carries the factor 4.
-#[derive(Clone, Copy)]
-struct Short {
-    a: __m256i,
-    b: __m256i,
-}
-
-/// Both halves of a tile.
-type Pair = [Short; 2];
-
 #[inline]
 #[target_feature(enable = "avx2")]
-fn zero() -> Pair {
+fn zero() -> Sums {
     let z = _mm256_setzero_si256();
-    [Short { a: z, b: z }; 2]
+    Sums { a: z, b: z }
 }
 
-/// Add one chunk: 64 bytes of codes at `p`, 16 activations at `x`. In assembly, because LLVM would move all
-/// broadcasts of a group to its front and spill them.
+/// Exact sums of the 16 rows of a block over its chunks, at most [`Dot::SHORT`], starting at `offset`.
 ///
 /// # Safety
-/// AVX2; 64 aligned bytes at `p` and 16 bytes at `x` can be read.
+/// As for [`Dot::chunk`], for `chunks` chunks.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn chunk(sums: &mut Pair, p: *const u8, x: *const i8) {
-    let [s, t] = sums;
-    // SAFETY: reads only what the caller promised; writes only the registers named.
-    unsafe {
-        asm!(
-            "vmovdqa {w}, [{p}]",
-            "vmovdqa {v}, [{p} + 32]",
-            "vpbroadcastd {x0}, dword ptr [{x}]",
-            "vpbroadcastd {x1}, dword ptr [{x} + 4]",
-            "vpand {m}, {w}, {m0}",
-            "vpand {n}, {v}, {m0}",
-            "vpmaddubsw {m}, {m}, {x0}",
-            "vpmaddubsw {n}, {n}, {x0}",
-            "vpaddw {a0}, {a0}, {m}",
-            "vpaddw {a1}, {a1}, {n}",
-            "vpand {m}, {w}, {m1}",
-            "vpand {n}, {v}, {m1}",
-            "vpsrlw {w}, {w}, 4",
-            "vpsrlw {v}, {v}, 4",
-            "vpmaddubsw {m}, {m}, {x1}",
-            "vpmaddubsw {n}, {n}, {x1}",
-            "vpbroadcastd {x0}, dword ptr [{x} + 8]",
-            "vpbroadcastd {x1}, dword ptr [{x} + 12]",
-            "vpaddw {b0}, {b0}, {m}",
-            "vpaddw {b1}, {b1}, {n}",
-            "vpand {m}, {w}, {m0}",
-            "vpand {n}, {v}, {m0}",
-            "vpand {w}, {w}, {m1}",
-            "vpand {v}, {v}, {m1}",
-            "vpmaddubsw {m}, {m}, {x0}",
-            "vpmaddubsw {n}, {n}, {x0}",
-            "vpmaddubsw {w}, {w}, {x1}",
-            "vpmaddubsw {v}, {v}, {x1}",
-            "vpaddw {a0}, {a0}, {m}",
-            "vpaddw {a1}, {a1}, {n}",
-            "vpaddw {b0}, {b0}, {w}",
-            "vpaddw {b1}, {b1}, {v}",
-            p = in(reg) p,
-            x = in(reg) x,
-            m0 = in(ymm_reg) _mm256_set1_epi8(0x03),
-            m1 = in(ymm_reg) _mm256_set1_epi8(0x0c),
-            a0 = inout(ymm_reg) s.a,
-            b0 = inout(ymm_reg) s.b,
-            a1 = inout(ymm_reg) t.a,
-            b1 = inout(ymm_reg) t.b,
-            w = out(ymm_reg) _,
-            v = out(ymm_reg) _,
-            m = out(ymm_reg) _,
-            n = out(ymm_reg) _,
-            x0 = out(ymm_reg) _,
-            x1 = out(ymm_reg) _,
-            options(pure, readonly, nostack, preserves_flags),
-        );
-    }
-}
-
-/// 16-bit sums widened, the factor taken out: int32, one lane a row.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn widen(s: Short) -> __m256i {
-    let both = _mm256_add_epi16(s.a, _mm256_srai_epi16::<2>(s.b));
-    _mm256_madd_epi16(both, _mm256_set1_epi16(1))
-}
-
-/// Exact sums of the 16 rows of a block over its chunks, at most [`SHORT`], starting at `offset`.
-///
-/// # Safety
-/// As for [`chunk`], for `chunks` chunks.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn short_block(p: *const u8, q: *const i8, chunks: usize, offset: [__m256i; 2]) -> [__m256i; 2] {
-    let mut sums = zero();
+unsafe fn short_block<D: Dot>(
+    p: *const u8,
+    q: *const i8,
+    chunks: usize,
+    offset: [__m256i; 2],
+) -> [__m256i; 2] {
+    let mut sums = [zero(); 2];
     for k in 0..chunks {
         // SAFETY: k < chunks.
-        unsafe { chunk(&mut sums, p.add(k * CHUNK_BYTES), q.add(k * CHUNK)) };
+        unsafe { D::chunk(&mut sums, p.add(k * CHUNK_BYTES), q.add(k * CHUNK)) };
     }
-    [0, 1].map(|half| _mm256_add_epi32(offset[half], widen(sums[half])))
+    // SAFETY: the CPU, as for the chunks.
+    [0, 1].map(|half| unsafe { _mm256_add_epi32(offset[half], D::exact(sums[half])) })
 }
 
-/// Add a block's sums, scaled, to the totals of its rows.
+/// The 8 scales at `p`.
 ///
 /// # Safety
-/// The 16 scales can be read at `p`.
+/// They can be read.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_scaled(totals: &mut [__m256; 2], exact: [__m256i; 2], p: *const u8) {
-    for half in 0..2 {
-        // SAFETY: 16 half floats lie at p.
-        let scales = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.add(16 * half).cast())) };
-        totals[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[half]), scales, totals[half]);
-    }
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn scales_at(p: *const u8) -> __m256 {
+    // SAFETY: 8 half floats lie at p.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
 }
 
 /// `S` tiles, each its own stream; groups of `CHUNKS` chunks (0: any number).
@@ -182,7 +98,7 @@ unsafe fn add_scaled(totals: &mut [__m256; 2], exact: [__m256i; 2], p: *const u8
 /// # Safety
 /// See [`matvec`]: a tile at each `p`, 16 floats at each `y`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tiles_of<const S: usize, const CHUNKS: usize>(
+unsafe fn tiles_of<D: Dot, const S: usize, const CHUNKS: usize>(
     mut p: [*const u8; S],
     geometry: &Geometry,
     x: &Activations,
@@ -200,15 +116,19 @@ unsafe fn tiles_of<const S: usize, const CHUNKS: usize>(
                     let mut exact = offset;
                     let mut k = 0;
                     while k < chunks {
-                        let many = if CHUNKS > 0 { CHUNKS.min(SHORT) } else { (chunks - k).min(SHORT) };
-                        exact = if many == SHORT {
-                            short_block(p.add(k * CHUNK_BYTES), q.add(k * CHUNK), SHORT, exact)
+                        let many = if CHUNKS > 0 { CHUNKS.min(D::SHORT) } else { (chunks - k).min(D::SHORT) };
+                        exact = if many == D::SHORT {
+                            short_block::<D>(p.add(k * CHUNK_BYTES), q.add(k * CHUNK), D::SHORT, exact)
                         } else {
-                            short_block(p.add(k * CHUNK_BYTES), q.add(k * CHUNK), many, exact)
+                            short_block::<D>(p.add(k * CHUNK_BYTES), q.add(k * CHUNK), many, exact)
                         };
                         k += many;
                     }
-                    add_scaled(totals, exact, p.add(chunks * CHUNK_BYTES));
+                    let scales = p.add(chunks * CHUNK_BYTES);
+                    for half in 0..2 {
+                        let sum = _mm256_cvtepi32_ps(exact[half]);
+                        totals[half] = _mm256_fmadd_ps(sum, scales_at(scales.add(16 * half)), totals[half]);
+                    }
                     *p = p.add(chunks * CHUNK_BYTES + 2 * TILE);
                 }
             }
@@ -221,14 +141,130 @@ unsafe fn tiles_of<const S: usize, const CHUNKS: usize>(
     }
 }
 
-/// Tokens whose 16-bit sums for 16 rows fit into registers.
+/// Tokens whose sums for 8 rows over packed codes, or for 16 rows over unpacked ones, fit into registers.
 const TOKENS: usize = 4;
 
-pub fn matmul(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
+/// Tokens from which on codes are unpacked into the first-level cache instead of by every few tokens anew.
+const MANY: usize = 9;
+
+pub fn matmul<D: Dot>(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     assert!(tile.len() >= geometry.tile_bytes() && out.len() == x.n * TILE);
     assert!(x.q.len() >= geometry.padded_cols() * x.n && x.offsets.len() >= geometry.groups * x.n);
+    debug_assert!(D::available());
     // SAFETY: the CPU was checked by dispatch; the lengths above cover the tile, the batch and the output.
-    unsafe { tile_times(tile, geometry, x, out) }
+    unsafe {
+        if x.n >= MANY {
+            return tile_times::<D>(tile, geometry, x, out);
+        }
+        let mut t = 0;
+        while t < x.n {
+            // As even as can be: 5 tokens are 3 and 2.
+            let many = (x.n - t).div_ceil((x.n - t).div_ceil(TOKENS));
+            match many {
+                1 => tile_times_few::<D, 1>(tile, geometry, x, t, out),
+                2 => tile_times_few::<D, 2>(tile, geometry, x, t, out),
+                3 => tile_times_few::<D, 3>(tile, geometry, x, t, out),
+                _ => tile_times_few::<D, 4>(tile, geometry, x, t, out),
+            }
+            t += many;
+        }
+    }
+}
+
+/// The four activations at `x` in every lane. Not `pure`, so that LLVM keeps each where it is used.
+///
+/// # Safety
+/// 4 bytes can be read.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn broadcast(x: *const i8) -> __m256i {
+    let out;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "vpbroadcastd {out}, dword ptr [{x}]",
+            x = in(reg) x,
+            out = out(ymm_reg) out,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    out
+}
+
+/// One tile times the `N` tokens from `first` on, half of its rows after the other; every code is taken out of
+/// its byte once for all of them.
+///
+/// # Safety
+/// See [`matmul`]; `first + N <= x.n`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile_times_few<D: Dot, const N: usize>(
+    tile: &[u8],
+    geometry: &Geometry,
+    x: &Batch,
+    first: usize,
+    out: &mut [f32],
+) {
+    let (n, chunks) = (x.n, geometry.width / CHUNK);
+    let (steps, per_step) = (geometry.width / x.step, x.step / CHUNK);
+    let (low, high) = (_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c));
+    // SAFETY: p walks over the tile; tokens are below n, steps below those of the batch.
+    unsafe {
+        for half in 0..2 {
+            let mut totals = [_mm256_setzero_ps(); N];
+            let mut p = tile.as_ptr();
+            for group in 0..geometry.groups {
+                for _ in 0..geometry.planes {
+                    let mut exact = [_mm256_setzero_si256(); N];
+                    for (t, exact) in exact.iter_mut().enumerate() {
+                        *exact = _mm256_set1_epi32(*x.offsets.as_ptr().add(group * n + first + t));
+                    }
+                    let mut sums = [zero(); N];
+                    let mut held = 0;
+                    for step in 0..steps {
+                        let q = x.q.as_ptr().add(((group * steps + step) * n + first) * x.step);
+                        for k in 0..per_step {
+                            let w = p.add((step * per_step + k) * CHUNK_BYTES + 32 * half);
+                            let w = _mm256_loadu_si256(w.cast());
+                            let v = _mm256_srli_epi16::<4>(w);
+                            let codes = [
+                                _mm256_and_si256(w, low),
+                                _mm256_and_si256(w, high),
+                                _mm256_and_si256(v, low),
+                                _mm256_and_si256(v, high),
+                            ];
+                            for (t, sums) in sums.iter_mut().enumerate() {
+                                let q = q.add(t * x.step + k * CHUNK);
+                                sums.a = D::dot(sums.a, codes[0], broadcast(q));
+                                sums.b = D::dot(sums.b, codes[1], broadcast(q.add(4)));
+                                sums.a = D::dot(sums.a, codes[2], broadcast(q.add(8)));
+                                sums.b = D::dot(sums.b, codes[3], broadcast(q.add(12)));
+                            }
+                        }
+                        held += per_step;
+                        // A step is at most 4 chunks.
+                        if held + 4 > D::SHORT && step + 1 < steps {
+                            for (exact, sums) in exact.iter_mut().zip(&mut sums) {
+                                *exact = _mm256_add_epi32(*exact, D::exact(*sums));
+                                *sums = zero();
+                            }
+                            held = 0;
+                        }
+                    }
+                    let scales = scales_at(p.add(chunks * CHUNK_BYTES + 16 * half));
+                    for t in 0..N {
+                        let exact = _mm256_add_epi32(exact[t], D::exact(sums[t]));
+                        totals[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scales, totals[t]);
+                    }
+                    p = p.add(chunks * CHUNK_BYTES + 2 * TILE);
+                }
+            }
+            for (t, total) in totals.into_iter().enumerate() {
+                let y = out.as_mut_ptr().add((first + t) * TILE + 8 * half);
+                let scale = _mm256_set1_ps(*x.scales.as_ptr().add(first + t));
+                _mm256_storeu_ps(y, _mm256_mul_ps(total, scale));
+            }
+        }
+    }
 }
 
 /// One tile times all tokens: the codes of a step are unpacked once, into the first-level cache.
@@ -236,12 +272,11 @@ pub fn matmul(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
 /// # Safety
 /// See [`matmul`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile_times(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
+unsafe fn tile_times<D: Dot>(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     let (n, steps, quads) = (x.n, geometry.width / x.step, x.step / 4);
     let mut exact = vec![0i32; n * TILE];
     let mut w = [[_mm256_setzero_si256(); 2]; 16];
     let mask = _mm256_set1_epi8(3);
-    let one = _mm256_set1_epi16(1);
     let mut p = tile.as_ptr();
     out.fill(0.0);
     // SAFETY: p walks over the tile; token indices stay below n, quads below 16.
@@ -266,23 +301,23 @@ unsafe fn tile_times(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32
                         let mut sums = [[_mm256_setzero_si256(); 2]; TOKENS];
                         let q = q.add(t * x.step);
                         match many {
-                            4 => step_of::<4>(&w[..quads], q, x.step, &mut sums),
-                            3 => step_of::<3>(&w[..quads], q, x.step, &mut sums),
-                            2 => step_of::<2>(&w[..quads], q, x.step, &mut sums),
-                            _ => step_of::<1>(&w[..quads], q, x.step, &mut sums),
+                            4 => step_of::<D, 4>(&w[..quads], q, x.step, &mut sums),
+                            3 => step_of::<D, 3>(&w[..quads], q, x.step, &mut sums),
+                            2 => step_of::<D, 2>(&w[..quads], q, x.step, &mut sums),
+                            _ => step_of::<D, 1>(&w[..quads], q, x.step, &mut sums),
                         }
                         for (i, sums) in sums.iter().enumerate().take(many) {
                             let first = _mm256_set1_epi32(*x.offsets.as_ptr().add(group * n + t + i));
                             for (half, sum) in sums.iter().enumerate() {
                                 let at = exact.as_mut_ptr().add((t + i) * TILE + 8 * half).cast();
                                 let before = if step == 0 { first } else { _mm256_loadu_si256(at) };
-                                let sum = _mm256_add_epi32(before, _mm256_madd_epi16(*sum, one));
+                                let sum = _mm256_add_epi32(before, D::widen(*sum));
                                 if step + 1 < steps {
                                     _mm256_storeu_si256(at, sum);
                                     continue;
                                 }
                                 // The group's scales follow its codes, which p has just passed.
-                                let scales = _mm256_cvtph_ps(_mm_loadu_si128(p.add(16 * half).cast()));
+                                let scales = scales_at(p.add(16 * half));
                                 let y = out.as_mut_ptr().add((t + i) * TILE + 8 * half);
                                 let total =
                                     _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scales, _mm256_loadu_ps(y));
@@ -301,13 +336,13 @@ unsafe fn tile_times(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32
     }
 }
 
-/// Add a step's inputs of `MANY` tokens: at most 16 additions of 2 * 2 * 127 to each 16-bit lane.
+/// Add a step's inputs of `MANY` tokens: at most 16 additions of 2 * 2 * 127 to a 16-bit lane.
 ///
 /// # Safety
 /// `MANY * step` activations can be read at `q`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn step_of<const MANY: usize>(
+unsafe fn step_of<D: Dot, const MANY: usize>(
     w: &[[__m256i; 2]],
     q: *const i8,
     step: usize,
@@ -316,9 +351,11 @@ unsafe fn step_of<const MANY: usize>(
     for (k, w) in w.iter().enumerate() {
         for (i, sums) in sums.iter_mut().enumerate().take(MANY) {
             // SAFETY: 4 k + 3 < step and i < MANY.
-            let x = _mm256_set1_epi32(unsafe { q.add(i * step + 4 * k).cast::<i32>().read_unaligned() });
-            for half in 0..2 {
-                sums[half] = _mm256_add_epi16(sums[half], _mm256_maddubs_epi16(w[half], x));
+            unsafe {
+                let x = _mm256_set1_epi32(q.add(i * step + 4 * k).cast::<i32>().read_unaligned());
+                for half in 0..2 {
+                    sums[half] = D::dot(sums[half], w[half], x);
+                }
             }
         }
     }

@@ -7,7 +7,11 @@
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub mod avx512_vnni;
+pub mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_many;
+#[cfg(target_arch = "x86_64")]
+mod dot256;
 pub mod generic;
 pub mod limits;
 pub mod naive;
@@ -16,6 +20,8 @@ pub mod neon;
 pub mod trits;
 #[cfg(target_arch = "x86_64")]
 mod trits_avx512;
+#[cfg(target_arch = "x86_64")]
+mod unpack512;
 mod vectorize;
 
 use std::sync::OnceLock;
@@ -24,14 +30,23 @@ pub(crate) use vectorize::vectorized;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use vectorize::{level, Level};
 
+#[cfg(target_arch = "x86_64")]
+use dot256::{Dot, Maddubs, Vnni};
+#[cfg(target_arch = "x86_64")]
+use unpack512::{Affine, Mask, Unpack};
+
 use crate::error::{Error, Result};
 use crate::tiles::{Geometry, TILE};
 
 /// An instruction set that a path is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// GFNI beside AVX-512 F, BW and VNNI.
+    Avx512Gfni,
     /// AVX-512 F, BW and VNNI.
     Avx512Vnni,
+    /// AVX-VNNI beside AVX2.
+    AvxVnni,
     /// AVX2, FMA and F16C.
     Avx2,
     /// NEON with dot products (untested).
@@ -42,11 +57,14 @@ pub enum Isa {
 
 impl Isa {
     /// Best first.
-    pub const ALL: [Isa; 4] = [Isa::Avx512Vnni, Isa::Avx2, Isa::Neon, Isa::Generic];
+    pub const ALL: [Isa; 6] =
+        [Isa::Avx512Gfni, Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::Neon, Isa::Generic];
 
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Avx512Gfni => "avx512gfni",
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx2 => "avx2",
             Isa::Neon => "neon",
             Isa::Generic => "generic",
@@ -57,11 +75,15 @@ impl Isa {
     pub fn available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => avx512_vnni::available(),
+            Isa::Avx512Gfni => Affine::available(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2::available(),
+            Isa::Avx512Vnni => Mask::available(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Vnni::available(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Maddubs::available(),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx512Vnni | Isa::Avx2 => false,
+            Isa::Avx512Gfni | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => false,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::available(),
             #[cfg(not(target_arch = "aarch64"))]
@@ -173,7 +195,7 @@ fn streams() -> usize {
     *STREAMS.get_or_init(|| match std::env::var("TRITPRESS_STREAMS").as_deref() {
         Ok("1") => 1,
         Ok("2") => 2,
-        _ if avx512_vnni::available() => 1,
+        _ if Mask::available() => 1,
         _ => 2,
     })
 }
@@ -186,26 +208,20 @@ pub fn matvec(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Activations, out:
     assert_eq!(x.offsets.len(), geometry.groups);
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => avx512_vnni::matvec(tiles, geometry, x, out),
+        Isa::Avx512Gfni => avx512::matvec::<Affine>(tiles, geometry, x, out),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::matvec(tiles, geometry, x, out, streams()),
+        Isa::Avx512Vnni => avx512::matvec::<Mask>(tiles, geometry, x, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => avx2::matvec::<Vnni>(tiles, geometry, x, out, streams()),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::matvec::<Maddubs>(tiles, geometry, x, out, streams()),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx512Vnni | Isa::Avx2 => unreachable!("not available here"),
+        Isa::Avx512Gfni | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => unreachable!("not available here"),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => neon::matvec(tiles, geometry, x, out),
         #[cfg(not(target_arch = "aarch64"))]
         Isa::Neon => unreachable!("not available here"),
         Isa::Generic => generic::matvec(tiles, geometry, x, out),
-    }
-}
-
-/// Whether `n` tokens are multiplied faster one after the other, tile by tile, than by [`matmul`], whose
-/// unpacked codes must be used by enough tokens (measured on Zen 4).
-pub fn one_by_one(isa: Isa, geometry: &Geometry, n: usize) -> bool {
-    match isa {
-        Isa::Avx2 => n <= if geometry.width == 64 { 5 } else { 6 },
-        Isa::Avx512Vnni => geometry.width > 256 && (n == 3 || n == 5),
-        Isa::Neon | Isa::Generic => false,
     }
 }
 
@@ -237,19 +253,34 @@ impl Batch {
     }
 }
 
-/// Products of one tile with every token: `out` is [n, 16].
-pub fn matmul(isa: Isa, tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
-    assert_eq!(out.len(), x.n * TILE);
-    assert_eq!(tile.len(), geometry.tile_bytes());
+/// Products of one tile or two with every token: `out` is [tiles, n, 16].
+pub fn matmul(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
+    let size = geometry.tile_bytes();
+    assert!(tiles.len() == size || tiles.len() == 2 * size);
+    assert_eq!(out.len() * size, tiles.len() * x.n * TILE);
     assert_eq!(x.q.len(), geometry.padded_cols() * x.n);
     assert_eq!(x.offsets.len(), geometry.groups * x.n);
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => avx512_vnni::matmul(tile, geometry, x, out),
+        Isa::Avx512Gfni => return avx512::matmul::<Affine>(tiles, geometry, x, out),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::matmul(tile, geometry, x, out),
+        Isa::Avx512Vnni => return avx512::matmul::<Mask>(tiles, geometry, x, out),
+        _ => {}
+    }
+    for (tile, out) in tiles.chunks_exact(size).zip(out.chunks_exact_mut(x.n * TILE)) {
+        one_tile(isa, tile, geometry, x, out);
+    }
+}
+
+fn one_tile(isa: Isa, tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => avx2::matmul::<Vnni>(tile, geometry, x, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::matmul::<Maddubs>(tile, geometry, x, out),
+        Isa::Avx512Gfni | Isa::Avx512Vnni => unreachable!("takes both tiles at once"),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx512Vnni | Isa::Avx2 => unreachable!("not available here"),
+        Isa::AvxVnni | Isa::Avx2 => unreachable!("not available here"),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => neon::matmul(tile, geometry, x, out),
         #[cfg(not(target_arch = "aarch64"))]

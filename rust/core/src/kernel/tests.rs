@@ -49,12 +49,18 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
             );
         }
         #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Avx2 {
-            for streams in [1, 2] {
-                let mut out = vec![0f32; tiles.geometry.tiles * TILE];
-                avx2::matvec(tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out, streams);
-                assert_eq!(&out[..rows], &expected[..], "{streams} streams");
+        for streams in [1, 2] {
+            let mut out = vec![0f32; tiles.geometry.tiles * TILE];
+            match isa {
+                Isa::AvxVnni => {
+                    avx2::matvec::<Vnni>(tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out, streams)
+                }
+                Isa::Avx2 => {
+                    avx2::matvec::<Maddubs>(tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out, streams)
+                }
+                _ => continue,
             }
+            assert_eq!(&out[..rows], &expected[..], "{}: {streams} streams", isa.name());
         }
         let five = trits::TritTiles::pack(&tiles, 1);
         let mut out = vec![0f32; tiles.geometry.tiles * TILE];
@@ -62,16 +68,21 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
         assert_eq!(&out[..rows], &expected[..], "{}: five codes a byte, {rows}x{cols}", isa.name());
         assert_eq!(five.expand(1).bytes.as_slice(), tiles.bytes.as_slice());
         let others = naive::matvec(&matrix, &second);
-        for n in [1, 2, 3, 4, 5, 9] {
+        for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
             let tokens: Vec<Activations> =
                 (0..n).map(|t| if t % 2 == 0 { x.clone() } else { second.clone() }).collect();
             let batch = Batch::new(&tokens, &tiles.geometry);
-            for tile in 0..tiles.geometry.tiles {
-                let mut out = vec![0f32; n * TILE];
-                matmul(isa, tiles.tile(tile), &tiles.geometry, &batch, &mut out);
-                for (t, out) in out.chunks(TILE).enumerate() {
-                    let expected = if t % 2 == 0 { &expected } else { &others };
-                    let rows = &expected[tile * TILE..(tile * TILE + TILE).min(rows)];
+            // Two tiles at a time, and the last of an odd number alone.
+            for first in (0..tiles.geometry.tiles).step_by(2) {
+                let count = (tiles.geometry.tiles - first).min(2);
+                let size = tiles.geometry.tile_bytes();
+                let bytes = &tiles.bytes.as_slice()[first * size..(first + count) * size];
+                let mut out = vec![0f32; count * n * TILE];
+                matmul(isa, bytes, &tiles.geometry, &batch, &mut out);
+                for (i, out) in out.chunks(TILE).enumerate() {
+                    let expected = if i % n % 2 == 0 { &expected } else { &others };
+                    let row = (first + i / n) * TILE;
+                    let rows = &expected[row..(row + TILE).min(rows)];
                     let same = rows.iter().zip(out).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{}: {n} tokens, {rows:?} against {out:?}", isa.name());
                 }

@@ -277,7 +277,7 @@ fn block_sums(
     let part = Part { q: &q[first..], by_chunk, by_code, present };
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::trits_avx512::sums(body, &part, sums),
+        Isa::Avx512Gfni | Isa::Avx512Vnni => super::trits_avx512::sums(body, &part, sums),
         _ => portable(body, &part, sums),
     }
     if !tail.is_empty() {

@@ -13,7 +13,7 @@ pub fn sums(codes: &[u8], part: &Part<'_>, sums: &mut [[i32; TILE]; DIGITS]) {
     }
     assert!(part.present >= 1 && part.present <= DIGITS);
     let last = (chunks - 1) * part.by_chunk + (part.present - 1) * part.by_code;
-    assert!(part.q.len() >= last + 4 && super::avx512_vnni::available());
+    assert!(part.q.len() >= last + 4 && super::Isa::Avx512Vnni.available());
     // SAFETY: the CPU was checked; the furthest activation read is at `last + 3`.
     unsafe {
         match part.present {
