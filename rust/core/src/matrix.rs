@@ -1,7 +1,7 @@
 //! A packed matrix in memory and its products.
 
 use crate::error::{Error, Result};
-use crate::kernel::trits::{self, TritTiles};
+use crate::kernel::trits::{self, Encoding, TritTiles};
 use crate::kernel::{self, Activations, Batch, Isa};
 use crate::packing::{row_bytes, Canonical};
 use crate::pool;
@@ -46,12 +46,13 @@ enum Codes {
 
 impl PackedMatrix {
     pub fn new(from: &Canonical<'_>, format: Format, threads: usize) -> Result<Self> {
+        let isa = kernel::isa()?;
         let tiles = Tiles::pack(from, threads);
         let codes = match format {
             Format::TwoBit => Codes::Two(tiles),
-            Format::OnePointSixBit => Codes::Five(TritTiles::pack(&tiles, threads)),
+            Format::OnePointSixBit => Codes::Five(TritTiles::pack(&tiles, Encoding::of(isa), threads)),
         };
-        Ok(PackedMatrix { codes, isa: kernel::isa()? })
+        Ok(PackedMatrix { codes, isa })
     }
 
     pub fn geometry(&self) -> &Geometry {

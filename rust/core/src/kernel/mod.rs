@@ -21,6 +21,8 @@ pub mod trits;
 #[cfg(target_arch = "x86_64")]
 mod trits_avx512;
 #[cfg(target_arch = "x86_64")]
+mod trits_vbmi;
+#[cfg(target_arch = "x86_64")]
 mod unpack512;
 mod vectorize;
 
@@ -112,6 +114,10 @@ fn choose(forced: Option<&str>) -> Result<Isa> {
     let usable = Isa::usable();
     let names = || usable.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
     match forced.map(str::trim) {
+        #[cfg(target_arch = "x86_64")]
+        None | Some("") if usable[0] == Isa::Avx512Gfni && !limits::affine_costs_no_more() => {
+            Ok(Isa::Avx512Vnni)
+        }
         None | Some("") => Ok(usable[0]),
         Some(name) => match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
             Some(isa) if usable.contains(&isa) => Ok(isa),

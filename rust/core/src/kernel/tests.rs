@@ -62,11 +62,14 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
             }
             assert_eq!(&out[..rows], &expected[..], "{}: {streams} streams", isa.name());
         }
-        let five = trits::TritTiles::pack(&tiles, 1);
-        let mut out = vec![0f32; tiles.geometry.tiles * TILE];
-        trits::matvec(isa, five.bytes.as_slice(), &five.layout, &x, &mut out);
-        assert_eq!(&out[..rows], &expected[..], "{}: five codes a byte, {rows}x{cols}", isa.name());
-        assert_eq!(five.expand(1).bytes.as_slice(), tiles.bytes.as_slice());
+        let fastest = trits::Encoding::of(isa);
+        for encoding in [trits::Encoding::Fraction, fastest] {
+            let five = trits::TritTiles::pack(&tiles, encoding, 1);
+            let mut out = vec![0f32; tiles.geometry.tiles * TILE];
+            trits::matvec(isa, five.bytes.as_slice(), &five.layout, &x, &mut out);
+            assert_eq!(&out[..rows], &expected[..], "{}: {encoding:?}, {rows}x{cols}", isa.name());
+            assert_eq!(five.expand(1).bytes.as_slice(), tiles.bytes.as_slice());
+        }
         let others = naive::matvec(&matrix, &second);
         for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
             let tokens: Vec<Activations> =
@@ -135,7 +138,7 @@ fn activations_are_quantized_as_the_design_says() {
 
 #[test]
 fn paths_are_chosen_by_name() {
-    assert_eq!(choose(None).unwrap(), Isa::usable()[0]);
+    assert!(Isa::usable()[..2.min(Isa::usable().len())].contains(&choose(None).unwrap()));
     assert_eq!(choose(Some("generic")).unwrap(), Isa::Generic);
     assert!(choose(Some("sse9")).unwrap_err().to_string().contains("unknown"));
     for isa in Isa::ALL {

@@ -1,13 +1,14 @@
-//! The 1.6-bit format: five codes a byte, as fixed-point fractions in base 3, in tiles of 16 rows.
+//! The 1.6-bit format: five codes a byte in tiles of 16 rows.
 //!
-//! A byte is ceil(v * 256 / 243) for v = sum of code_s * 3^(4 - s), s = 0..4. Times 3, its carry out of 8 bits is
-//! the first code, and the low byte holds the rest in the same way.
+//! A byte tells v = sum of code_s * 3^(4 - s), s = 0..4, in the [`Encoding`] that the machine reads fastest.
 //!
 //! Five groups (their planes in order) share a block: for each plane `width / 4` chunks of 64 bytes, where byte b
 //! of the 4-byte lane r in chunk c holds as its code s that of row r and input 4 c + b of the block's group s.
 //! Then the scales as in the 2-bit tiles, group by group, plane by plane. A whole row is one group; there code s
 //! is that of input 20 c + 4 s + b.
 
+#[cfg(target_arch = "x86_64")]
+use super::trits_vbmi;
 use super::{Activations, Isa};
 use crate::kernel::vectorized;
 use crate::pool;
@@ -16,10 +17,42 @@ use crate::tiles::{block_scales, Aligned, Geometry, Tiles, CHUNK_BYTES, SCALE_BY
 /// Codes in a byte.
 pub const DIGITS: usize = 5;
 
+/// How a byte tells its five codes. Both stay in memory: files are 2-bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// ceil(v * 256 / 243), a fraction in base 3: times 3, its carry out of 8 bits is the first code, and the low
+    /// byte holds the rest in the same way.
+    Fraction,
+    /// Code 0 in the top two bits and a number below 64 for the others, or an escape: for lookups in registers.
+    Table,
+}
+
+impl Encoding {
+    /// What a path reads fastest on this machine.
+    pub fn of(isa: Isa) -> Self {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Gfni | Isa::Avx512Vnni if trits_vbmi::available() => Encoding::Table,
+            _ => Encoding::Fraction,
+        }
+    }
+
+    fn byte(self, value: usize) -> u8 {
+        match self {
+            Encoding::Fraction => (value * 256).div_ceil(243) as u8,
+            #[cfg(target_arch = "x86_64")]
+            Encoding::Table => trits_vbmi::encode(value),
+            #[cfg(not(target_arch = "x86_64"))]
+            Encoding::Table => unreachable!("not made here"),
+        }
+    }
+}
+
 /// Where things are in a tile of five codes a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub geometry: Geometry,
+    pub encoding: Encoding,
     /// Chunks of a plane in a block.
     pub chunks: usize,
     /// Groups that share a block: 5, or 1 for whole rows.
@@ -27,11 +60,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn new(geometry: Geometry) -> Self {
+    pub fn new(geometry: Geometry, encoding: Encoding) -> Self {
         let quads = geometry.width / 4;
         match geometry.group_size {
-            0 => Layout { geometry, chunks: quads.div_ceil(DIGITS), groups: 1 },
-            _ => Layout { geometry, chunks: quads, groups: DIGITS },
+            0 => Layout { geometry, encoding, chunks: quads.div_ceil(DIGITS), groups: 1 },
+            _ => Layout { geometry, encoding, chunks: quads, groups: DIGITS },
         }
     }
 
@@ -68,8 +101,8 @@ pub struct TritTiles {
 }
 
 impl TritTiles {
-    pub fn pack(from: &Tiles, threads: usize) -> Self {
-        let layout = Layout::new(from.geometry);
+    pub fn pack(from: &Tiles, encoding: Encoding, threads: usize) -> Self {
+        let layout = Layout::new(from.geometry, encoding);
         let size = layout.tile_bytes();
         let mut bytes = Aligned::zeroed(from.geometry.tiles * size);
         if size > 0 {
@@ -114,7 +147,7 @@ fn press(layout: &Layout, tile: &[u8], out: &mut [u8]) {
         let (codes, scales) = out.split_at_mut(g.planes * layout.code_bytes());
         for (plane, codes) in codes.chunks_exact_mut(layout.code_bytes().max(1)).enumerate() {
             for (c, chunk) in codes.chunks_exact_mut(CHUNK_BYTES).enumerate() {
-                let mut values = [0u16; CHUNK_BYTES];
+                let mut values = [0usize; CHUNK_BYTES];
                 for s in 0..DIGITS {
                     let quad = layout.quad(block, c, s);
                     for (i, value) in values.iter_mut().enumerate() {
@@ -124,11 +157,11 @@ fn press(layout: &Layout, tile: &[u8], out: &mut [u8]) {
                         } else {
                             1
                         };
-                        *value = *value * 3 + code as u16;
+                        *value = *value * 3 + code as usize;
                     }
                 }
                 for (byte, value) in chunk.iter_mut().zip(values) {
-                    *byte = (value as u32 * 256).div_ceil(243) as u8;
+                    *byte = layout.encoding.byte(value);
                 }
             }
         }
@@ -156,18 +189,14 @@ fn expand_inlined(layout: &Layout, tile: &[u8], out: &mut [u8]) {
         let (codes, scales) = from.split_at(g.planes * layout.code_bytes());
         for (plane, codes) in codes.chunks_exact(layout.code_bytes().max(1)).enumerate() {
             for (c, chunk) in codes.chunks_exact(CHUNK_BYTES).enumerate() {
-                let mut rest = [0u16; CHUNK_BYTES];
-                rest.iter_mut().zip(chunk).for_each(|(r, &b)| *r = b as u16);
-                for s in 0..DIGITS {
+                for (s, codes) in digits(layout.encoding, chunk).iter().enumerate() {
                     let quad = layout.quad(block, c, s);
                     if quad >= quads {
                         continue;
                     }
                     let (at, shift) = two_bit_place(g, plane, quad);
-                    for (out, rest) in out[at..at + CHUNK_BYTES].iter_mut().zip(&mut rest) {
-                        let three = *rest * 3;
-                        *out |= ((three >> 8) as u8) << shift;
-                        *rest = three & 0xff;
+                    for (out, code) in out[at..at + CHUNK_BYTES].iter_mut().zip(codes) {
+                        *out |= code << shift;
                     }
                 }
             }
@@ -182,6 +211,30 @@ fn expand_inlined(layout: &Layout, tile: &[u8], out: &mut [u8]) {
     }
 }
 
+/// The five codes of a chunk.
+#[inline(always)]
+fn digits(encoding: Encoding, chunk: &[u8]) -> [[u8; CHUNK_BYTES]; DIGITS] {
+    match encoding {
+        Encoding::Fraction => {
+            let mut out = [[0; CHUNK_BYTES]; DIGITS];
+            let mut rest = [0u16; CHUNK_BYTES];
+            rest.iter_mut().zip(chunk).for_each(|(r, &b)| *r = b as u16);
+            for out in out.iter_mut() {
+                for (code, rest) in out.iter_mut().zip(&mut rest) {
+                    let three = *rest * 3;
+                    *code = (three >> 8) as u8;
+                    *rest = three & 0xff;
+                }
+            }
+            out
+        }
+        #[cfg(target_arch = "x86_64")]
+        Encoding::Table => trits_vbmi::digits(chunk),
+        #[cfg(not(target_arch = "x86_64"))]
+        Encoding::Table => unreachable!("not made here"),
+    }
+}
+
 /// Products of whole tiles with one token; agrees with [`super::matvec`] bit for bit.
 pub fn matvec(isa: Isa, tiles: &[u8], layout: &Layout, x: &Activations, out: &mut [f32]) {
     let g = &layout.geometry;
@@ -189,6 +242,13 @@ pub fn matvec(isa: Isa, tiles: &[u8], layout: &Layout, x: &Activations, out: &mu
     assert_eq!(tiles.len(), out.len() / TILE * layout.tile_bytes());
     assert_eq!(x.q.len(), g.padded_cols());
     assert_eq!(x.offsets.len(), g.groups);
+    #[cfg(target_arch = "x86_64")]
+    if layout.encoding == Encoding::Table && g.planes == 1 && g.group_size > 0 {
+        for (tile, out) in tiles.chunks_exact(layout.tile_bytes()).zip(out.chunks_exact_mut(TILE)) {
+            trits_vbmi::grouped_tile(tile, layout, x, out);
+        }
+        return;
+    }
     // Five sums for each plane of a block.
     let mut sums = vec![[[0i32; TILE]; DIGITS]; g.planes];
     for (tile, out) in tiles.chunks_exact(layout.tile_bytes().max(1)).zip(out.chunks_exact_mut(TILE)) {
@@ -275,17 +335,23 @@ fn block_sums(
         *sums = [0; TILE];
     }
     let part = Part { q: &q[first..], by_chunk, by_code, present };
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Gfni | Isa::Avx512Vnni => super::trits_avx512::sums(body, &part, sums),
-        _ => portable(body, &part, sums),
-    }
+    add_sums(isa, layout.encoding, body, &part, sums);
     if !tail.is_empty() {
         let mut last = [0i8; 4 * DIGITS];
         let rest = &q[whole * by_chunk..];
         last[..rest.len()].copy_from_slice(rest);
         let part = Part { q: &last, by_chunk, by_code, present };
-        portable(tail, &part, sums);
+        add_sums(isa, layout.encoding, tail, &part, sums);
+    }
+}
+
+fn add_sums(isa: Isa, encoding: Encoding, codes: &[u8], part: &Part<'_>, sums: &mut [[i32; TILE]; DIGITS]) {
+    match (encoding, isa) {
+        #[cfg(target_arch = "x86_64")]
+        (Encoding::Table, _) => trits_vbmi::sums(codes, part, sums),
+        #[cfg(target_arch = "x86_64")]
+        (_, Isa::Avx512Gfni | Isa::Avx512Vnni) => super::trits_avx512::sums(codes, part, sums),
+        _ => portable(codes, part, sums),
     }
 }
 

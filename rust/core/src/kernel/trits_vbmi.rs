@@ -1,0 +1,255 @@
+//! Five codes a byte with AVX-512, VNNI and VBMI: bytes as [`Encoding::Table`](super::trits::Encoding) makes them,
+//! so that one lookup in a register gives four codes where the masks of the 2-bit format find them, and the fifth
+//! is in the top bits. 14 instructions for five codes of 64 bytes, where the 2-bit format takes 8 for four.
+
+use std::arch::x86_64::*;
+
+use super::trits::{Layout, Part, DIGITS};
+use super::Activations;
+use crate::tiles::{CHUNK_BYTES, SCALE_BYTES, TILE};
+
+/// Chunks after which sums are folded: each adds at most 4 * 128 * 127 to a lane.
+const FOLD: usize = 16_384;
+
+/// Bytes from here on stand for what does not fit into two and six bits.
+const ESCAPE: u8 = 0xc0;
+
+/// Codes 1 to 4 of which the low six bits of a byte below [`ESCAPE`] tell.
+const DIRECT: usize = 64;
+
+/// Such of the 81 as must be told together with code 0.
+const REST: usize = 81 - DIRECT;
+
+pub fn available() -> bool {
+    super::Isa::Avx512Vnni.available() && is_x86_feature_detected!("avx512vbmi")
+}
+
+/// The byte for code_0 * 81 + code_1 * 27 + ... + code_4.
+pub const fn encode(value: usize) -> u8 {
+    let (first, rest) = (value / 81, value % 81);
+    match rest < DIRECT {
+        true => (first * DIRECT + rest) as u8,
+        false => ESCAPE + (first * REST + rest - DIRECT) as u8,
+    }
+}
+
+/// Codes 1 to 4 (a number below 81) as two bits each, the first lowest.
+const fn in_bits(rest: usize) -> u8 {
+    (rest / 27 | rest / 9 % 3 << 2 | rest / 3 % 3 << 4 | rest % 3 << 6) as u8
+}
+
+/// Codes 1 to 4 by the low six bits, below [`ESCAPE`] and from there on, and code 0 times 64 from there on.
+static TABLES: [[u8; 64]; 3] = {
+    let mut tables = [[0; 64]; 3];
+    let mut i = 0;
+    while i < 64 {
+        tables[0][i] = in_bits(i);
+        tables[1][i] = in_bits(DIRECT + i % REST);
+        tables[2][i] = (i / REST * 64) as u8;
+        i += 1;
+    }
+    tables
+};
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn tables() -> [__m512i; 3] {
+    // SAFETY: a table is 64 bytes.
+    TABLES.each_ref().map(|table| unsafe { _mm512_loadu_si512(table.as_ptr().cast()) })
+}
+
+/// Code 0 times 64 in each byte, and codes 1 to 4 in two bits each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn look_up(bytes: __m512i, [direct, others, firsts]: &[__m512i; 3]) -> (__m512i, __m512i) {
+    let escape = _mm512_cmpge_epu8_mask(bytes, _mm512_set1_epi8(ESCAPE as i8));
+    let four = _mm512_permutexvar_epi8(bytes, *direct);
+    let four = _mm512_mask_permutexvar_epi8(four, escape, bytes, *others);
+    let first = _mm512_and_si512(bytes, _mm512_set1_epi8(ESCAPE as i8));
+    (_mm512_mask_permutexvar_epi8(first, escape, bytes, *firsts), four)
+}
+
+/// Factors that the sums of the five codes carry, as shifts.
+const SHIFTS: [u32; DIGITS] = [6, 0, 2, 4, 6];
+
+/// Exact sums of at most [`FOLD`] chunks for the first `N` codes.
+///
+/// # Safety
+/// VBMI and VNNI; `chunks` chunks can be read at `p`, and the part's activations for as many.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
+unsafe fn some_chunks<const N: usize>(
+    p: *const u8,
+    chunks: usize,
+    q: *const i8,
+    (by_chunk, by_code): (usize, usize),
+    tables: &[__m512i; 3],
+) -> [__m512i; N] {
+    let masks = [0u8, 0x03, 0x0c, 0x30, 0xc0].map(|mask| _mm512_set1_epi8(mask as i8));
+    let mut sums = [_mm512_setzero_si512(); N];
+    for c in 0..chunks {
+        // SAFETY: c is below the number of chunks, s below the codes that are present.
+        unsafe {
+            let bytes = _mm512_loadu_si512(p.add(c * CHUNK_BYTES).cast());
+            let (first, four) = look_up(bytes, tables);
+            for s in 0..N {
+                let codes = if s == 0 { first } else { _mm512_and_si512(four, masks[s]) };
+                let x = q.add(c * by_chunk + s * by_code).cast::<i32>().read_unaligned();
+                sums[s] = _mm512_dpbusd_epi32(sums[s], codes, _mm512_set1_epi32(x));
+            }
+        }
+    }
+    for s in 0..N {
+        sums[s] = _mm512_sra_epi32(sums[s], _mm_cvtsi32_si128(SHIFTS[s] as i32));
+    }
+    sums
+}
+
+/// Add the sums of the chunks in `codes`.
+pub fn sums(codes: &[u8], part: &Part<'_>, sums: &mut [[i32; TILE]; DIGITS]) {
+    let chunks = codes.len() / CHUNK_BYTES;
+    if chunks == 0 {
+        return;
+    }
+    let last = (chunks - 1) * part.by_chunk + (part.present - 1) * part.by_code;
+    assert!(part.present <= DIGITS && part.q.len() >= last + 4 && available());
+    for first in (0..chunks).step_by(FOLD) {
+        let (count, q) = ((chunks - first).min(FOLD), &part.q[first * part.by_chunk..]);
+        let p = &codes[first * CHUNK_BYTES..];
+        // SAFETY: the CPU was checked; the furthest activation read is at `last + 3`.
+        unsafe {
+            match part.present {
+                5 => add::<5>(p, count, q, part, sums),
+                4 => add::<4>(p, count, q, part, sums),
+                3 => add::<3>(p, count, q, part, sums),
+                2 => add::<2>(p, count, q, part, sums),
+                _ => add::<1>(p, count, q, part, sums),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`some_chunks`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
+unsafe fn add<const N: usize>(
+    p: &[u8],
+    chunks: usize,
+    q: &[i8],
+    part: &Part<'_>,
+    sums: &mut [[i32; TILE]; DIGITS],
+) {
+    // SAFETY: the caller's promise; 16 lanes of 32 bits are stored.
+    unsafe {
+        let by = (part.by_chunk, part.by_code);
+        let found = some_chunks::<N>(p.as_ptr(), chunks, q.as_ptr(), by, &tables());
+        for (sums, found) in sums.iter_mut().zip(found) {
+            let at = sums.as_mut_ptr().cast();
+            _mm512_storeu_si512(at, _mm512_add_epi32(_mm512_loadu_si512(at.cast_const()), found));
+        }
+    }
+}
+
+/// One tile of one plane in groups (not whole rows) with one token.
+pub fn grouped_tile(tile: &[u8], layout: &Layout, x: &Activations, out: &mut [f32]) {
+    let g = &layout.geometry;
+    assert!(g.planes == 1 && g.group_size > 0 && available());
+    assert!(tile.len() >= layout.tile_bytes() && out.len() == TILE);
+    assert!(x.q.len() >= g.padded_cols() && x.offsets.len() >= g.groups);
+    // SAFETY: the CPU was checked; the lengths above cover the tile, its activations and 16 floats.
+    unsafe { grouped(tile.as_ptr(), layout, x, out.as_mut_ptr()) }
+}
+
+/// # Safety
+/// See [`grouped_tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
+unsafe fn grouped(p: *const u8, layout: &Layout, x: &Activations, y: *mut f32) {
+    let groups = layout.geometry.groups;
+    let tables = tables();
+    let mut total = _mm512_setzero_ps();
+    // SAFETY: blocks of the tile, each with the groups from `first` on.
+    unsafe {
+        for first in (0..groups).step_by(DIGITS) {
+            let p = p.add(first / DIGITS * layout.block_bytes());
+            total = match groups - first {
+                1 => block::<1>(total, p, layout, x, first, &tables),
+                2 => block::<2>(total, p, layout, x, first, &tables),
+                3 => block::<3>(total, p, layout, x, first, &tables),
+                4 => block::<4>(total, p, layout, x, first, &tables),
+                _ => block::<5>(total, p, layout, x, first, &tables),
+            };
+        }
+        _mm512_storeu_ps(y, _mm512_mul_ps(total, _mm512_set1_ps(x.scale)));
+    }
+}
+
+/// `total` with a block of `N` groups from `first` on added.
+///
+/// # Safety
+/// See [`grouped_tile`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
+unsafe fn block<const N: usize>(
+    mut total: __m512,
+    p: *const u8,
+    layout: &Layout,
+    x: &Activations,
+    first: usize,
+    tables: &[__m512i; 3],
+) -> __m512 {
+    // SAFETY: the caller's promise; scales follow the block's codes.
+    unsafe {
+        let q = x.q.as_ptr().add(first * layout.geometry.width);
+        let by = (4, layout.geometry.width);
+        let found = some_chunks::<N>(p, layout.chunks, q, by, tables);
+        for (s, exact) in found.into_iter().enumerate() {
+            let scales = p.add(layout.code_bytes() + s * SCALE_BYTES);
+            let scales = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
+            let exact = _mm512_add_epi32(exact, _mm512_set1_epi32(*x.offsets.as_ptr().add(first + s)));
+            total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, total);
+        }
+    }
+    total
+}
+
+/// The five codes of a chunk.
+pub fn digits(chunk: &[u8]) -> [[u8; CHUNK_BYTES]; DIGITS] {
+    assert!(chunk.len() >= CHUNK_BYTES && available());
+    // SAFETY: the CPU and the length were just checked.
+    unsafe { digits_of(chunk.as_ptr()) }
+}
+
+/// # Safety
+/// VBMI; 64 bytes at `p`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+unsafe fn digits_of(p: *const u8) -> [[u8; CHUNK_BYTES]; DIGITS] {
+    let three = _mm512_set1_epi8(3);
+    let mut out = [[0; CHUNK_BYTES]; DIGITS];
+    // SAFETY: 64 bytes are read and five times 64 written.
+    unsafe {
+        let (first, four) = look_up(_mm512_loadu_si512(p.cast()), &tables());
+        for (s, (out, shift)) in out.iter_mut().zip(SHIFTS).enumerate() {
+            let from = if s == 0 { first } else { four };
+            let shifted = _mm512_srl_epi16(from, _mm_cvtsi32_si128(shift as i32));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_and_si512(shifted, three));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_has_a_byte_of_its_own_that_the_tables_turn_back() {
+        for value in 0..243usize {
+            let byte = encode(value) as usize;
+            let escaped = byte >= ESCAPE as usize;
+            let first = if escaped { TABLES[2][byte % 64] as usize / 64 } else { byte / 64 };
+            let four = TABLES[escaped as usize][byte % 64] as usize;
+            let codes = [first, four & 3, four >> 2 & 3, four >> 4 & 3, four >> 6];
+            assert_eq!(codes.iter().fold(0, |value, code| value * 3 + code), value);
+        }
+    }
+}
