@@ -230,16 +230,16 @@ impl<'a> Canonical<'a> {
                 let stop = (start + width).min(self.cols);
                 // Groups start at multiples of 4, so a byte never straddles two of them.
                 let (out, codes) = (&mut out[start..stop], &codes[start / 4..]);
-                let mut eights = out.chunks_exact_mut(8);
-                for (eight, pair) in (&mut eights).zip(codes.chunks_exact(2)) {
-                    let word = u16::from_le_bytes([pair[0], pair[1]]) as u32;
-                    for (s, value) in eight.iter_mut().enumerate() {
+                let mut sixteens = out.chunks_exact_mut(16);
+                for (sixteen, four) in (&mut sixteens).zip(codes.chunks_exact(4)) {
+                    let word = u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+                    for (s, value) in sixteen.iter_mut().enumerate() {
                         let term = ((word >> (2 * s)) & 3) as i32 as f32 * scale - scale;
                         *value = if plane == 0 { term } else { *value + term };
                     }
                 }
-                let done = (stop - start) / 8 * 2;
-                for (i, value) in eights.into_remainder().iter_mut().enumerate() {
+                let done = (stop - start) / 16 * 4;
+                for (i, value) in sixteens.into_remainder().iter_mut().enumerate() {
                     let code = (codes[done + i / 4] >> (2 * (i % 4))) & 3;
                     let term = code as f32 * scale - scale;
                     *value = if plane == 0 { term } else { *value + term };

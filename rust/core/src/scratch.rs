@@ -21,7 +21,7 @@ macro_rules! recycled {
     )*};
 }
 
-recycled!(u8, i8, f32, [f32; 16], [u32; 16]);
+recycled!(u8, i8, u16, f32, [f32; 16], [u32; 16]);
 
 /// A buffer of the thread's, put back when dropped.
 pub struct Scratch<T: Recycled>(Vec<T>);

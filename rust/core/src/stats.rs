@@ -1,8 +1,12 @@
 //! What ternarizing a tensor cost: error, cosine, zeros, histograms.
 
+mod histogram;
+
 use std::hint::black_box;
 use std::ops::Range;
 use std::sync::Mutex;
+
+use histogram::{bin, bins_per_unit, Histogram};
 
 use crate::error::{Error, Result};
 use crate::half::f16_to_f32;
@@ -88,7 +92,9 @@ impl Statistics {
         let mut out = Statistics::new(matrix.planes);
         let cols = matrix.cols;
         let mut back = vec![0f32; cols];
-        let mut tables = [Tables::default(), Tables::default()];
+        let mut before = Histogram::new(true);
+        let mut after = Histogram::new(matrix.planes > 1);
+        let mut factors = vec![0f32; matrix.groups()];
         let mut sums = [[0f64; L]; 4];
         let width = if matrix.group_size == 0 { cols.max(1) } else { matrix.group_size };
         for (row, w) in rows.zip(w.chunks(cols.max(1))) {
@@ -97,30 +103,44 @@ impl Statistics {
             for (w, d) in w.chunks(BLOCK).zip(back.chunks(BLOCK)) {
                 add_block(&mut sums, w, d);
             }
+            // One loop for each step, so that the groups' chains of operations overlap.
+            for (factor, w) in factors.iter_mut().zip(w.chunks(width)) {
+                *factor = match <&[f32; 64]>::try_from(w) {
+                    // The usual group again with a length known when compiled.
+                    Ok(w) => bins_per_unit(w),
+                    _ => bins_per_unit(w),
+                };
+            }
+            for (w, &factor) in w.chunks(width).zip(&factors) {
+                before.count(w, factor);
+            }
             if matrix.planes > 1 {
                 out.add_zeros(matrix, row);
-                for (w, d) in w.chunks(width).zip(back.chunks(width)) {
-                    let factor = bins_per_unit(w);
-                    tables[0].count(w, factor);
-                    tables[1].count(d, factor);
+                for (d, &factor) in back.chunks(width).zip(&factors) {
+                    after.count(d, factor);
                 }
                 continue;
             }
+            // One plane has but three values.
             let codes = matrix.codes_row(0, row).chunks(width.div_ceil(4));
             let mut kept = 0;
-            for ((w, codes), &scale) in w.chunks(width).zip(codes).zip(matrix.scales_row(0, row)) {
-                let scale = f16_to_f32(scale);
-                // The usual group again with a length known when compiled.
-                kept += match (<&[f32; 64]>::try_from(w), <&[u8; 16]>::try_from(codes)) {
-                    (Ok(w), Ok(codes)) => count_group(&mut tables, w, codes, scale),
-                    _ => count_group(&mut tables, w, codes, scale),
+            for ((codes, &factor), &scale) in codes.zip(&factors).zip(matrix.scales_row(0, row)) {
+                let (up, down) = match <&[u8; 16]>::try_from(codes) {
+                    Ok(codes) => signs(codes),
+                    _ => signs(codes),
                 };
+                let scale = f16_to_f32(scale);
+                after.add(bin(scale, factor), up as u64);
+                after.add(bin(-scale, factor), down as u64);
+                kept += (up + down) as u64;
             }
-            out.zeros_per_plane[0] += cols as u64 - kept;
-            out.zeros_all_planes += cols as u64 - kept;
+            let zeros = cols as u64 - kept;
+            after.add(bin(0.0, 0.0), zeros);
+            out.zeros_per_plane[0] += zeros;
+            out.zeros_all_planes += zeros;
         }
-        tables[0].total(&mut out.histogram_before);
-        tables[1].total(&mut out.histogram_after);
+        before.total(&mut out.histogram_before);
+        after.total(&mut out.histogram_after);
         [out.sum_w2, out.sum_d2, out.sum_wd, out.sum_err2] = sums.map(|lanes| lanes.iter().sum());
         out
     }
@@ -213,46 +233,6 @@ fn add_squares([ww, dd, wd, ee]: &mut [[f32; L]; 4], w: &[f32; L], d: &[f32; L])
     }
 }
 
-/// What a weight of a group is multiplied with to count bins: [`BINS`] / 8 a mean |w|.
-#[inline(always)]
-fn bins_per_unit(w: &[f32]) -> f32 {
-    let mut lanes = [0f32; L];
-    let (whole, rest) = w.as_chunks::<L>();
-    for w in whole {
-        for l in 0..L {
-            lanes[l] += w[l].abs();
-        }
-    }
-    let mut lanes = black_box(lanes);
-    for (lane, w) in lanes.iter_mut().zip(rest) {
-        *lane += w.abs();
-    }
-    let mut sum = folded(&lanes);
-    let mut all = w.len() as f32 * (BINS as f32 / 8.0);
-    if sum.is_infinite() {
-        (sum, all) = ((sum_lanes(w, |x| x.abs() as f64) / w.len() as f64) as f32, BINS as f32 / 8.0);
-    }
-    let factor = if sum > 0.0 { all / sum } else { 0.0 };
-    if factor < f32::MAX {
-        factor
-    } else {
-        f32::MAX
-    }
-}
-
-/// Count a group of one plane; returns how many codes are not 0.
-#[inline(always)]
-fn count_group([before, after]: &mut [Tables; 2], w: &[f32], codes: &[u8], scale: f32) -> u64 {
-    let factor = bins_per_unit(w);
-    before.count(w, factor);
-    // One plane has but three values.
-    let (up, down) = signs(codes);
-    after.add(bin(scale, factor), up);
-    after.add(bin(-scale, factor), down);
-    after.add(bin(0.0, factor), w.len() as u32 - up - down);
-    (up + down) as u64
-}
-
 /// Codes 2 and codes 0 of a group; padding is neither.
 #[inline(always)]
 fn signs(codes: &[u8]) -> (u32, u32) {
@@ -281,64 +261,6 @@ pub fn sum_lanes(w: &[f32], value: impl Fn(f32) -> f64) -> f64 {
         *lane += value(x);
     }
     lanes.iter().sum()
-}
-
-#[inline(always)]
-fn bin(value: f32, factor: f32) -> u8 {
-    let place = value * factor + (BINS / 2) as f32;
-    let place = if place > 0.0 { place } else { 0.0 };
-    let place = if place < (BINS - 1) as f32 { place } else { (BINS - 1) as f32 };
-    // Above 256 the mantissa is place * 2^15: its whole part without a conversion, which would not vectorize.
-    ((place + 256.0).to_bits() >> 15) as u8
-}
-
-/// Four tables in turn, so that equal bins side by side need not wait for each other; as long as a byte can
-/// say, so that no index needs a check.
-struct Tables {
-    counts: [[u32; 256]; 4],
-    /// The bins of the values at hand.
-    bins: [u32; 256],
-}
-
-impl Default for Tables {
-    fn default() -> Self {
-        Tables { counts: [[0; 256]; 4], bins: [0; 256] }
-    }
-}
-
-impl Tables {
-    /// Count values: the bins of a block first, which vectorizes.
-    #[inline(always)]
-    fn count(&mut self, values: &[f32], factor: f32) {
-        for values in values.chunks(256) {
-            let bins = &mut self.bins[..values.len()];
-            for (place, &value) in bins.iter_mut().zip(values) {
-                *place = bin(value, factor) as u32;
-            }
-            let [a, b, c, d] = &mut self.counts;
-            let (fours, rest) = bins.as_chunks::<4>();
-            for four in fours {
-                a[four[0] as u8 as usize] += 1;
-                b[four[1] as u8 as usize] += 1;
-                c[four[2] as u8 as usize] += 1;
-                d[four[3] as u8 as usize] += 1;
-            }
-            for &place in rest {
-                a[place as u8 as usize] += 1;
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn add(&mut self, bin: u8, count: u32) {
-        self.counts[0][bin as usize] += count;
-    }
-
-    fn total(&self, out: &mut [u64]) {
-        for (i, total) in out.iter_mut().enumerate() {
-            *total = self.counts.iter().map(|table| table[i] as u64).sum();
-        }
-    }
 }
 
 /// Statistics of a whole tensor [rows, cols]. Errors: lengths that disagree, weights not finite.

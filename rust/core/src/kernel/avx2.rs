@@ -1,7 +1,6 @@
 //! AVX2 and AVX-VNNI: a chunk is two halves of 8 rows that share the activation broadcasts. One 16-bit shift by
 //! 4 and four ANDs give codes with factors 1 and 4, which go to two sums; [`Dot`] says how they are multiplied.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::dot256::{Dot, Sums};
@@ -73,13 +72,21 @@ unsafe fn short_block<D: Dot>(
     chunks: usize,
     offset: [__m256i; 2],
 ) -> [__m256i; 2] {
-    let mut sums = [zero(); 2];
+    // Long blocks of 32-bit sums in two sets in turn, so that no product waits for the one before it.
+    let sets = if D::SHORT > 8 && chunks > 8 { 2 } else { 1 };
+    let mut sums = [[zero(); 2]; 2];
     for k in 0..chunks {
         // SAFETY: k < chunks.
-        unsafe { D::chunk(&mut sums, p.add(k * CHUNK_BYTES), q.add(k * CHUNK)) };
+        unsafe { D::chunk(&mut sums[k % sets], p.add(k * CHUNK_BYTES), q.add(k * CHUNK)) };
     }
-    // SAFETY: the CPU, as for the chunks.
-    [0, 1].map(|half| unsafe { _mm256_add_epi32(offset[half], D::exact(sums[half])) })
+    let mut exact = offset;
+    for sums in &sums[..sets] {
+        for half in 0..2 {
+            // SAFETY: the CPU, as for the chunks.
+            exact[half] = _mm256_add_epi32(exact[half], unsafe { D::exact(sums[half]) });
+        }
+    }
+    exact
 }
 
 /// The 8 scales at `p`.
@@ -145,7 +152,7 @@ unsafe fn tiles_of<D: Dot, const S: usize, const CHUNKS: usize>(
 const TOKENS: usize = 4;
 
 /// Tokens from which on codes are unpacked into the first-level cache instead of by every few tokens anew.
-const MANY: usize = 9;
+const MANY: usize = 24;
 
 pub fn matmul<D: Dot>(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     assert!(tile.len() >= geometry.tile_bytes() && out.len() == x.n * TILE);
@@ -160,44 +167,32 @@ pub fn matmul<D: Dot>(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f3
         while t < x.n {
             // As even as can be: 5 tokens are 3 and 2.
             let many = (x.n - t).div_ceil((x.n - t).div_ceil(TOKENS));
-            match many {
-                1 => tile_times_few::<D, 1>(tile, geometry, x, t, out),
-                2 => tile_times_few::<D, 2>(tile, geometry, x, t, out),
-                3 => tile_times_few::<D, 3>(tile, geometry, x, t, out),
-                _ => tile_times_few::<D, 4>(tile, geometry, x, t, out),
+            // Two sets of sums in turn in long groups of few tokens, so that no product waits for the one before.
+            let long = geometry.width > 64;
+            match (x.step, many) {
+                (32, 1) => tile_times_few::<D, 32, 1, 1>(tile, geometry, x, t, out),
+                (32, 2) => tile_times_few::<D, 32, 1, 2>(tile, geometry, x, t, out),
+                (32, 3) => tile_times_few::<D, 32, 1, 3>(tile, geometry, x, t, out),
+                (32, _) => tile_times_few::<D, 32, 1, 4>(tile, geometry, x, t, out),
+                (_, 1) if long => tile_times_few::<D, 64, 2, 1>(tile, geometry, x, t, out),
+                (_, 2) if long => tile_times_few::<D, 64, 2, 2>(tile, geometry, x, t, out),
+                (_, 1) => tile_times_few::<D, 64, 1, 1>(tile, geometry, x, t, out),
+                (_, 2) => tile_times_few::<D, 64, 1, 2>(tile, geometry, x, t, out),
+                (_, 3) => tile_times_few::<D, 64, 1, 3>(tile, geometry, x, t, out),
+                _ => tile_times_few::<D, 64, 1, 4>(tile, geometry, x, t, out),
             }
             t += many;
         }
     }
 }
 
-/// The four activations at `x` in every lane. Not `pure`, so that LLVM keeps each where it is used.
-///
-/// # Safety
-/// 4 bytes can be read.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn broadcast(x: *const i8) -> __m256i {
-    let out;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "vpbroadcastd {out}, dword ptr [{x}]",
-            x = in(reg) x,
-            out = out(ymm_reg) out,
-            options(readonly, nostack, preserves_flags),
-        );
-    }
-    out
-}
-
 /// One tile times the `N` tokens from `first` on, half of its rows after the other; every code is taken out of
 /// its byte once for all of them.
 ///
 /// # Safety
-/// See [`matmul`]; `first + N <= x.n`.
+/// See [`matmul`]; `STEP` is the batch's, `first + N <= x.n`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile_times_few<D: Dot, const N: usize>(
+unsafe fn tile_times_few<D: Dot, const STEP: usize, const SETS: usize, const N: usize>(
     tile: &[u8],
     geometry: &Geometry,
     x: &Batch,
@@ -205,7 +200,7 @@ unsafe fn tile_times_few<D: Dot, const N: usize>(
     out: &mut [f32],
 ) {
     let (n, chunks) = (x.n, geometry.width / CHUNK);
-    let (steps, per_step) = (geometry.width / x.step, x.step / CHUNK);
+    let steps = geometry.width / STEP;
     let (low, high) = (_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c));
     // SAFETY: p walks over the tile; tokens are below n, steps below those of the batch.
     unsafe {
@@ -218,41 +213,47 @@ unsafe fn tile_times_few<D: Dot, const N: usize>(
                     for (t, exact) in exact.iter_mut().enumerate() {
                         *exact = _mm256_set1_epi32(*x.offsets.as_ptr().add(group * n + first + t));
                     }
-                    let mut sums = [zero(); N];
+                    let mut sums = [[zero(); N]; SETS];
                     let mut held = 0;
                     for step in 0..steps {
-                        let q = x.q.as_ptr().add(((group * steps + step) * n + first) * x.step);
-                        for k in 0..per_step {
-                            let w = p.add((step * per_step + k) * CHUNK_BYTES + 32 * half);
-                            let w = _mm256_loadu_si256(w.cast());
-                            let v = _mm256_srli_epi16::<4>(w);
-                            let codes = [
-                                _mm256_and_si256(w, low),
-                                _mm256_and_si256(w, high),
-                                _mm256_and_si256(v, low),
-                                _mm256_and_si256(v, high),
-                            ];
-                            for (t, sums) in sums.iter_mut().enumerate() {
-                                let q = q.add(t * x.step + k * CHUNK);
-                                sums.a = D::dot(sums.a, codes[0], broadcast(q));
-                                sums.b = D::dot(sums.b, codes[1], broadcast(q.add(4)));
-                                sums.a = D::dot(sums.a, codes[2], broadcast(q.add(8)));
-                                sums.b = D::dot(sums.b, codes[3], broadcast(q.add(12)));
-                            }
+                        let q = x.q.as_ptr().add(((group * steps + step) * n + first) * STEP);
+                        // Written out, so that the set is known when compiled.
+                        macro_rules! chunks {
+                            ($($k:literal)*) => {$(
+                                if $k < STEP / CHUNK {
+                                    let w = p.add((step * (STEP / CHUNK) + $k) * CHUNK_BYTES + 32 * half);
+                                    let w = _mm256_loadu_si256(w.cast());
+                                    let v = _mm256_srli_epi16::<4>(w);
+                                    let codes = [
+                                        _mm256_and_si256(w, low),
+                                        _mm256_and_si256(w, high),
+                                        _mm256_and_si256(v, low),
+                                        _mm256_and_si256(v, high),
+                                    ];
+                                    for (t, sums) in sums[$k % SETS].iter_mut().enumerate() {
+                                        D::half_chunk(sums, codes, q.add(t * STEP + $k * CHUNK));
+                                    }
+                                }
+                            )*};
                         }
-                        held += per_step;
+                        chunks!(0 1 2 3);
+                        held += STEP / CHUNK;
                         // A step is at most 4 chunks.
                         if held + 4 > D::SHORT && step + 1 < steps {
-                            for (exact, sums) in exact.iter_mut().zip(&mut sums) {
-                                *exact = _mm256_add_epi32(*exact, D::exact(*sums));
-                                *sums = zero();
+                            for sums in &mut sums {
+                                for (exact, sums) in exact.iter_mut().zip(sums) {
+                                    *exact = _mm256_add_epi32(*exact, D::exact(*sums));
+                                    *sums = zero();
+                                }
                             }
                             held = 0;
                         }
                     }
                     let scales = scales_at(p.add(chunks * CHUNK_BYTES + 16 * half));
                     for t in 0..N {
-                        let exact = _mm256_add_epi32(exact[t], D::exact(sums[t]));
+                        let exact = sums
+                            .iter()
+                            .fold(exact[t], |exact, sums| _mm256_add_epi32(exact, D::exact(sums[t])));
                         totals[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scales, totals[t]);
                     }
                     p = p.add(chunks * CHUNK_BYTES + 2 * TILE);

@@ -26,6 +26,10 @@ pub trait Dot {
     /// Add one chunk to both halves of a tile: 64 aligned bytes of codes at `p`, 16 activations at `x`.
     unsafe fn chunk(sums: &mut [Sums; 2], p: *const u8, x: *const i8);
 
+    /// Add half a chunk whose codes were taken out of their bytes (the second and fourth times 4): 16 activations
+    /// at `x`.
+    unsafe fn half_chunk(sums: &mut Sums, codes: [__m256i; 4], x: *const i8);
+
     /// `sum` + codes `w` times the four activations in every lane of `x`.
     unsafe fn dot(sum: __m256i, w: __m256i, x: __m256i) -> __m256i;
 
@@ -110,6 +114,37 @@ impl Dot for Maddubs {
 
     #[inline]
     #[target_feature(enable = "avx2")]
+    unsafe fn half_chunk(sums: &mut Sums, codes: [__m256i; 4], x: *const i8) {
+        // SAFETY: reads only what the caller promised; writes only the registers named.
+        unsafe {
+            asm!(
+                "vpbroadcastd {t}, dword ptr [{x}]",
+                "vpmaddubsw {t}, {c0}, {t}",
+                "vpaddw {a}, {a}, {t}",
+                "vpbroadcastd {t}, dword ptr [{x} + 4]",
+                "vpmaddubsw {t}, {c1}, {t}",
+                "vpaddw {b}, {b}, {t}",
+                "vpbroadcastd {t}, dword ptr [{x} + 8]",
+                "vpmaddubsw {t}, {c2}, {t}",
+                "vpaddw {a}, {a}, {t}",
+                "vpbroadcastd {t}, dword ptr [{x} + 12]",
+                "vpmaddubsw {t}, {c3}, {t}",
+                "vpaddw {b}, {b}, {t}",
+                x = in(reg) x,
+                c0 = in(ymm_reg) codes[0],
+                c1 = in(ymm_reg) codes[1],
+                c2 = in(ymm_reg) codes[2],
+                c3 = in(ymm_reg) codes[3],
+                a = inout(ymm_reg) sums.a,
+                b = inout(ymm_reg) sums.b,
+                t = out(ymm_reg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
     unsafe fn dot(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
         _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))
     }
@@ -180,6 +215,33 @@ impl Dot for Vnni {
                 n = out(ymm_reg) _,
                 x0 = out(ymm_reg) _,
                 x1 = out(ymm_reg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn half_chunk(sums: &mut Sums, codes: [__m256i; 4], x: *const i8) {
+        // SAFETY: reads only what the caller promised; writes only the registers named.
+        unsafe {
+            asm!(
+                "vpbroadcastd {t}, dword ptr [{x}]",
+                "{{vex}} vpdpbusd {a}, {c0}, {t}",
+                "vpbroadcastd {t}, dword ptr [{x} + 4]",
+                "{{vex}} vpdpbusd {b}, {c1}, {t}",
+                "vpbroadcastd {t}, dword ptr [{x} + 8]",
+                "{{vex}} vpdpbusd {a}, {c2}, {t}",
+                "vpbroadcastd {t}, dword ptr [{x} + 12]",
+                "{{vex}} vpdpbusd {b}, {c3}, {t}",
+                x = in(reg) x,
+                c0 = in(ymm_reg) codes[0],
+                c1 = in(ymm_reg) codes[1],
+                c2 = in(ymm_reg) codes[2],
+                c3 = in(ymm_reg) codes[3],
+                a = inout(ymm_reg) sums.a,
+                b = inout(ymm_reg) sums.b,
+                t = out(ymm_reg) _,
                 options(pure, readonly, nostack, preserves_flags),
             );
         }
