@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ for group_size, form in ((0, "2bit"), (64, "2bit"), (0, "1.6bit"), (64, "1.6bit"
     scales = rng.random((2, 50, -(-400 // group_size) if group_size else 1)).astype(np.float16)
     matrix = _core.PackedMatrix(_core.pack(trits), scales, group_size, (50, 400), form)
     assert matrix.isa == _core.isa()
-    for n in (2, 3, 5, 9):
+    for n in (2, 3, 5, 9, 31, 70):
         sys.stdout.buffer.write(matrix.matmul(rng.standard_normal((n, 400)).astype(np.float32)).tobytes())
 for threads, options in enumerate(
     [{"fit": "absmean"}, {"planes": 2}, {"max_sparsity": 0.3}, {"fit": "twn", "group_size": 0}], 1
@@ -206,6 +207,48 @@ def test_many_python_threads_at_once():
     [worker.start() for worker in workers]
     [worker.join() for worker in workers]
     assert not wrong
+
+
+def test_the_buffer_is_the_tiles_without_a_copy():
+    rng = np.random.default_rng(5)
+    trits, scales = random_matrix(rng, 16, 64, 1, 64)
+    matrix = PackedMatrix(_core.pack(trits), scales, 64, (16, 64))
+    view = memoryview(matrix)
+    assert view.readonly and view.nbytes == matrix.nbytes == 4 * 64 + 2 * 16
+    tiles = np.frombuffer(matrix, np.uint8)
+    assert not tiles.flags.writeable and tiles.ctypes.data == np.frombuffer(view, np.uint8).ctypes.data
+    assert tiles.ctypes.data % 64 == 0
+    # The layout that docs/kernels.md describes: byte b of lane r holds input 4 s + b of row r at bits 2 s.
+    lanes = tiles[:256].reshape(4, 16, 4)
+    codes = np.stack([(lanes >> (2 * s)) & 3 for s in range(4)], axis=2)  # [chunk, row, s, b]
+    np.testing.assert_array_equal(codes.transpose(1, 0, 2, 3).reshape(16, 64).astype(np.int8) - 1, trits[0])
+    np.testing.assert_array_equal(tiles[256:].view(np.float16), scales[0, :, 0])
+    expected = tiles.copy()
+    del matrix, view
+    np.testing.assert_array_equal(tiles, expected)  # a view keeps its matrix alive
+
+
+def test_idle_threads_use_no_processor():
+    rng = np.random.default_rng(6)
+    trits, scales = random_matrix(rng, 400, 1000, 1, 64)
+    matrix = PackedMatrix(_core.pack(trits), scales, 64, (400, 1000))
+    matrix.matvec(rng.standard_normal(1000).astype(np.float32), threads=4)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.05
+
+
+@pytest.mark.parametrize("n", [7, 8, 27, 28, 41, 64, 65, 130])
+@pytest.mark.parametrize("group_size", [0, 32, 64, 256])
+def test_every_number_of_tokens_equals_the_products_one_by_one(n, group_size):
+    rng = np.random.default_rng(n)
+    trits, scales = random_matrix(rng, 49, 333, 1 + n % 2, group_size)  # an odd number of tiles
+    x = rng.standard_normal((n, 333)).astype(np.float32)
+    for form in ("2bit", "1.6bit"):
+        matrix = PackedMatrix(_core.pack(trits), scales, group_size, (49, 333), form)
+        singles = np.stack([matrix.matvec(row) for row in x])
+        np.testing.assert_array_equal(matrix.matmul(x, threads=2), singles)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -141,9 +141,8 @@ class PackedMatrix:
     Products quantize activations to int8 per token: x_scale = max|x| / 127 in float32,
     q = round_half_even(x / x_scale) within +-127; sums inside a group are exact.
     The arrays given are read without a copy where they are C-contiguous, and not kept: codes and scales lie
-    once in memory, woven into the kernels' tiles. So there is no buffer of the object's own to share, and
-    `codes()` and `scales()` turn the tiles back into new arrays; keeping the canonical arrays as well would
-    double the memory.
+    once in memory, woven into the kernels' tiles. `memoryview(matrix)` is a read-only view of those tiles
+    without a copy (their layout: docs/kernels.md); `codes()` and `scales()` turn them back into new arrays.
     Raises CoreError for shapes that disagree, code 3, bad padding, and scales negative, NaN or infinite.
     """
 
@@ -172,6 +171,7 @@ class PackedMatrix:
     def scales(self) -> NDArray[np.float16]:
         """The scales as given: float16 [planes, out, groups], a new array made from the tiles."""
 
+    def __buffer__(self, flags: int, /) -> memoryview: ...
     @property
     def nbytes(self) -> int:
         """Bytes held for codes and scales, padding included."""

@@ -48,17 +48,12 @@ fn products(c: &mut Criterion) {
             let mut group = c.benchmark_group(format!("matmul n={n}, groups of {group_size}"));
             group.throughput(Throughput::Elements(2 * (n * rows * cols) as u64));
             for isa in Isa::usable() {
-                let mut out = vec![0f32; n * TILE];
+                let mut out = vec![0f32; 2 * n * TILE];
+                let size = tiles.geometry.tile_bytes();
                 group.bench_function(BenchmarkId::from_parameter(isa.name()), |b| {
                     b.iter(|| {
-                        for tile in 0..tiles.geometry.tiles {
-                            kernel::matmul(
-                                isa,
-                                tiles.tile(tile),
-                                &tiles.geometry,
-                                &batch,
-                                &mut out,
-                            );
+                        for two in tiles.bytes.as_slice().chunks_exact(2 * size) {
+                            kernel::matmul(isa, two, &tiles.geometry, &batch, &mut out);
                         }
                     });
                 });

@@ -75,9 +75,14 @@ impl PackedMatrix {
 
     /// Bytes held for codes and scales.
     pub fn bytes(&self) -> usize {
+        self.as_bytes().len()
+    }
+
+    /// The tiles as they lie in memory, [`bytes`](Self::bytes) long.
+    pub fn as_bytes(&self) -> &[u8] {
         match &self.codes {
-            Codes::Two(tiles) => tiles.bytes.as_slice().len(),
-            Codes::Five(trits) => trits.bytes.as_slice().len(),
+            Codes::Two(tiles) => tiles.bytes.as_slice(),
+            Codes::Five(trits) => trits.bytes.as_slice(),
         }
     }
 

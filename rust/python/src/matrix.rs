@@ -130,6 +130,25 @@ impl PackedMatrix {
         self.inner.isa().name()
     }
 
+    /// The tiles themselves, read-only and without a copy; the view keeps the matrix alive.
+    ///
+    /// # Safety
+    /// Python calls it with a view to fill.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut pyo3::ffi::Py_buffer,
+        flags: std::ffi::c_int,
+    ) -> PyResult<()> {
+        let bytes = slf.get().inner.as_bytes();
+        let (start, len) = (bytes.as_ptr().cast_mut().cast(), bytes.len() as pyo3::ffi::Py_ssize_t);
+        // SAFETY: a frozen class never moves or changes its bytes, and the view holds a reference to it; the 1
+        // says read-only, so that nobody writes through the pointer.
+        match unsafe { pyo3::ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 1, flags) } {
+            0 => Ok(()),
+            _ => Err(PyErr::fetch(slf.py())),
+        }
+    }
+
     fn __repr__(&self) -> String {
         let (rows, cols) = self.shape();
         format!(
