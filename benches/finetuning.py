@@ -190,7 +190,7 @@ class Bench:
         return {
             "perplexity_change": found.perplexity / before["perplexity"] - 1,
             "accuracy_kept": found.top1 / before["top1"],
-            **found.figures(),
+            **{key: getattr(found, key) for key in ("perplexity", "top1", "kl", "agreement")},
         }
 
 
@@ -238,14 +238,14 @@ class AbsmeanLinear(BitLinear):
 def bitnet_student(work: steps.Work) -> tuple[Any, dict[str, BitLinear]]:
     """The original with absmean codes of one scale a tensor, latents where its weights are."""
     student, _ = make_student(work)  # everything else as it is written
-    places = modules_of(student, [target.name for target in work.targets])
     originals = modules_of(work.original, [target.name for target in work.targets])
     layers: dict[str, BitLinear] = {}
     for target in work.targets:
-        weight: Tensor = weight_out_in(originals[target.name][1])
+        path, module = originals[target.name]
+        weight: Tensor = weight_out_in(module)
         scale = weight.abs().mean().expand(1, target.rows, 1)
-        layers[target.name] = AbsmeanLinear(weight, scale, 0, bias=originals[target.name][1].bias)
-        replace_module(student, places[target.name][0], layers[target.name])
+        layers[target.name] = AbsmeanLinear(weight, scale, 0, bias=module.bias)
+        replace_module(student, path, layers[target.name])
     return student, layers
 
 

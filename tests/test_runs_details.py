@@ -190,6 +190,14 @@ def test_the_fast_method_records_every_tensor(kind: str, request, tmp_path: Path
         assert details.error_at[24] == pytest.approx(error, rel=1e-5)
 
 
+def test_tensors_with_one_scale_are_recorded(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    run, events = run_fast(tiny_llama_dir, tmp_path, fit="bitnet")
+    names = [event["name"] for event in events if event["type"] == "layer.finished"]
+    assert len(names) == len(find_targets(open_source(tiny_llama_dir)))
+    details = load_details(run, names[0])
+    assert details is not None and 0.0 < details.relative_error < 1.0
+
+
 def test_stacked_experts_are_rows_of_one_tensor(tmp_path: Path) -> None:
     """Experts [experts, in, out] and [experts, out, in]: sampled rows are the source's own."""
     from tritpress.formats.source import TensorEntry

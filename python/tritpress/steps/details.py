@@ -43,7 +43,8 @@ def record_details(
             cosine=info.get("cosine"),
             relative_error=info.get("relative_error"),
             planned={
-                "fit": work.config.fit,
+                # BitNet's one scale a tensor is absmean's rule; the curves are drawn by groups
+                "fit": "absmean" if work.config.fit == "bitnet" else work.config.fit,
                 "threshold": planned.threshold,
                 "sparsity": planned.sparsity,
                 "max_sparsity": planned.max_sparsity,
