@@ -55,8 +55,8 @@ CASES: dict[str, tuple[str, int]] = {
     "one-1m": ("one", 1_000_000),
     "one-4m": ("one", 4_000_000),
 }
-BITNET_RATES = (3e-4, 1e-3, 3e-3)
-"""AdamW's rates for latent weights in their own units."""
+BITNET_RATES, BITNET_TRIAL = (3e-4, 1e-3, 3e-3), 131_072
+"""AdamW's rates for latent weights in their own units, and the tokens that each is tried for."""
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw"},
     "muon": {"optimizer": "muon"},
@@ -263,8 +263,8 @@ def bitnet(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     rows = []
     for rate in BITNET_RATES:
-        name = f"bitnet-250k-{rate:g}"
-        rows.append(bench.row(name, lambda: train(name, rate, 250_000)))  # noqa: B023
+        name = f"bitnet-{BITNET_TRIAL}-{rate:g}"
+        rows.append(bench.row(name, lambda: train(name, rate, BITNET_TRIAL)))  # noqa: B023
     best = min(rows, key=lambda row: row["loss_best"])
     rate = best["recipe"]["lr"]
     rows.append(bench.row("bitnet-1m", lambda: train("bitnet-1m", rate, 1_000_000)))

@@ -129,6 +129,21 @@ def test_training_lowers_the_validation_loss(teacher, windows, tmp_path, optimiz
     json.dumps(result.to_json())
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_step_trains_on_the_codes_of_the_step_before(teacher, windows, tmp_path, optimizer):
+    """Fused optimizers change values without torch counting it; without a pull nothing else would tell."""
+    config = config_for(optimizer=optimizer)
+    student, _ = run(
+        teacher, windows, tmp_path, config=config, lr=0.3, scale_lr=0.05, pull=0.0, patience=99
+    )
+    layers = [module for module in student.modules() if isinstance(module, BitLinear)]
+    kept = codes_of(student)
+    assert kept != codes_of(make_student(teacher))
+    for layer in layers:
+        layer.changed()
+    assert codes_of(student) == kept
+
+
 @pytest.mark.parametrize("optimizer,stop_at", [("mugrokfast", 7), ("adamw", 13)])
 def test_a_killed_run_goes_on_bit_for_bit(teacher, windows, tmp_path, monkeypatch, optimizer, stop_at):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)

@@ -275,9 +275,10 @@ class _Run:
                 return None
             self.optimizer.set_rate(factor)
             self.optimizer.step()
-            if recipe.pull > 0:
-                for layer in self.layers:
+            for layer in self.layers:
+                if recipe.pull > 0:
                     layer.pull_to_middle(min(1.0, recipe.pull * factor))
+                layer.changed()
         loss_value = (1.0 - recipe.ce_share) * kl + recipe.ce_share * ce
         return {"loss": loss_value, "ce": ce, "kl": kl, "lr": recipe.lr * factor, "grad_norm": norm}
 

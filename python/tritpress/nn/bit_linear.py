@@ -72,6 +72,7 @@ class BitLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
         self._cells: _Cells | None = None
         self._key: tuple[Any, ...] = ()
+        self._cells_key: tuple[int, int] = (-1, 0)
         self._weight = self._codes = self._scales = torch.empty(0)
 
     @classmethod
@@ -131,6 +132,10 @@ class BitLinear(nn.Module):
         self._refresh()
         return pack_trits(self._codes).cpu().numpy(), self._scales.to(torch.float16).cpu().numpy()
 
+    def changed(self) -> None:
+        """Say that latent or gain have new values where torch does not count it: fused optimizers."""
+        self._key = ()
+
     @torch.no_grad()
     def pull_to_middle(self, share: float) -> None:
         """Move each latent by `share` of its way to the value, by the scales at the start, of its code in the
@@ -163,7 +168,8 @@ class BitLinear(nn.Module):
         key = tuple((tensor._version, tensor.data_ptr()) for tensor in tensors)
         if key == self._key:
             return
-        if self._cells is None or key[:1] != self._key[:1]:
+        if self._cells is None or key[0] != self._cells_key:
+            self._cells_key = key[0]
             self._cells = _Cells(*_half_levels(self.base_scales.permute(1, 2, 0)))
         alpha = (self.base_scales * self.gain).clamp(0.0, FP16_MAX).to(torch.float16).float()
         self._scales = alpha
