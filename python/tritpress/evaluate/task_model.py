@@ -166,7 +166,8 @@ class TaskModel(LM):
         most = int(options.get("max_gen_toks") or options.get("max_new_tokens") or MAX_NEW_TOKENS)
         most = min(most, self.longest - 1)
         ids = (self.encode(context) or [self.first])[-(self.longest - most) :]
-        step, past, made = torch.tensor([ids], device=device_of(self.model)), None, []
+        step, past = torch.tensor([ids], device=device_of(self.model)), None
+        made: list[int] = []
         while len(made) < most:
             self.context.check()
             out = self.model(input_ids=step, past_key_values=past, use_cache=True)

@@ -39,9 +39,12 @@ def tasks_after(work: Work, model: Any) -> None:
         return
     from tritpress.evaluate.tasks import TaskScore, compare_tasks
 
-    after = _run(work, model, step=7)
-    scores = [[TaskScore.from_json(one) for one in found] for found in (work.read_json("tasks.json"), after)]
-    work.task_results = compare_tasks(*scores, seed=work.config.seed)
+    before, after = work.read_json("tasks.json") or [], _run(work, model, step=7)
+    work.task_results = compare_tasks(
+        [TaskScore.from_json(one) for one in before],
+        [TaskScore.from_json(one) for one in after],
+        seed=work.config.seed,
+    )
     work.context.emit("tasks", **work.task_results)
 
 
