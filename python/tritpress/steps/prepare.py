@@ -30,15 +30,19 @@ def load(work: Work) -> None:
         pressed = {target.name for target in work.targets}
         check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
     work.chosen = work.directory.choose(**_measure_machine(work))
-    work.context.emit(
-        "model",
-        model=model_facts(work),
-        targets=[
-            {"name": t.name, "layer": t.layer, "kind": t.kind, "rows": t.rows, "cols": t.cols}
-            for t in work.targets
-        ],
-    )
+    work.context.emit("model", **model_found(work, work.targets))
     work.context.emit("figures", bytes=work.source.bytes_on_disk, bytes_fp32=work.source.bytes_fp32)
+
+
+def model_found(work: Work, targets: list[Target]) -> dict[str, Any]:
+    """What the event says of the model and of the tensors to press."""
+    return {
+        "model": model_facts(work),
+        "targets": [
+            {"name": t.name, "layer": t.layer, "kind": t.kind, "rows": t.rows, "cols": t.cols}
+            for t in targets
+        ],
+    }
 
 
 def open_model(work: Work) -> float:

@@ -16,7 +16,7 @@ from tritpress.plan import Plan, foretell, make_plan, read_plan
 from tritpress.report import layer_figures
 from tritpress.steps.ceiling import ceiling_cost
 from tritpress.steps.details import record_details
-from tritpress.steps.prepare import target_modules
+from tritpress.steps.prepare import model_found, target_modules
 from tritpress.steps.steering import SteeredContext
 from tritpress.steps.work import Work
 
@@ -27,6 +27,7 @@ UNASKED_LIMIT = 50_000_000
 def ternarization(work: Work) -> None:
     """Step 4: choose planes for the target ratio, then fit every tensor; each is stored as it is finished."""
     work.plan = _make_plan(work)
+    announce_targets(work)
     _announce_plan(work)
     for done, (target, seconds, reused) in enumerate(_press_all(work), start=1):
         info = work.store.info(target.name)
@@ -92,6 +93,7 @@ def recall(work: Work, number: int) -> None:
             work.evaluations["before"] = measured
     elif number == 4:
         work.plan = Plan.load(work.folder / "plan.json")
+        announce_targets(work)
         for target in work.pressed:
             layer_record(work, target, work.store.info(target.name), 0.0)
         _note_layer_figures(work)
@@ -101,6 +103,12 @@ def recall(work: Work, number: int) -> None:
             for target in work.pressed:
                 layer_record(work, target, work.finetuned_store.info(target.name), 0.0)
             _note_layer_figures(work)
+
+
+def announce_targets(work: Work) -> None:
+    """Report the model again where the plan presses more than the linear layers."""
+    if work.embeddings:
+        work.context.emit("model", **model_found(work, work.pressed))
 
 
 def layer_record(work: Work, target: Target, info: dict[str, Any], seconds: float) -> dict[str, Any]:
