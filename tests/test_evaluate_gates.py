@@ -92,6 +92,12 @@ def test_advice_on_quality_is_the_largest_ratio_that_is_predicted_to_pass():
     assert found["accuracy"]["advice"] == words
 
 
+def test_what_was_pressed_without_calibration_is_advised_to_have_one():
+    command = Command.of(CompressionConfig(method="fast", target_ratio=8.0), "m", "o")
+    words = gates(perplexity_change=0.3, command=command)["perplexity"]["advice"]
+    assert "Calibrated pressing" in words and "Run: tritpress compress m -o o --ratio 8 --overwrite" in words
+
+
 def test_a_prediction_with_nothing_to_spare_is_no_advice():
     words = gates(perplexity_change=0.3, alternatives=[Alternative(8.0, 0.095, 0.97)])["perplexity"]["advice"]
     assert "No plan of 6x or more is predicted to pass without training: the best, at 8.00x" in words

@@ -15,7 +15,7 @@ from tritpress.formats.packed import packed_size
 from tritpress.formats.source import open_source
 from tritpress.formats.targets import embedding_targets, find_targets
 from tritpress.knapsack import knapsack
-from tritpress.plan import MAX_PLANES, Plan, group_sizes, largest_reachable, make_plan
+from tritpress.plan import MAX_PLANES, Plan, foretell, group_sizes, largest_reachable, make_plan
 from tritpress.reference import reference_model_path
 
 
@@ -176,6 +176,16 @@ def test_planes_can_be_forced(reference, planes):
     source, targets = reference
     plan = make_plan(source, targets, CompressionConfig(planes=planes))
     assert {p.planes for p in plan.tensors.values()} == {planes} and plan.target_ratio is None
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_plan_looked_at_again_is_foretold_the_same(reference, calibrated):
+    source, targets = reference
+    calibration = made_up_calibration(targets) if calibrated else None
+    config = CompressionConfig(target_ratio=11.0)
+    plan = make_plan(source, targets, config, calibration)
+    again = foretell(source, targets, config, calibration, plan)
+    assert again.predicted_loss == pytest.approx(plan.predicted_loss, rel=0.02)
 
 
 def test_options_reach_the_tensors_and_a_plan_survives_json(reference, tmp_path):

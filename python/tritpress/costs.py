@@ -57,7 +57,7 @@ def choice_costs(
 
     Raises `InputError` naming the tensor where a weight is not finite.
     """
-    total = sum(_weights(target) for target in targets)
+    total = sum(_weights(target) for target in targets if target.layer is not None)
     out = {}
     for target in targets:
         moments = None if calibration is None else calibration.get(target.name)
