@@ -26,7 +26,7 @@ LAYERS, RATE = 126, 50.0
 WINDOW = 20.0
 """Seconds that a replay is watched."""
 
-BETWEEN = 4.0
+BETWEEN = 3.0
 """Seconds between two openings."""
 
 ENDED = 45.0
@@ -346,6 +346,7 @@ def main() -> int:
         )
         bench = Bench(browser, folder, given.pages, given.opens, given.events)
         figures: list[Figure] = []
+        load = os.getloadavg()[0]
         for name in given.only or PARTS:
             for figure in PARTS[name](bench):
                 print(f"{figure.name}: {_shown(figure)} ({figure.beside})", file=sys.stderr, flush=True)
@@ -355,6 +356,7 @@ def main() -> int:
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "browser": browser.version,
+            "load_before": load,
         }
         browser.close()
     if given.json:
@@ -362,7 +364,8 @@ def main() -> int:
         print(json.dumps({"machine": machine, "rows": rows}))
     else:
         print(table(figures))
-        print(f"\n{machine['cores']} cores of {machine['cpu']}, Chromium {machine['browser']}")
+        about = f"{machine['cores']} cores of {machine['cpu']}, Chromium {machine['browser']}"
+        print(f"\n{about}; load of the machine before: {load:.1f}")
     return int(any(figure.holds is False for figure in figures))
 
 

@@ -16,6 +16,7 @@ from server_helper import port_and_log, serving
 from tritpress.config import CompressionConfig
 from tritpress.events import EventReader, StateReader
 from tritpress.reference import reference_model_path
+from tritpress.runs.commands import send
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.launch import launch, worker_process
 
@@ -53,11 +54,12 @@ def house(runs_dir: Path, tmp_path: Path) -> Iterator[House]:
 
 @pytest.fixture
 def run(runs_dir: Path) -> Iterator[RunDirectory]:
-    """A short run: two planes everywhere, no calibration, little text."""
+    """A run with more training than will be waited for, paused until a page resumes it."""
     config = CompressionConfig(
-        planes=2, method="fast", finetune=True, tokens=4096, evaluation_tokens=2048, seed=3
+        planes=2, method="fast", finetune=True, tokens=2_000_000, evaluation_tokens=2048, seed=3
     )
     made = launch(reference_model_path(), None, config, runs_dir, name="What befalls it")
+    send(made, "pause")
     yield made
     process = worker_process(made)
     if process is not None and process.poll() is None:
@@ -75,11 +77,17 @@ def test_two_pages_on_a_run_that_is_paused_killed_and_taken_up(
     browser: Any, house: House, run: RunDirectory
 ) -> None:
     one, two = (browser.new_page(viewport={"width": 1440, "height": 900}) for _ in range(2))
+    for page in (one, two):
+        page.set_default_timeout(120_000)
     try:
         one.goto(f"{house.url}?run={run.id}&tab=progress")
         two.goto(f"{house.url}?run={run.id}")
+        wait_for_status(one, "paused", seconds=60)
+        wait_for_status(two, "paused", seconds=60)
+        button(two, "Resume").click()
         wait_for_status(one, "running", seconds=60)
-        wait_for_status(two, "running", seconds=60)
+        wait_for_status(two, "running", seconds=30)
+        wait_until(one, lambda: filled(one) > 3, "tensors are pressed", seconds=120)
 
         # What one page does is seen on the other, and both tell what the log tells.
         button(one, "Pause").click()
@@ -91,8 +99,10 @@ def test_two_pages_on_a_run_that_is_paused_killed_and_taken_up(
         wait_for_status(one, "running", seconds=30)
 
         # The server ends and comes again: the run has gone on, and the pages find it.
-        wait_until(one, lambda: len(state_of(run)["layers"]) > held, "the run goes on", seconds=120)
+        seq = state_of(run)["seq"]
+        wait_until(one, lambda: state_of(run)["seq"] > seq + 3, "the run goes on", seconds=120)
         house.close()
+        one.get_by_role("alert").get_by_text("The server does not answer").wait_for()
         seq = state_of(run)["seq"]
         wait_until(one, lambda: state_of(run)["seq"] > seq, "a run needs no server", seconds=60)
         house.open()
@@ -109,6 +119,7 @@ def test_two_pages_on_a_run_that_is_paused_killed_and_taken_up(
         process.wait(20)
         killed = time.monotonic()
         wait_for_status(two, "lost", seconds=10)
+        wait_for_status(one, "lost", seconds=10)
         assert time.monotonic() - killed <= 10
         two.get_by_text("Worker gone").first.wait_for()
 

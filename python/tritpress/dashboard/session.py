@@ -44,7 +44,7 @@ class Session:
         self.seen = -1
         self.seen_list = -1
         self.visible = True
-        self.clock = 0.0
+        self.clock = self.ticked = 0.0
         self.joined = False
         self.default = Form(model=default_model())
         self.routing, self.steering = Routing(self), Steering(self)
@@ -139,7 +139,7 @@ class Session:
         def begin() -> None:
             there, session = held(), page()
             if there is not None and session is not None:
-                there.add_periodic_callback(session.tick, TICK)
+                there.add_periodic_callback(session.beat, TICK)
 
         pn.state.onload(begin)
         return self.page
@@ -153,10 +153,16 @@ class Session:
 
     # The loop
 
-    def tick(self) -> None:
-        """Pull what changed, in one batch. A page that nobody sees does nothing."""
+    def beat(self) -> None:
+        """Tick, unless the last one was too near."""
+        now = time.monotonic()
+        if now - self.ticked >= self.store.pace and self.tick():
+            self.ticked = now
+
+    def tick(self) -> bool:
+        """Pull what changed, in one batch; True when there was any. A page that nobody sees does nothing."""
         if not self.visible:
-            return
+            return False
         now = time.time()
         feed = self.feed
         version = feed.version if feed is not None else -1
@@ -166,7 +172,7 @@ class Session:
         tab = self.tab
         waiting = self.steering.busy or tab.pending
         if version == self.seen and not list_changed and not clock and not waiting:
-            return
+            return False
         with pn.io.hold(pn.state.curdoc):
             if list_changed:
                 self.refresh_list()
@@ -176,6 +182,7 @@ class Session:
                 tab.take_up()
         if clock:
             self.clock = now
+        return True
 
     def refresh(self, clock: bool = False, list_changed: bool = False, everything: bool = False) -> None:
         feed, tab = self.feed, self.tab

@@ -20,8 +20,11 @@ from tritpress.runs.labels import Labels, load_labels
 
 log = logging.getLogger(__name__)
 
-LIVE_INTERVAL = 0.1
+LIVE_INTERVAL = 0.05
 """Seconds between two looks at the log of a run that is at work."""
+
+PACE, MANY_PACE, FEW = 0.14, 0.29, 4
+"""Seconds between two batches to a page, to each of more than `FEW` pages."""
 
 QUIET_INTERVAL = 1.0
 """Seconds between two looks at the log of a run that is over: it may be resumed from elsewhere."""
@@ -101,6 +104,8 @@ class Feed:
         return self.version != version
 
     def _read(self) -> None:
+        if not self._reader.behind:
+            return
         events = self._reader.poll()
         if not events:
             return
@@ -181,6 +186,11 @@ class RunStore:
             return None
         path = self.runs_dir / run_id
         return path if (path / "run.json").is_file() or (path / "events.jsonl").is_file() else None
+
+    @property
+    def pace(self) -> float:
+        """Least seconds between two batches to one page: many get fewer each, so that all keep up."""
+        return PACE if self._pages <= FEW else MANY_PACE
 
     def join(self) -> None:
         """A page opened: keep the list of runs fresh from now on."""

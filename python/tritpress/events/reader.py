@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,14 @@ class StateReader:
             snapshot = initial_state(self.run_path.name)
         self.state: State = snapshot
         self.events = EventReader(events_path, snapshot["offset"])
+
+    @property
+    def behind(self) -> bool:
+        """Whether the log has grown since the last `poll`; cheaper than to open it."""
+        try:
+            return os.stat(self.events.path).st_size != self.events.offset
+        except OSError:
+            return False
 
     def poll(self) -> list[dict[str, Any]]:
         """Fold in what is new and return those events (with their histograms)."""
