@@ -58,6 +58,7 @@ def validation(work: Work) -> str | None:
     What cannot be measured (no text, no torch) stays null in its gate, with the reason.
     """
     from tritpress.evaluate.gates import judge
+    from tritpress.evaluate.memory import give_back_freed
 
     _list_outputs(work)
     _size_figures(work)
@@ -65,7 +66,12 @@ def validation(work: Work) -> str | None:
     gradients = None
     models: dict[str, Any] = {}
     if reason is None:
+        from tritpress.nn.paging import is_paged
+
         models = _evaluate_outputs(work)
+        if is_paged(models["dequantized"]):  # of a large model the packed form makes room for what follows
+            del models["packed"]
+            give_back_freed()
         gradients = _measure_gradients(work, models["dequantized"])
     if work.config.tasks:
         tasks_after(work, models.get("packed") or _open_packed(work))
@@ -77,6 +83,9 @@ def validation(work: Work) -> str | None:
         work.gates = judge(work, gradients, command=command, ways=ways_out(work), not_measured=reason)
     for gate in work.gates:
         work.context.emit("gate", **gate)
+    if models and "packed" not in models:
+        give_back_freed()
+        models["packed"] = _open_packed(work)
     work.handoff = _handoff(work, models)
     work.context.emit("handoff", items=work.handoff)
     return None if work.config.tasks else reason
