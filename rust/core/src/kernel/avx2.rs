@@ -217,26 +217,28 @@ unsafe fn tile_times_few<D: Dot, const STEP: usize, const SETS: usize, const N: 
                     let mut held = 0;
                     for step in 0..steps {
                         let q = x.q.as_ptr().add(((group * steps + step) * n + first) * STEP);
-                        // Written out, so that the set is known when compiled.
-                        macro_rules! chunks {
-                            ($($k:literal)*) => {$(
-                                if $k < STEP / CHUNK {
-                                    let w = p.add((step * (STEP / CHUNK) + $k) * CHUNK_BYTES + 32 * half);
-                                    let w = _mm256_loadu_si256(w.cast());
-                                    let v = _mm256_srli_epi16::<4>(w);
-                                    let codes = [
-                                        _mm256_and_si256(w, low),
-                                        _mm256_and_si256(w, high),
-                                        _mm256_and_si256(v, low),
-                                        _mm256_and_si256(v, high),
-                                    ];
-                                    for (t, sums) in sums[$k % SETS].iter_mut().enumerate() {
-                                        D::half_chunk(sums, codes, q.add(t * STEP + $k * CHUNK));
-                                    }
+                        macro_rules! one_chunk {
+                            ($k:expr, $set:expr) => {{
+                                let w = p.add((step * (STEP / CHUNK) + $k) * CHUNK_BYTES + 32 * half);
+                                let w = _mm256_loadu_si256(w.cast());
+                                let v = _mm256_srli_epi16::<4>(w);
+                                let codes = [
+                                    _mm256_and_si256(w, low),
+                                    _mm256_and_si256(w, high),
+                                    _mm256_and_si256(v, low),
+                                    _mm256_and_si256(v, high),
+                                ];
+                                for (t, sums) in sums[$set].iter_mut().enumerate() {
+                                    D::half_chunk(sums, codes, q.add(t * STEP + $k * CHUNK));
                                 }
-                            )*};
+                            }};
                         }
-                        chunks!(0 1 2 3);
+                        for k in (0..STEP / CHUNK).step_by(SETS) {
+                            one_chunk!(k, 0);
+                            if SETS > 1 {
+                                one_chunk!(k + 1, SETS - 1);
+                            }
+                        }
                         held += STEP / CHUNK;
                         // A step is at most 4 chunks.
                         if held + 4 > D::SHORT && step + 1 < steps {

@@ -61,15 +61,12 @@ pub fn matvec<U: Unpack>(tiles: &[u8], geometry: &Geometry, x: &Activations, out
                 2 if geometry.planes == 1 && U::SHIFTED => {
                     short_groups::<U, 2, 32, 1, 4, 1>(p, geometry, x, y)
                 }
-                2 if geometry.planes == 1 => short_groups::<U, 2, 32, 8, 1, 1>(p, geometry, x, y),
+                2 if geometry.planes == 1 => short_groups::<U, 2, 32, 4, 2, 1>(p, geometry, x, y),
                 4 if geometry.planes == 1 && U::SHIFTED => {
                     short_groups::<U, 4, 64, 1, 4, 1>(p, geometry, x, y)
                 }
-                4 if geometry.planes == 1 => short_groups::<U, 4, 64, 8, 1, 1>(p, geometry, x, y),
-                8 if geometry.planes == 1 && U::SHIFTED => {
-                    short_groups::<U, 8, 64, 1, 4, 1>(p, geometry, x, y)
-                }
-                8 if geometry.planes == 1 => short_groups::<U, 8, 64, 4, 2, 1>(p, geometry, x, y),
+                4 if geometry.planes == 1 => short_groups::<U, 4, 64, 2, 4, 1>(p, geometry, x, y),
+                8 if geometry.planes == 1 => short_groups::<U, 8, 64, 1, 4, 1>(p, geometry, x, y),
                 2 => any_groups::<U, 32, 2, 4, 1>(p, geometry, x, y),
                 _ => any_groups::<U, 64, 2, 4, 1>(p, geometry, x, y),
             }
@@ -231,7 +228,8 @@ unsafe fn store<const T: usize>(totals: [__m512; T], x: Tokens, y: *mut f32) {
 }
 
 /// One tile of one plane whose groups have `CHUNKS` chunks, `G` groups side by side: their sums do not wait for
-/// each other, so that unshifted codes need but one sum a group.
+/// each other, so that unshifted codes need fewer sums a group. Few groups with one token: reading far ahead in
+/// turns costs more bandwidth from memory than the sums do.
 ///
 /// # Safety
 /// See [`matmul`]; `STEP` is the batch's, `x.first + T <= x.n`.
