@@ -5,6 +5,7 @@ use crate::kernel::trits::{self, Encoding, TritTiles};
 use crate::kernel::{self, Activations, Batch, Isa};
 use crate::packing::{row_bytes, Canonical};
 use crate::pool;
+use crate::scratch::Scratch;
 use crate::tiles::{Geometry, Tiles, TILE};
 
 /// How codes are kept in memory.
@@ -164,7 +165,8 @@ impl PackedMatrix {
         // Tile by tile for some tokens at a time, then turned to [n, rows].
         let batches: Vec<Batch> = tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g)).collect();
         // Two tiles at a time, for the paths that share broadcasts of activations among them.
-        let mut by_tile = vec![0f32; g.tiles * TILE * n];
+        // Every element is written before it is read; fresh memory would cost a page fault for every 4 KB.
+        let mut by_tile = Scratch::<f32>::new(g.tiles * TILE * n);
         pool::chunks_mut(&mut by_tile, 2 * TILE * n, threads, |pair, out| {
             let (first, count) = (2 * pair, out.len() / (TILE * n));
             let mut expanded = Vec::new();
@@ -178,11 +180,11 @@ impl PackedMatrix {
                     &expanded
                 }
             };
-            let mut some = Vec::new();
+            let mut some = Scratch::<f32>::new(count * TILE * n.min(TOKENS));
             let mut done = 0;
             for batch in &batches {
-                some.resize(count * TILE * batch.n, 0.0);
-                kernel::matmul(self.isa, bytes, g, batch, &mut some);
+                let some = &mut some[..count * TILE * batch.n];
+                kernel::matmul(self.isa, bytes, g, batch, some);
                 for (from, to) in some.chunks_exact(TILE * batch.n).zip(out.chunks_exact_mut(TILE * n)) {
                     to[done * TILE..][..from.len()].copy_from_slice(from);
                 }
