@@ -46,6 +46,7 @@ class Session:
         self.visible = True
         self.clock = self.ticked = 0.0
         self.joined = False
+        self.standing: tuple[str, str, bool] | None = None
         self.default = Form(model=default_model())
         self.routing, self.steering = Routing(self), Steering(self)
         self.starting = Starting(self)
@@ -191,7 +192,10 @@ class Session:
         self.seen = version
         if fresh:
             self.bar.set(status_bar(feed))
-            self.apply_controls()
+            standing = None if feed is None else (feed.id, feed.state["status"], feed.lost)
+            if everything or standing != self.standing:  # nothing else of a run moves the buttons
+                self.standing = standing
+                self.apply_controls()
             if feed is not None:
                 for tone, text in self.alerts.new(feed.state["alerts"]):
                     self.toasts.show(tone, text)
