@@ -71,4 +71,6 @@ def test_a_ratio_of_12(tmp_path: Path) -> None:
     assert report["ratio_file"] >= 12.0
     advice = failed(report)["perplexity"]
     assert "At 12" in advice and "no other plan is predicted to pass" in advice
-    follow(advice, tmp_path)  # what can be had instead
+    found = re.search(r"perplexity from \+[\d.]+% to \+([\d.]+)%.*ratio from 12\.\d+ to ([\d.]+)\.", advice)
+    assert found and float(found.group(1)) < 10 and 6 <= float(found.group(2)) < 12
+    assert f"--ratio {float(found.group(2)):g} " in advice  # what can be had instead
