@@ -267,8 +267,12 @@ def foretell(
     plan: Plan,
 ) -> Plan:
     """A plan made or edited elsewhere, with the losses that its choices are predicted to cost."""
-    asked = {name: [(p.planes, p.group_size)] for name, p in plan.tensors.items()}
     pressed = [*targets, *(t for t in embedding_targets(source) if t.name in plan.tensors)]
+    asked = {}
+    for t in pressed:  # the roughest choice as well: what is not calibrated is priced by it
+        planned = plan.tensors[t.name]
+        roughest = (1, group_sizes(t, config)[-1])
+        asked[t.name] = list(dict.fromkeys([(planned.planes, planned.group_size), roughest]))
     costs = choice_costs(pressed, config, calibration, asked)
     plan = plan.model_copy(deep=True)
     _price(plan, costs, int8_losses(source, targets, costs, calibration), calibration is not None)
