@@ -191,6 +191,8 @@ def test_alerts_as_lines_newest_first() -> None:
         ("nan", "bad"),
     ]
     state["config"] = {"alerts": ["gate", "nan"], "alert_webhook": "http://x", "alert_command": None}
-    assert quality.alert_rules(state) == "Rules: gate, nan. Sent to a webhook."
+    assert quality.alert_rules(state) == (
+        "Watched: a gate fails; the loss or a norm is not a number. Sent to a webhook."
+    )
     state["config"]["alerts"] = []
     assert quality.alert_rules(state) == "No rules watch this run."

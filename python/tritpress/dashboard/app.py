@@ -38,11 +38,14 @@ def create(runs_dir: str | Path | None = None) -> Any:
     import panel_material_ui  # noqa: F401  (registers its design)
 
     from tritpress.dashboard import opening
+    from tritpress.dashboard.appearance import wants_dark
     from tritpress.dashboard.security import page_rights
     from tritpress.dashboard.session import Session
     from tritpress.runs.directory import default_runs_dir
 
     pn.extension()
+    if wants_dark():
+        pn.config.theme = "dark"
     folder = Path(runs_dir) if runs_dir is not None else Path(default_runs_dir())
     context = pn.state.curdoc.session_context if pn.state.curdoc is not None else None
     rights = page_rights(getattr(context, "request", None))

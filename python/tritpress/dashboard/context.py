@@ -24,6 +24,8 @@ class PageContext:
         self.why_not = why_not
         self.runs: tuple[str, ...] = ()
         """Ids of the runs that the URL names; the first is the open one (the others may not exist)."""
+        self.missing = ""
+        """Id of the run that was asked for and is not there."""
         self._session: Session | None = None
 
     def bind(self, session: Session) -> None:

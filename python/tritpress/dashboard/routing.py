@@ -96,4 +96,6 @@ def default_tab(run_open: bool) -> str:
 
 
 def _parse(search: str) -> dict[str, str]:
-    return dict(parse_qsl(search.removeprefix("?"), keep_blank_values=True))
+    pairs = parse_qsl(search.removeprefix("?"), keep_blank_values=True)
+    runs = [value for key, value in pairs if key == "run"]  # run=A,B and run=A&run=B mean the same
+    return {**dict(pairs), **({"run": ",".join(runs)} if runs else {})}

@@ -10,6 +10,7 @@ import panel as pn
 import panel_material_ui as pmui
 from panel.util import edit_readonly
 
+from tritpress.dashboard.appearance import TEMPLATE, wants_dark
 from tritpress.dashboard.components.export import ChartExport
 from tritpress.dashboard.components.history import History
 from tritpress.dashboard.components.html import Fragment, Markup
@@ -114,6 +115,8 @@ class Session:
             sidebar_resizable=False,
             busy_indicator=None,
             theme_config=THEME,
+            dark_theme=wants_dark(),
+            template=TEMPLATE,
             meta_description="Live page of model compression runs",
             site_url="?",
         )
@@ -191,7 +194,7 @@ class Session:
         fresh = everything or version != self.seen
         self.seen = version
         if fresh:
-            self.bar.set(status_bar(feed))
+            self.bar.set(status_bar(feed, self.context.missing))
             standing = None if feed is None else (feed.id, feed.state["status"], feed.lost)
             if everything or standing != self.standing:  # nothing else of a run moves the buttons
                 self.standing = standing
@@ -245,6 +248,7 @@ class Session:
             self.store.close(self.feed)
         self.feed = self.store.open(run_id) if run_id else None
         self.context.runs = (runs or (run_id,)) if self.feed is not None else ()
+        self.context.missing = run_id if self.feed is None else ""
         self.steering.pending = None
         for tab in self.tabs:
             tab.forget()

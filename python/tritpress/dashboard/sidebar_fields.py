@@ -8,6 +8,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from tritpress.dashboard.components.html import Fragment, Markup
+from tritpress.dashboard.theme import STEPPERS
 from tritpress.dashboard.views.form import Form
 
 MARGIN = (8, 14, 4, 14)
@@ -71,10 +72,21 @@ class Fields:
             label="", options={title: key for key, title in BUDGET_LABELS.items()}, value="tokens", **choice
         )
         self.amount = pmui.FloatInput(
-            label="Tokens of training", value=100_000, start=0.1, format="0,0.[0]", **wide
+            label="Tokens of training",
+            value=100_000,
+            start=0.1,
+            format="0,0.[0]",
+            theme_config=STEPPERS,
+            **wide,
         )
         self.grokfast = pmui.FloatInput(
-            label="Grokfast λ (lambda)", value=0.1, start=0.0, end=10.0, step=0.05, **wide
+            label="Grokfast λ (lambda)",
+            value=0.1,
+            start=0.0,
+            end=10.0,
+            step=0.05,
+            theme_config=STEPPERS,
+            **wide,
         )
         self.optimizer = pmui.Select(
             label="Optimizer",
@@ -92,11 +104,13 @@ class Fields:
         self.device = pmui.Select(
             label="Device", options={"Automatic": "auto", "CPU": "cpu", "CUDA": "cuda"}, **wide
         )
-        self.seed = pmui.IntInput(label="Seed", value=0, start=0, **wide)
+        self.seed = pmui.IntInput(label="Seed", value=0, start=0, theme_config=STEPPERS, **wide)
         self.calibration = pmui.IntInput(
-            label="Calibration tokens", value=16_384, start=256, step=1024, **wide
+            label="Calibration tokens", value=16_384, start=256, step=1024, theme_config=STEPPERS, **wide
         )
-        self.evaluation = pmui.IntInput(label="Evaluation tokens", value=32_768, start=256, step=1024, **wide)
+        self.evaluation = pmui.IntInput(
+            label="Evaluation tokens", value=32_768, start=256, step=1024, theme_config=STEPPERS, **wide
+        )
         self.all = (
             self.model,
             self.target,

@@ -13,6 +13,28 @@ BREAKPOINTS = {"xs": 0, "sm": 1000, "md": 1200, "lg": 1536, "xl": 1920}
 """Below `sm` the sidebar is a drawer over the page instead of a column beside it."""
 
 
+HEADINGS = {
+    "h1": "h1",
+    "h2": "h2",
+    "h3": "h1",
+    "h4": "h2",
+    "h5": "div",
+    "h6": "h2",
+    "subtitle1": "h6",
+    "subtitle2": "h6",
+    "body1": "p",
+    "body2": "p",
+    "inherit": "p",
+}
+
+STEPPERS: dict[str, Any] = {
+    "components": {
+        "MuiIconButton": {"defaultProps": {"tabIndex": -1, "aria-hidden": True, "color": "inherit"}}
+    }
+}
+"""For number fields: plus and minus are for the mouse, keyboards and screen readers have the arrow keys."""
+
+
 def _palette(dark: bool) -> dict[str, Any]:
     if dark:
         return {
@@ -54,9 +76,19 @@ def _theme(dark: bool) -> dict[str, Any]:
             "MuiToolbar": {"styleOverrides": {"root": {"minHeight": "52px !important"}}},
             "MuiTab": {
                 "styleOverrides": {
-                    "root": {"textTransform": "none", "fontSize": "0.95rem", "minHeight": "44px"}
+                    "root": {
+                        "textTransform": "none",
+                        "fontSize": "0.95rem",
+                        "minHeight": "44px",
+                        "minWidth": "0",
+                        "padding": "10px 14px",
+                    }
                 }
             },
+            # The page's title is its first heading; what the library only uses as a spacer is none.
+            "MuiTypography": {"defaultProps": {"variantMapping": HEADINGS}},
+            # The library's own bar of the page at work, which is never shown, has no name for screen readers.
+            "MuiLinearProgress": {"styleOverrides": {"root": {"display": "none"}}},
             "MuiButton": {"styleOverrides": {"root": {"textTransform": "none"}}},
             "MuiToggleButton": {"styleOverrides": {"root": {"textTransform": "none", "padding": "4px 12px"}}},
         },

@@ -13,7 +13,7 @@ from tritpress.dashboard.components.sources import sync
 from tritpress.dashboard.theme import OKABE_ITO
 from tritpress.dashboard.views.compare import Overlay
 
-DASHES = ("solid", "dashed", "dotdash", "dotted", "dashdot", "solid")
+DASHES: tuple[Any, ...] = ("solid", "dashed", "dotdash", "dotted", "dashdot", [14, 3, 2, 3, 2, 3])
 
 
 class OverlayCharts:

@@ -146,7 +146,8 @@ class CurveCard:
             if smoothed is not None:
                 rows.append(("smoothed", rows[1][1].replace("@y", "@s")))
             plot.add_tools(hover([raw], rows, mode="vline" if not line.dots else "mouse"))
-        legend(plot, items)
+        if len(items) > 1:  # the title of a chart says what its only line is
+            legend(plot, items)
         self.pane.object = plot
 
 

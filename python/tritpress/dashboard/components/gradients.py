@@ -38,6 +38,7 @@ class GradientChart:
         plot.xaxis.formatter = NumeralTickFormatter(format="0")
         plot.yaxis.formatter = LogTickFormatter(min_exponent=2)
         self.legend = legend(plot)
+        self.legend.ncols = 4  # two short lines also fit a narrow page
         self.marks = ColumnDataSource({"x": [], "y": [], "text": []}, name="gradient:marks")
         self.originals = ColumnDataSource({"x": [], "y": []}, name="gradient:original")
         dashes: GlyphRenderer[Any] = plot.scatter(

@@ -12,8 +12,8 @@ from bokeh.models.annotations import Span  # mypy does not find it in bokeh.mode
 from panel import Column, FlexBox, Row
 from panel.custom import JSComponent
 
+from tritpress.dashboard.components import twins
 from tritpress.dashboard.components.charts import figure, hover, pane, title_of
-from tritpress.dashboard.components.export import csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.components.sources import sync
 from tritpress.dashboard.theme import CURRENT, NEUTRAL, OKABE_ITO
@@ -45,7 +45,7 @@ class LayerPanel:
     """Shows a tensor below the grid; empty until a cell is opened."""
 
     def __init__(self) -> None:
-        self.head, self.facts, self.twin = Fragment(), Fragment(), Fragment()
+        self.head, self.facts, self.twin, self.sample = Fragment(), Fragment(), Fragment(), Fragment()
         self.name = ""
         self.quiet = False
         self.chosen: Callable[[str], None] = lambda name: None
@@ -121,6 +121,7 @@ class LayerPanel:
         self.charts = Column(
             *self.histogram_panes,
             self.scale_pane,
+            self.sample.pane,
             self.twin.pane,
             sizing_mode="stretch_width",
             styles={"flex": "2 1 420px", "min-width": "0"},
@@ -188,11 +189,10 @@ class LayerPanel:
             line.visible = bool(view.thresholds)
             if view.thresholds:
                 line.location = view.thresholds[number % 2]
-        words = (
-            f" ({histogram.sample}; {view.threshold_words})" if view.thresholds else f" ({histogram.sample})"
-        )
+        words = f" ({view.threshold_words})" if view.thresholds else ""
         title_of(self.histograms[0]).text = f"Weights before{words}"
-        title_of(self.histograms[1]).text = f"Weights after ({histogram.sample})"
+        title_of(self.histograms[1]).text = f"Weights after{words}"
+        self.sample.set(Markup('<p class="soft small" data-sample>Of {}.</p>').format(histogram.sample))
 
     def _show_scales(self, scales: Scales) -> None:
         count = len(scales.shares)
@@ -210,7 +210,8 @@ class LayerPanel:
         self.scale_axis.ticks = ticks
         self.scale_figure.xaxis[0].major_label_overrides = {tick: names[tick] for tick in ticks}
         medians = ", ".join(plane[2] for plane in scales.planes)
-        words = f"Scales of {fig.plural(len(scales.planes), 'plane')} (medians {medians})"
+        median = "median" if len(scales.planes) == 1 else "medians"
+        words = f"Scales of {fig.plural(len(scales.planes), 'plane')} ({median} {medians})"
         title_of(self.scale_figure).text = words
 
     def _head(self, name: str, place: str) -> None:
@@ -250,36 +251,11 @@ def _twin(view: LayerView) -> Markup:
     """Both histograms in bins of a half, and the scales by plane, as tables."""
     parts = []
     if view.histogram is not None:
-        histogram = view.histogram
-        step = max(1, len(histogram.before) // 16)
-        rows = join(
-            Markup("<tr><th>{} to {}</th><td>{}</td><td>{}</td></tr>").format(
-                f"{histogram.edges[at]:.1f}".replace("-", "−"),
-                f"{histogram.edges[min(at + step, len(histogram.edges) - 1)]:.1f}".replace("-", "−"),
-                fig.percent(sum(histogram.before[at : at + step]), 2),
-                fig.percent(sum(histogram.after[at : at + step]), 2),
-            )
-            for at in range(0, len(histogram.before), step)
-        )
-        parts.append(
-            Markup(
-                "<div>{}<table data-histogram><thead><tr><th>Weight / mean</th><th>Before</th>"
-                "<th>After</th></tr></thead><tbody>{}</tbody></table></div>"
-            ).format(csv_tools(f"{view.name}-histograms"), rows)
-        )
+        shown = view.histogram
+        parts.append(twins.histogram(shown.edges, shown.before, shown.after, f"{view.name}-histograms"))
     if view.scales is not None:
-        rows = join(
-            Markup("<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td></tr>").format(*plane)
-            for plane in view.scales.planes
-        )
+        head = ("Plane", "Least", "Median", "Largest")
         parts.append(
-            Markup(
-                "<div>{}<table data-scales><thead><tr><th>Scales</th><th>Least</th><th>Median</th>"
-                "<th>Largest</th></tr></thead><tbody>{}</tbody></table></div>"
-            ).format(csv_tools(f"{view.name}-scales"), rows)
+            twins.table("Scales", head, view.scales.planes, f"{view.name}-scales", mark="data-scales")
         )
-    if not parts:
-        return Markup("")
-    return Markup(
-        '<details class="small"><summary class="soft">These charts as tables</summary>{}</details>'
-    ).format(join(parts))
+    return twins.folded("These charts as tables", parts)

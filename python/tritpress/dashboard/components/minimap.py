@@ -75,6 +75,7 @@ class Minimap:
         plot.add_tools(hover([cells], [("Layer", "@row"), ("Parameter", "@column"), ("State", "@state")]))
         self.pane = pane(plot, "whole-model")
         self.pane.sizing_mode = "fixed"
+        self.pane.stylesheets = ["@media (max-width: 640px) { :host { display: none !important; } }"]
         self.pane.width = WIDTH
 
     def on_click(self, callback: Callable[[int], None]) -> None:

@@ -10,6 +10,7 @@ from bokeh.models.formatters import CustomJSTickFormatter
 from bokeh.palettes import Cividis256, PuOr11, interp_palette
 from panel import Column, FlexBox
 
+from tritpress.dashboard.components import twins
 from tritpress.dashboard.components.charts import figure, hover, pane
 from tritpress.dashboard.components.export import csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, join, panel
@@ -52,14 +53,22 @@ class Histograms:
                 hover([bars], [("From", "@left{0.00}"), ("To", "@right{0.00}"), ("Share", "@top{0.00 %}")])
             )
             charts.append(pane(made, title))
+        self.twin = Fragment()
         self.column = Column(
-            *charts, sizing_mode="stretch_width", styles={"flex": "2 1 420px", "min-width": "0"}
+            *charts,
+            self.twin.pane,
+            sizing_mode="stretch_width",
+            styles={"flex": "2 1 420px", "min-width": "0"},
         )
 
     def show(self, bars: Bars) -> None:
         """Bring both up to date."""
         for key, source in self.sources.items():
             sync(source, {"left": bars.left, "right": bars.right, "top": getattr(bars, key)})
+        edges = [*bars.left, *bars.right[-1:]]
+        self.twin.set(
+            twins.folded("The weights as a table", [twins.histogram(edges, bars.before, bars.after, "weights")])
+        )
 
 
 class BlockPictures:

@@ -140,13 +140,13 @@ export function render({ model }) {
 CSS = """
 .runs td { vertical-align: top; }
 .runs td, .runs th { padding-left: 8px; padding-right: 8px; }
-.runs td.name { white-space: normal; min-width: 150px; width: 40%; overflow-wrap: anywhere; }
-.runs td.model { white-space: normal; overflow-wrap: anywhere; min-width: 90px; }
+.runs td.name { white-space: normal; min-width: 150px; width: 34%; overflow-wrap: anywhere; }
+.runs td.model { white-space: normal; overflow-wrap: anywhere; min-width: 90px; max-width: 180px; }
 .runs td.gates, .runs th.gates { display: table-cell; border-left: 0; border-radius: 0; }
 .runs .box { width: 28px; padding-left: 2px; text-align: left; }
 .runs .box + th, .runs .box + td { text-align: left; }
 .runs tbody tr:hover { background: color-mix(in srgb, var(--ink) 4%, transparent); }
-.runs td.state { white-space: normal; min-width: 150px; max-width: 220px; }
+.runs td.state { white-space: normal; min-width: 180px; max-width: 260px; }
 .runs input { accent-color: var(--accent); width: 16px; height: 16px; margin: 2px 0 0; }
 .tag {
   border: 1px solid var(--line); border-radius: 999px; padding: 0 8px; font-size: 12px; white-space: nowrap;

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from tritpress.dashboard.store import Feed
 
 
-def status_bar(feed: Feed | None) -> Markup:
-    """The line for the open run, or for none."""
+def status_bar(feed: Feed | None, missing: str = "") -> Markup:
+    """The line for the open run, or for none; `missing` is the one that was asked for and is not there."""
     if feed is None:
-        return Markup('<div class="bar"><span class="soft">No run is open.</span></div>')
+        words = f"There is no run {missing!r} here." if missing else "No run is open."
+        return Markup('<div class="bar"><span class="soft">{}</span></div>').format(words)
     status, head = status_of(feed.state, feed.lost, feed.gone), headline(feed.state)
     figure = Markup("")
     if head.ratio != fig.NOTHING:

@@ -51,7 +51,7 @@ class TuningCharts:
                 "threshold", key, source=self.chosen, size=15, marker="diamond",
                 fill_color=OKABE_ITO[5], line_color="white",
             )  # fmt: skip
-            legend(made, [("At each threshold", [line]), ("Now", [now]), ("Chosen", [chosen])])
+            legend(made, [("Foretold", [line]), ("Now", [now]), ("Chosen", [chosen])])
             rows = [("Threshold", "@threshold{0.00}"), (title, shown)]
             made.add_tools(hover([line], rows, mode="vline"), hover([now, chosen], rows))
             self.panes[key] = pane(made, title)

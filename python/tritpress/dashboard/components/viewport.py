@@ -1,10 +1,11 @@
-"""Tells the server whether anyone sees the page, and keeps the sidebar open where there is room beside it."""
+"""What a page takes from its browser: whether anyone sees it, room for the sidebar, light or dark."""
 
 from __future__ import annotations
 
 import param
 from panel.custom import JSComponent
 
+from tritpress.dashboard.appearance import FUNCTIONS
 from tritpress.dashboard.theme import BREAKPOINTS
 
 
@@ -16,9 +17,33 @@ class Viewport(JSComponent):
 
     # The page's own model is set here and not by the server: what a server sends while a page still loads is
     # lost, and the drawer would cover a narrow page until someone closes it.
-    _esm = """
+    _esm = (
+        FUNCTIONS
+        + """
     export function render({ model, view }) {
       let wide = true
+      const pages = view.model.document.roots().filter((root) => root.data?.dark_theme !== undefined)
+      const system = window.matchMedia("(prefers-color-scheme: dark)")
+      let own = false
+      const dress = () => {
+        own = true
+        for (const page of pages) page.data.dark_theme = darkKept() ?? systemIsDark()
+        own = false
+        tellServer(darkKept() ?? systemIsDark())
+      }
+      const switched = (dark) => {
+        if (own) return
+        try {
+          if (dark === systemIsDark()) localStorage.removeItem(APPEARANCE)  // from now on the system's again
+          else localStorage.setItem(APPEARANCE, dark ? "dark" : "light")
+        } catch { /* a browser that keeps nothing: the cookie does */ }
+        tellServer(dark)
+      }
+      const off = pages.map((page) => {
+        const slot = () => switched(page.data.dark_theme)
+        page.data.properties.dark_theme.change.connect(slot)
+        return () => page.data.properties.dark_theme.change.disconnect(slot)
+      })
       const seen = () => { model.visible = document.visibilityState !== "hidden" }
       const sized = () => {
         const now = window.innerWidth >= model.limit
@@ -30,7 +55,10 @@ class Viewport(JSComponent):
       }
       document.addEventListener("visibilitychange", seen)
       window.addEventListener("resize", sized)
+      system.addEventListener("change", dress)
       model.on("remove", () => {
+        system.removeEventListener("change", dress)
+        for (const each of off) each()
         document.removeEventListener("visibilitychange", seen)
         window.removeEventListener("resize", sized)
       })
@@ -41,6 +69,7 @@ class Viewport(JSComponent):
       return mark
     }
     """
+    )
 
     def __init__(self, **params: object) -> None:
         super().__init__(width=0, height=0, margin=0, **params)

@@ -9,12 +9,21 @@ from urllib.parse import quote
 import panel as pn
 import panel_material_ui as pmui
 
+from tritpress.dashboard.components import twins
 from tritpress.dashboard.components.comparecharts import OverlayCharts
 from tritpress.dashboard.components.export import csv_button, csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.store import Feed
 from tritpress.dashboard.tabs.base import Shown, Tab
-from tritpress.dashboard.views.compare import Cell, Comparison, Head, Row, compare, overlays
+from tritpress.dashboard.views.compare import (
+    Cell,
+    Comparison,
+    Head,
+    Row,
+    compare,
+    overlay_rows,
+    overlays,
+)
 from tritpress.dashboard.views.runs import run_options
 from tritpress.runs.comparison import LEAST, MOST, Side
 
@@ -56,11 +65,12 @@ class Compare(Tab):
             sizing_mode="stretch_width", margin=(0, 0, 12, 0),
         )  # fmt: skip
         self.picker.param.watch(self._picked, "value")
-        self.settings, self.figures, self.gates = (Fragment() for _ in range(3))
-        for fragment in (self.settings, self.figures, self.gates):
+        self.settings, self.figures, self.gates, self.twin = (Fragment() for _ in range(4))
+        for fragment in (self.settings, self.figures, self.gates, self.twin):
             fragment.pane.margin = (0, 0, 14, 0)
         self.curves = OverlayCharts()
-        return [self.picker, self.settings.pane, self.figures.pane, self.curves.row, self.gates.pane]
+        return [self.picker, self.settings.pane, self.figures.pane, self.curves.row, self.twin.pane,
+                self.gates.pane]  # fmt: skip
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
         self._open(tuple(self.page.runs))
@@ -70,8 +80,8 @@ class Compare(Tab):
             missing = [run for run in self.ids if run not in self.feeds]
             words = f"There is no run {missing[0]!r} here. " if missing else ""
             words += "Settings, figures, curves and gates stand side by side."
-            self.settings.set(empty("Choose two runs", words))
-            for fragment in (self.figures, self.gates):
+            self.settings.set(empty("Choose another run" if sides else "Choose two runs", words))
+            for fragment in (self.figures, self.gates, self.twin):
                 fragment.set(Markup(""))
             self.curves.show([], [])
             return
@@ -79,7 +89,19 @@ class Compare(Tab):
         self.settings.set(_settings(made))
         self.figures.set(_table("Figures", made.heads, made.figures, "figure", states=True))
         self.gates.set(_table("Gates", made.heads, made.gates, "gate"))
-        self.curves.show([head.name for head in made.heads], overlays(sides))
+        names, curves = [head.name for head in made.heads], overlays(sides)
+        self.curves.show(names, curves)
+        tables = (
+            twins.table(
+                f"{curve.title}, {curve.y_label.lower()}",
+                (curve.x_label, *names),
+                overlay_rows(curve),
+                f"compare-{curve.key}",
+            )
+            for curve in curves
+            if not curve.empty
+        )
+        self.twin.set(twins.folded("The curves as tables", tables))
 
     def _sides(self) -> list[Side]:
         sides = []

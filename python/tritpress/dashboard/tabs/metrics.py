@@ -84,6 +84,7 @@ class Metrics(Tab):
             start=0.0,
             end=0.99,
             step=0.01,
+            format="0.00",
             size="small",
             width=190,
             margin=(0, 8, 0, 8),
@@ -207,7 +208,7 @@ def _table(state: dict[str, Any]) -> Markup:
         "Before and after",
         intro
         + Markup(
-            '<div class="scroll"><table><thead><tr><th>'
+            '<div class="scroll"><table class="figures"><thead><tr><th>'
             '<span class="visually-hidden">Figure</span></th>{}</tr></thead>'
             "<tbody>{}</tbody></table></div>"
         ).format(header, body)

@@ -148,8 +148,15 @@ class Overview(Tab):
         self.last = shown
         self.log.visible = shown is not None
         if shown is None:
+            missing = self.page.missing
             self.status.set(
-                empty("No run is open", "Open one from the list of runs, or choose a model and press Start.")
+                empty(
+                    f"There is no run {missing!r}" if missing else "No run is open",
+                    f"None of that name lies in {self.page.store.runs_dir}; it may be in the trash. "
+                    "The list of runs has all there are."
+                    if missing
+                    else "Open one from the list of runs, or choose a model and press Start.",
+                )
             )
             for fragment in (self.figures, self.added, self.steps, self.facts):
                 fragment.set(Markup(""))

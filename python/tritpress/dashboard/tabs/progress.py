@@ -170,7 +170,7 @@ class Progress(Tab):
         if shown is None or self.mapped is None:
             return
         cells, rows = board.update(shown.state, shown.lost)
-        current = at_work(shown.state, shown.lost)[0]
+        current = at_work(shown.state, shown.lost)[0] or (shown.state.get("current") or {}).get("name")
         if current is None and cells and self.placed:
             # The work came to its end since the last look: follow it there.
             current = next(reversed(shown.state["layers"]), None)

@@ -15,6 +15,7 @@ from tritpress.dashboard.components.html import Fragment, Markup, join
 from tritpress.dashboard.components.layer import LayerPanel
 from tritpress.dashboard.components.minimap import Minimap
 from tritpress.dashboard.tabs.base import Shown
+from tritpress.dashboard.theme import STEPPERS
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.progress import (
     MARKS,
@@ -47,7 +48,13 @@ class Parts:
             count=1, value=0, show_first_button=True, show_last_button=True, size="small", margin=(2, 8, 0, 0)
         )
         self.layer = pmui.IntInput(
-            label="Go to layer", value=None, start=0, size="small", width=120, margin=(0, 8, 0, 0)
+            label="Go to layer",
+            theme_config=STEPPERS,
+            value=None,
+            start=0,
+            size="small",
+            width=120,
+            margin=(0, 8, 0, 0),
         )
         self.follow = pmui.Switch(label="Follow the work", value=True, size="small", margin=(0, 8, 0, 0))
         self.where, self.legend = Fragment(), Fragment()
@@ -142,7 +149,7 @@ def now_bar(shown: Shown) -> Markup:
     else:
         last = (state.get("current") or {}).get("name")
         what = f"last: {last}" if last else (step.get("detail") if step else "") or ""
-    left = eta_words(state, shown.now, shown.lost, shown.progress_bases)
+    left = eta_words(state, shown.now, shown.lost, shown.progress_bases, shown.samples)
     total, done = len(state["targets"]), len(state["layers"])
     share = f"{100 * done / total:.1f}" if total else "0"
     return Markup(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,27 @@ class Overlay:
     @property
     def empty(self) -> bool:
         return not any(x for x, _ in self.lines)
+
+
+TWIN_ROWS = 12
+
+
+def overlay_rows(overlay: Overlay) -> list[tuple[str, ...]]:
+    """The curves as rows: x, then the last value of each run up to there ("–" beyond a run's ends)."""
+    ends = [x for xs, _ in overlay.lines for x in (xs[:1] + xs[-1:])]
+    if not ends:
+        return []
+    low, high = min(ends), max(ends)
+    at = sorted({round(low + (high - low) * i / (TWIN_ROWS - 1)) for i in range(TWIN_ROWS)})
+    return [(f"{x:,}", *(_value_at(line, x) for line in overlay.lines)) for x in at]
+
+
+def _value_at(line: tuple[tuple[float, ...], tuple[float, ...]], x: float) -> str:
+    xs, ys = line
+    found = bisect_right(xs, x)
+    if found == 0 or x > xs[-1]:
+        return fig.NOTHING
+    return fig.significant(ys[found - 1], 4)
 
 
 def overlays(sides: Sequence[Side]) -> list[Overlay]:

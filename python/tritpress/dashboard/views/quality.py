@@ -11,6 +11,7 @@ from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.overview import DEFAULT_TARGETS
 from tritpress.dashboard.views.progress import KINDS
 from tritpress.dashboard.views.status import GATE_NAMES, State, gate_target_words, gate_title
+from tritpress.events.rules import parse_rule
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,23 @@ def alert_lines(state: State) -> list[AlertLine]:
     ]
 
 
+def _rule_words(text: str) -> str:
+    """What a rule watches for, in words; one that is none stands as it was written."""
+    try:
+        rule = parse_rule(str(text))
+    except ValueError:
+        return str(text)
+    if rule.kind == "gate":
+        return f"{gate_title(rule.name).lower()} fails its gate" if rule.name else "a gate fails"
+    if rule.kind == "nan":
+        return "the loss or a norm is not a number"
+    if rule.kind == "stalled":
+        return f"no progress for {fig.significant(rule.limit)} minutes"
+    if rule.kind == "sparsity":
+        return f"zeros outside {fig.percent(rule.band[0], 0)} to {fig.percent(rule.band[1], 0)}"
+    return f"{rule.name} {rule.sign} {fig.significant(rule.limit)}"
+
+
 def alert_rules(state: State) -> str:
     """What watches this run, in a sentence."""
     config = state.get("config") or {}
@@ -258,4 +276,5 @@ def alert_rules(state: State) -> str:
             told.append(word)
     if not rules:
         return "No rules watch this run."
-    return f"Rules: {', '.join(rules)}." + (f" Sent to {' and '.join(told)}." if told else "")
+    sent = f" Sent to {' and '.join(told)}." if told else ""
+    return f"Watched: {'; '.join(map(_rule_words, rules))}.{sent}"
