@@ -2,6 +2,7 @@
 
 `python tests/screenshots.py` replays the runs it shows and writes to tests/screenshots; `--run RUN_DIR` shows
 that finished run instead of a replayed one, `--only finished-overview` takes what is named so alone.
+`--readme docs/pictures` takes the README's six instead, small.
 """
 
 from __future__ import annotations
@@ -30,6 +31,16 @@ WIDTHS = (1440, 800)
 SPOT_WIDTHS = (360, 2560)
 TENSOR = "model.layers.3.mlp.down_proj.weight"
 TALLEST = 6000
+README = {
+    "overview": ("light", "?run=finished&tab=overview", 900),
+    "progress": ("dark", "?run=running&tab=progress", 900),
+    "tensor": ("light", f"?run=finished&tab=progress&tensor={TENSOR}", 1290),
+    "metrics": ("dark", "?run=finished&tab=metrics&smooth=0.6", 1290),
+    "diff": ("dark", f"?run=finished&tab=diff&tensor={TENSOR}", 1290),
+    "tuning": ("light", "?run=finished&tab=tuning&threshold=0.9", 1290),
+}
+"""Theme, query and height of the README's pictures."""
+README_COLOURS = 96
 BROKE = "Memory ran out at model.layers.2.self_attn.v_proj.weight: 3.1 GB were wanted, 2.0 GB are free."
 
 
@@ -168,12 +179,31 @@ def take(page: Any, path: Path, width: int) -> dict[str, Any]:
     return wanted
 
 
+def readme_pictures(browser: Any, url: str, out: Path) -> None:
+    """The README's pictures, of few colours and half the size."""
+    from PIL import Image
+
+    for name, (theme, query, height) in README.items():
+        page = browser.new_page(color_scheme=theme, viewport={"width": 1440, "height": height})
+        page.goto(url + query)
+        settle(page)
+        page.wait_for_timeout(1500)
+        path = out / f"{name}.png"
+        page.screenshot(path=str(path))
+        page.close()
+        picture = Image.open(path).convert("RGB")
+        picture = picture.resize((960, round(picture.height * 960 / picture.width)), Image.Resampling.LANCZOS)
+        picture.quantize(README_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        print(f"{path}: {path.stat().st_size // 1000} kB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "screenshots")
     parser.add_argument("--run", type=Path, help="a finished run")
     parser.add_argument("--only", action="append", default=[], help="names begin with this")
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--readme", type=Path, help="take the README's pictures, into this folder")
     parser.add_argument("--themes", nargs="+", default=["light", "dark"])
     arguments = parser.parse_args()
     from playwright.sync_api import sync_playwright
@@ -188,6 +218,10 @@ def main() -> None:
         servers = {state: Server(folder) for state, folder in folders.items()}
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
+            if arguments.readme is not None:
+                arguments.readme.mkdir(parents=True, exist_ok=True)
+                readme_pictures(browser, servers["full"].url, arguments.readme)
+                return
             for theme in arguments.themes:
                 page = browser.new_page(color_scheme=theme, viewport={"width": 1440, "height": 900})
                 page.on("pageerror", lambda error: print("error on the page:", error))
