@@ -188,7 +188,8 @@ const KINDS = {
 const BUTTON = `
   .tp-export { all: unset; position: absolute; top: 0; right: 0; width: 26px; height: 26px; display: grid;
     place-items: center; cursor: pointer; border-radius: 6px; z-index: 5; color: var(--panel-on-surface-color, #444);
-    background: var(--panel-surface-color, #fff); opacity: .62; }
+    background: var(--panel-surface-color, #fff); }
+  .tp-export:not(:hover, :focus-visible) > * { opacity: .62; }
   .tp-export:hover, .tp-export:focus-visible, .tp-export[aria-expanded="true"] { opacity: 1; }
   .tp-export:hover { background: color-mix(in srgb, currentColor 12%, var(--panel-surface-color, #fff)); }
   .tp-export:focus-visible { outline: 2px solid var(--panel-primary-color, #0b6190); outline-offset: -2px; }

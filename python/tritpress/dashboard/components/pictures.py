@@ -67,7 +67,9 @@ class Histograms:
             sync(source, {"left": bars.left, "right": bars.right, "top": getattr(bars, key)})
         edges = [*bars.left, *bars.right[-1:]]
         self.twin.set(
-            twins.folded("The weights as a table", [twins.histogram(edges, bars.before, bars.after, "weights")])
+            twins.folded(
+                "The weights as a table", [twins.histogram(edges, bars.before, bars.after, "weights")]
+            )
         )
 
 

@@ -41,9 +41,7 @@ def table(
     ).format(csv_tools(file), Markup(mark), caption, heads, body)
 
 
-def histogram(
-    edges: Sequence[float], before: Sequence[float], after: Sequence[float], file: str
-) -> Markup:
+def histogram(edges: Sequence[float], before: Sequence[float], after: Sequence[float], file: str) -> Markup:
     """Weights before and after as shares, neighbouring bins put together; `edges` has one more entry."""
     step = max(1, len(before) // BINS)
     rows = [
