@@ -32,14 +32,14 @@ SPOT_WIDTHS = (360, 2560)
 TENSOR = "model.layers.3.mlp.down_proj.weight"
 TALLEST = 6000
 README = {
-    "overview": ("light", "?run=finished&tab=overview", 900),
-    "progress": ("dark", "?run=running&tab=progress", 900),
-    "tensor": ("light", f"?run=finished&tab=progress&tensor={TENSOR}", 1290),
-    "metrics": ("dark", "?run=finished&tab=metrics&smooth=0.6", 1290),
-    "diff": ("dark", f"?run=finished&tab=diff&tensor={TENSOR}", 1290),
-    "tuning": ("light", "?run=finished&tab=tuning&threshold=0.9", 1290),
+    "overview": ("light", "?run=finished&tab=overview", 900, True),
+    "progress": ("dark", "?run=running&tab=progress", 860, False),
+    "tensor": ("light", f"?run=finished&tab=progress&tensor={TENSOR}", 1290, False),
+    "metrics": ("dark", "?run=finished&tab=metrics&smooth=0.6", 1150, False),
+    "diff": ("dark", f"?run=finished&tab=diff&tensor={TENSOR}", 1290, False),
+    "tuning": ("light", "?run=finished&tab=tuning&threshold=0.9", 860, False),
 }
-"""Theme, query and height of the README's pictures."""
+"""Theme, query, height and whether the sidebar is shown, of the README's pictures."""
 README_COLOURS = 96
 BROKE = "Memory ran out at model.layers.2.self_attn.v_proj.weight: 3.1 GB were wanted, 2.0 GB are free."
 
@@ -151,7 +151,7 @@ def settle(page: Any) -> None:
     """Wait until the page has stood still for a while: nothing on the wire, no change of what is seen."""
     page.get_by_role("tab", name="Overview").wait_for()
     page.wait_for_selector("[data-tab]", state="attached")
-    page.wait_for_timeout(900)
+    page.wait_for_timeout(1500)
 
 
 def take(page: Any, path: Path, width: int) -> dict[str, Any]:
@@ -183,11 +183,14 @@ def readme_pictures(browser: Any, url: str, out: Path) -> None:
     """The README's pictures, of few colours and half the size."""
     from PIL import Image
 
-    for name, (theme, query, height) in README.items():
+    for name, (theme, query, height, beside) in README.items():
         page = browser.new_page(color_scheme=theme, viewport={"width": 1440, "height": height})
         page.goto(url + query)
         settle(page)
-        page.wait_for_timeout(1500)
+        if not beside:
+            page.get_by_role("button", name="Close drawer").click()
+        page.mouse.move(700, 70)
+        page.wait_for_timeout(2500)
         path = out / f"{name}.png"
         page.screenshot(path=str(path))
         page.close()
