@@ -36,7 +36,7 @@ def dressed(browser: Any, server: str, request: Any) -> Iterator[Any]:
     made = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=request.param)
     made.asked: list[str] = []
     made.on("request", lambda sent: made.asked.append(sent.url))
-    made.set_default_timeout(30_000)
+    made.set_default_timeout(90_000)
     yield made
     made.close()
 
@@ -114,88 +114,6 @@ def test_light_and_dark_by_system_and_switch(browser: Any, server: str, two_runs
         wait_until(other, lambda: not is_dark(other), "what is as the system is follows the system again")
     finally:
         context.close()
-
-
-STICKS_OUT = """() => {
-  const all = (root) => Array.from(root.querySelectorAll("*"))
-    .flatMap(e => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])])
-  const parent = (e) => e.assignedSlot || e.parentElement || (e.getRootNode().host ?? null)
-  const rolls = (e) => {
-    for (let at = e; at; at = parent(at)) if (["auto", "scroll"].includes(getComputedStyle(at).overflowX)
-        && at.scrollWidth > at.clientWidth && !at.classList.contains("main-content")) return true
-    return false
-  }
-  const main = all(document).find(e => e.classList.contains("main-content"))
-  if (main.scrollWidth > main.clientWidth) return [`the page is ${main.scrollWidth} wide`]
-  return all(main).filter(e => {
-    const box = e.getBoundingClientRect(), style = getComputedStyle(e)
-    if (!box.width || !box.height || style.visibility === "hidden" || style.clipPath !== "none") return false
-    return box.right > innerWidth + 1 && e.childElementCount === 0 && e.textContent.trim() && !rolls(e)
-  }).map(e => `${e.tagName} ${e.className}: ${e.textContent.trim().slice(0, 60)}`)
-}"""
-
-
-def test_nothing_sticks_out(page: Any, server: str, two_runs: None) -> None:
-    """At any width all is inside the page, or inside a part of it that scrolls sideways."""
-    page.set_default_timeout(30_000)
-    for name in visits(page, server):
-        for width in (360, 800, 2560, 1440):
-            page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_timeout(300)
-            assert page.evaluate(STICKS_OUT) == [], (name, width)
-
-
-FOCUS = """() => {
-  let at = document.activeElement
-  while (at?.shadowRoot?.activeElement) at = at.shadowRoot.activeElement
-  if (!at || at === document.body) return ""
-  const box = at.getBoundingClientRect()
-  const labels = at.labels ? Array.from(at.labels).map(l => l.textContent).join(" ") : ""
-  const name = at.getAttribute("aria-label") || labels || at.textContent || at.placeholder || ""
-  return JSON.stringify([at.tagName.toLowerCase(), name.trim().slice(0, 60), box.width * box.height > 0])
-}"""
-
-
-def walk(page: Any, stops: int) -> list[str]:
-    """What the tabulator key comes to, in order, until it comes round."""
-    seen: list[str] = []
-    for _ in range(stops):
-        page.keyboard.press("Tab")
-        at = str(page.evaluate(FOCUS))
-        if not at and seen:
-            break
-        seen.append(at)
-    return seen
-
-
-REACHED = {
-    "Runs": ("Search", "Choose a whole run", "a whole run", "Edit a whole run", "Delete a whole run"),
-    "Progress": ("Ratio", "This page as a table", "These charts as tables", "Close"),
-    "Metrics": ("Step", "Log axis", "As tables"),
-    "Quality": ("As a table",),
-    "Compare": ("The curves as tables",),
-    "Diff": ("Find a tensor", "The weights as a table", "The error as a table"),
-    "Tuning": ("The curves as a table", "Write the plan only"),
-}
-
-
-def test_the_keyboard_reaches_everything(page: Any, server: str, two_runs: None) -> None:
-    """From the top: drawer and theme, the form, the tabs, what is in the tab, every chart's table."""
-    page.set_default_timeout(30_000)
-    walked = set()
-    for name in visits(page, server):
-        tab = name.split(" at ")[0]
-        if tab not in REACHED or tab in walked or name == "Metrics at ?tab=runs":
-            continue
-        walked.add(tab)
-        page.evaluate("document.activeElement?.blur()")
-        found = walk(page, 170)
-        told = "\n".join(found)
-        for wanted in ("Close drawer", "Toggle theme", "Model folder", tab, *REACHED[tab]):
-            assert wanted in told, f"{wanted!r} is not reached on {name}: {told}"
-        unseen = [stop for stop in found if stop.endswith("false]") and '"input"' not in stop]
-        assert not unseen, f"the keyboard stops at what nobody sees on {name}: {unseen}"
-    assert walked == set(REACHED)
 
 
 def test_by_keyboard_alone(page: Any, server: str, two_runs: None) -> None:
