@@ -32,10 +32,10 @@ SPOT_WIDTHS = (360, 2560)
 TENSOR = "model.layers.3.mlp.down_proj.weight"
 TALLEST = 6000
 README = {
-    "overview": ("light", "?run=finished&tab=overview", 900, True),
     "progress": ("dark", "?run=running&tab=progress", 860, False),
-    "tensor": ("light", f"?run=finished&tab=progress&tensor={TENSOR}", 1290, False),
-    "metrics": ("dark", "?run=finished&tab=metrics&smooth=0.6", 1150, False),
+    "metrics": ("dark", "?run=finished&tab=metrics", 1150, False),
+    "quality": ("light", "?run=finished&tab=quality", 900, False),
+    "compare": ("light", "?run=finished,gate-failed,training&tab=compare", 1150, False),
     "diff": ("dark", f"?run=finished&tab=diff&tensor={TENSOR}", 1290, False),
     "tuning": ("light", "?run=finished&tab=tuning&threshold=0.9", 860, False),
 }

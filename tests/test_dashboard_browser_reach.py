@@ -94,6 +94,7 @@ def test_axe_finds_nothing_serious(dressed: Any, server: str, two_runs: None, re
 def test_light_and_dark_by_system_and_switch(browser: Any, server: str, two_runs: None) -> None:
     context = browser.new_context(color_scheme="dark", viewport={"width": 1440, "height": 900})
     try:
+        context.set_default_timeout(90_000)
         page = context.new_page()
         page.goto(f"{server}?run=whole&tab=metrics")
         ready(page)
