@@ -283,9 +283,13 @@ def optimizers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every optimizer from the same codes, its rate tuned on seed 0 by validation loss over three values."""
     bench, rows = Bench(arguments.folder), []
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    opened: list[steps.Work] = []
 
     def train(name: str, kind: str, seed: int, tokens: int, factor: float, evaluate: bool) -> dict[str, Any]:
-        work = bench.start("one", tokens=tokens, seed=seed, **OPTIMIZERS[kind])
+        if not opened:
+            opened.append(bench.start("one"))
+        work = opened[0]  # the same text and windows for all
+        work.config = CompressionConfig(**STARTS["one"], tokens=tokens, seed=seed, **OPTIMIZERS[kind])
         student, layers = make_student(work)
         recipe = _recipe(work, patience=1_000)
         recipe = _recipe(work, patience=1_000, lr=recipe.lr * factor)
