@@ -177,10 +177,12 @@ impl Activations {
         let scale = largest / 127.0;
         let mut q = vec![0i8; geometry.padded_cols()];
         if scale > 0.0 {
-            // Adding 1.5 * 2^23 rounds half to even, and unlike a call to round it is vectorized everywhere.
+            // Adding 1.5 * 2^23 rounds half to even and leaves the whole number in the low bits: unlike a call to
+            // round and a cast, which saturates, that is vectorized everywhere.
             const ROUND: f32 = 12_582_912.0;
             for (q, &x) in q.iter_mut().zip(x) {
-                *q = ((x / scale + ROUND) - ROUND).clamp(-127.0, 127.0) as i32 as i8;
+                let whole = (x / scale + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+                *q = whole.clamp(-127, 127) as i8;
             }
         }
         let offsets = match geometry.width {
