@@ -91,14 +91,13 @@ def ternarize(
     """
     from tritpress import _core
 
-    out, in_ = w.shape
     if fit == "bitnet":
         from tritpress.ternarize.bitnet import bitnet
 
         if threshold is not None or sparsity is not None:
             raise ValueError("fit 'bitnet' sets its own zeros: it takes neither threshold nor sparsity")
         codes, scales = bitnet(w, planes=planes, group_size=group_size, importance=importance)
-        return Ternary(codes, scales, group_size, (out, in_))
+        return Ternary(codes, scales, group_size, (w.shape[0], w.shape[1]))
     codes, scales = _core.ternarize(
         w,
         fit=fit,
@@ -110,4 +109,4 @@ def ternarize(
         importance=importance,
         threads=threads,
     )
-    return Ternary(codes, scales, group_size, (out, in_))
+    return Ternary(codes, scales, group_size, (w.shape[0], w.shape[1]))

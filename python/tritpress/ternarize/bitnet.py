@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from tritpress.config import GROUP_SIZES
+
 FP16_MAX = 65504.0
 
 
@@ -45,10 +47,18 @@ def bitnet(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """`w` [out, in] -> (codes uint8 [planes, out, ceil(in / 4)], scales float16 [planes, out, groups]).
 
-    Raises ValueError as `tensor_scale` does.
+    Raises ValueError as `tensor_scale` does, and for a wrong type, dtype, shape or option.
     """
     from tritpress import _core
 
+    if not isinstance(w, np.ndarray) or w.dtype not in (np.float32, np.float16):
+        raise ValueError("w must be a numpy array of float32 or float16")
+    if w.ndim != 2:
+        raise ValueError(f"w must have two dimensions, not {w.ndim}")
+    if not 1 <= planes <= 3:
+        raise ValueError(f"planes must be 1 to 3, not {planes}")
+    if group_size not in GROUP_SIZES:
+        raise ValueError(f"group_size must be 32, 64, 128, 256, or 0 for the whole row, not {group_size}")
     found = list(_planes(np.asarray(w, dtype=np.float32), planes, importance))
     groups = -(-w.shape[1] // group_size) if group_size else 1
     scales = np.empty((planes, w.shape[0], groups), dtype=np.float16)
