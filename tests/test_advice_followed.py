@@ -17,7 +17,7 @@ from tritpress.reference import reference_model_path
 from tritpress.runs.directory import find_run
 from tritpress.runs.launch import resume
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FEW = {"calibration_tokens": 8192, "evaluation_tokens": 8192, "finetune": False}
 
 
