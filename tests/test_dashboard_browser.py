@@ -241,5 +241,5 @@ def test_a_bad_model_path_is_said_at_once(page: Any, server: str, tmp_path: Path
 
 def test_unknown_run(page: Any, server: str) -> None:
     page.goto(f"{server}?run=..%2F..%2Fetc")
-    page.get_by_text("There is no run").wait_for()
+    page.get_by_text("There is no run").first.wait_for()
     assert page.locator("[data-status]").count() == 0

@@ -304,7 +304,7 @@ def test_tables_of_progress_and_quality(page: Any, server: str, run: RunDirector
     )
     page.locator("summary").get_by_text("These charts as tables").click()
     _, found = table(page, f"{TENSOR}-scales")
-    assert found == shown(page, "[data-scales]") and found[0] == ["Scales", "Least", "Median", "Largest"]
+    assert found == shown(page, "[data-scales]") and found[0] == ["Plane", "Least", "Median", "Largest"]
 
 
 def test_every_tensor_and_every_run_as_csv(page: Any, server: str, run: RunDirectory, runs_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -85,6 +86,20 @@ def click(page: Any, chart: str, x: float, y: float) -> None:
     place = page.evaluate(PLACE, [chart, x, y])
     assert place, chart
     page.mouse.click(*place)
+
+
+def click_open(page: Any, x: float, y: float, name: str) -> None:
+    """Click a cell of the grid until the view of that tensor stands: a chart that is still finding its place
+    when the mouse comes down is clicked beside the cell."""
+    from playwright import sync_api as playwright
+
+    shown = page.locator("[data-tensor]").get_by_text(name)
+    for _ in range(4):
+        click(page, "layers-and-parameters", x, y)
+        with contextlib.suppress(playwright.TimeoutError):
+            shown.wait_for(timeout=15_000)
+            return
+    shown.wait_for(timeout=1_000)
 
 
 def test_pages_by_buttons(page: Any, server: str, big: RunDirectory) -> None:
@@ -201,8 +216,7 @@ def facts(page: Any) -> dict[str, str]:
 
 def test_a_click_opens_the_tensor_with_the_logs_figures(page: Any, server: str, big: RunDirectory) -> None:
     opened(page, server, "&page=3")
-    click(page, "layers-and-parameters", 6, 77)
-    page.locator("[data-tensor]").get_by_text(NAME).wait_for()
+    click_open(page, 6, 77, NAME)
     wait_until(page, lambda: in_url(page).get("tensor") == NAME, page.url)
     compare(page, big)
     page.goto(page.url)
