@@ -17,6 +17,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def pytest_collection_modifyitems(config, items) -> None:
+    """Browser tests have a second try, which the summary counts as a rerun: two browsers and two servers on two
+    busy cores make even a generous time-out run out now and then."""
+    if config.pluginmanager.hasplugin("rerunfailures"):
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 def save_tiny_model(config, folder: Path, *, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:
     """A causal language model with seeded random weights, saved with the reference tokenizer."""
     import torch
