@@ -18,8 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Browser tests have a second try, which the summary counts as a rerun: two browsers and two servers on two
-    busy cores make even a generous time-out run out now and then."""
+    """Browser tests have a second try, which the summary counts as a rerun: two browsers and two servers on
+    two busy cores make even a generous time-out run out now and then."""
     if config.pluginmanager.hasplugin("rerunfailures"):
         for item in items:
             if item.get_closest_marker("browser"):

@@ -102,7 +102,7 @@ def summary(found: dict[str, Any]) -> list[Text]:
 
 def _table(rows: list[dict[str, Any]], basis: str, width: int) -> Table:
     loss = "loss, nats" if basis == "calibrated" else "error share"
-    headings = ["tensor", *map(right, ("shape", "planes", "group", "bits", "size", loss))]
+    headings: list[Any] = ["tensor", *map(right, ("shape", "planes", "group", "bits", "size", loss))]
     if any(row["sparsity"] is not None or row["threshold"] is not None for row in rows):
         headings.append(right("zeros"))
     table = simple_table(*headings)

@@ -45,7 +45,7 @@ def create(runs_dir: str | Path | None = None) -> Any:
 
     pn.extension()
     if wants_dark():
-        pn.config.theme = "dark"
+        pn.config.theme = "dark"  # type: ignore[misc]
     folder = Path(runs_dir) if runs_dir is not None else Path(default_runs_dir())
     context = pn.state.curdoc.session_context if pn.state.curdoc is not None else None
     rights = page_rights(getattr(context, "request", None))

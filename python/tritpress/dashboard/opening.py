@@ -67,7 +67,7 @@ class Spare:
         session_id = generate_session_id(secret_key=app.secret_key, signed=app.sign_sessions)
         self.made_for = self.wanted
         headers = HTTPHeaders({"Host": "localhost", "Cookie": f"{APPEARANCE}={self.made_for}"})
-        line = RequestStartLine("GET", self.context._url, "HTTP/1.1")
+        line = RequestStartLine("GET", str(self.context._url), "HTTP/1.1")
         request = HTTPServerRequest(start_line=line, headers=headers)
         mark = building.set(pages)
         try:
@@ -97,10 +97,11 @@ class Spare:
             secret_key=app.secret_key,
             signed=app.sign_sessions,
             expiration=app.session_token_expiration,
-            extra_payload=payload,
+            extra_payload=dict(payload),
         )
-        session._token = context._token = token
-        context._request = RequestProxy(
+        assert context is not None
+        session._token = context._token = token  # type: ignore[attr-defined]
+        context._request = RequestProxy(  # type: ignore[attr-defined]
             handler.request,
             arguments=payload["arguments"],
             cookies=payload["cookies"],
@@ -141,7 +142,7 @@ class Opening(DocHandler):
                 if spare.made is None:
                     # Building holds the loop: what the head asks for goes out first.
                     await asyncio.sleep(0.08)
-            await super().get(*args, **kwargs)
+            await super().get(*args, **kwargs)  # type: ignore[misc]
         except StreamClosedError:
             return  # nobody waits any more
         except Exception:
@@ -154,8 +155,8 @@ class Opening(DocHandler):
                 self.store.close(feed)
         spare.later(READY_AFTER)
 
-    async def get_session(self) -> ServerSession:
-        return self.spare.take(self) or await super().get_session()
+    async def get_session(self) -> ServerSession:  # type: ignore[override]
+        return self.spare.take(self) or await super().get_session()  # type: ignore[misc]
 
     def write(self, chunk: Any) -> None:
         places = [chunk.find(mark) for mark in MARKS] if isinstance(chunk, str) else [-1]

@@ -191,12 +191,12 @@ class _Checks:
         Parameters that transformers makes of several of the file's tensors (stacked experts) are taken apart
         again by transformers itself; one whose origin cannot be found fails.
         """
+        model = self._model("dequantized")  # first: without it there may be no torch either
         import torch
 
         from tritpress.formats.huggingface import file_tensors, load_original, model_name
         from tritpress.nn.paging import is_paged
 
-        model = self._model("dequantized")
         if is_paged(model):  # not read by transformers itself: open it the stock way, in float16
             model = load_original(self.dequantized_dir, dtype=torch.float16)
         if not type(model).__module__.startswith("transformers."):

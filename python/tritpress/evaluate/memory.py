@@ -9,10 +9,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritpress.nn.paging import is_placeholder
-from tritpress.nn.ternary_linear import TernaryLinear
-from tritpress.ops.linear import kernel_bytes
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -41,9 +37,13 @@ def held_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers, plus the kernels' own copies of packed weights.
 
     Storage that several tensors share (tied weights, views) counts once; what a paged model reads as it runs
-    counts as if it were held. The kernels' copies are made at the
-    first product, so ask after the model has run. Activations, caches and the libraries are not in it.
+    counts as if it were held. The kernels' copies are made at the first product, so ask after the model has
+    run. Activations, caches and the libraries are not in it.
     """
+    from tritpress.nn.paging import is_placeholder
+    from tritpress.nn.ternary_linear import TernaryLinear
+    from tritpress.ops.linear import kernel_bytes
+
     storages: dict[Any, int] = {}
     for part in model.modules():
         paged = part.__dict__.get("_paged")

@@ -27,7 +27,7 @@ def ceiling_cost(work: Work) -> dict[str, Any] | None:
     from tritpress.ternarize.stats import summary
 
     assert work.plan is not None
-    if work.config.max_sparsity is None:
+    if work.config.max_sparsity is None or work.config.fit == "bitnet":  # bitnet sets its own zeros
         return None
     errors, zeros, codes_seen, rows_seen, loss = [0.0, 0.0], [0.0, 0.0], 0, 0, 0.0
     for target in work.targets:

@@ -19,9 +19,10 @@ TOLERANCE = 1e-3
 
 WORSE_THAN_ZEROS = 1.0
 TIMES_PLAIN = 6.0
-"""A tensor is no sound fit where its squared error is above that of zeros, or above this many times that of a
-plain fit with as many planes and at least a quarter of the tensor's squared norm. A calibrated fit gives up
-some of the weights' error for that of the outputs, though never so much."""
+"""A tensor is no sound fit where its squared error is above that of zeros (and twice a plain fit's). Where no
+error was noted at pressing, one above this many times a plain fit's with as many planes, and above it by a
+quarter of the tensor's squared norm, is taken for none either. What was noted decides where it is there: a
+calibrated fit that was asked for many zeros or few bits may well be that far off."""
 
 
 def unsound_tensors(work: Work, packed: str | Any) -> list[dict[str, Any]]:
@@ -68,7 +69,7 @@ def _reason(error: float, noted: float | None, usual: float) -> str | None:
         return (
             f"its squared error is {error:.3g} of its size: zeros would be nearer (a plain fit: {usual:.3g})"
         )
-    if error > max(TIMES_PLAIN * usual, 0.25 + usual):
+    if noted is None and error > max(TIMES_PLAIN * usual, 0.25 + usual):
         return f"its squared error is {error:.3g} of its size, that of a plain fit {usual:.3g}"
     return None
 

@@ -70,7 +70,7 @@ class EventLog(JSComponent):
     def __init__(self, **params: Any) -> None:
         super().__init__(sizing_mode="stretch_width", margin=0, stylesheets=[STYLES, CSS], **params)
 
-    def show(self, lines: list[dict[str, Any]]) -> None:
+    def show(self, lines: list[dict[str, Any]]) -> None:  # type: ignore[override]
         """Show those lines."""
         text = json.dumps(lines)
         if text != self.lines:

@@ -318,8 +318,8 @@ def histogram(name: str, details: TensorDetails) -> Picture:
     legend = [("before", OKABE_ITO[0], ""), ("after (cut off at the top)", OKABE_ITO[5], "")]
     threshold = details.threshold_used
     if fig.known(threshold) and 0 < threshold < edges[-1]:
-        for at in (frame.x(-threshold), frame.x(threshold)):
-            made.line(at, frame.top, at, frame.bottom, CURRENT, more=' stroke-dasharray="6 4"')
+        for x in (frame.x(-threshold), frame.x(threshold)):
+            made.line(x, frame.top, x, frame.bottom, CURRENT, more=' stroke-dasharray="6 4"')
         legend.append((f"threshold ±{fig.significant(threshold)}", CURRENT, "6 4"))
     frame.legend(legend, dashes=True)
     return Picture(f"histogram-{slug(name)}", made)
