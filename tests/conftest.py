@@ -44,6 +44,17 @@ def save_tiny_model(config, folder: Path, *, dtype: str = "float32", max_shard_s
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch on one thread: matrices this small only lose by threads, and much so on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama_dir(tmp_path_factory) -> Path:
     """Llama, 2 blocks, hidden 64, untied head, bfloat16, input sizes that no group size divides."""

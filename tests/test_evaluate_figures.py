@@ -17,14 +17,7 @@ from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms  # no
 from tritpress.evaluate.latency import decode_latency  # noqa: E402
 from tritpress.evaluate.perplexity import Evaluation, evaluate_model  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by threads, and much so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

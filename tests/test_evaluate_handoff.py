@@ -35,14 +35,7 @@ LOGITS = "packed and dequantized give the same logits"
 GRADIENTS = "gradients reach every pressed tensor"
 SIZE = "size on disk is the one the ratio was judged by"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by threads, and much so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def press(model_dir: Path, out: Path) -> None:

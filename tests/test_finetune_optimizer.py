@@ -12,14 +12,7 @@ from tritpress.errors import UsageError  # noqa: E402
 from tritpress.finetune.losses import distillation_loss  # noqa: E402
 from tritpress.finetune.mugrokfast import MuGrokfast, Muon, newton_schulz  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by threads, and much so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def gradients(shape, steps: int):

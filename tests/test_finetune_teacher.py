@@ -28,14 +28,7 @@ from tritpress.steps import training_memory  # noqa: E402
 
 FLOAT32 = {"muon": "float32", "autocast": "float32"}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by threads, and much so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

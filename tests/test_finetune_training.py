@@ -40,14 +40,7 @@ class Recorder:
         if self.stop_at is not None and steps and steps[-1]["step"] >= self.stop_at:
             raise StopRequested("stopped")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by threads, and much so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

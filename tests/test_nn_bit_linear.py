@@ -14,14 +14,7 @@ from tritpress.nn.bit_linear import BitLinear, fake_quantize_activations, pack_t
 
 SHAPES = [(1, 1, 64), (5, 64, 64), (7, 130, 64), (4, 70, 0), (6, 96, 32)]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by threads, and much so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_codes(planes: int, rows: int, columns: int, group: int, seed: int = 0):

@@ -26,13 +26,7 @@ from tritpress.steps import work as work_module  # noqa: E402
 FAMILIES = ["tiny_llama_dir", "tiny_gpt2_dir", "tiny_qwen3_dir", "tiny_sharded_dir"]
 PRESSED = [*FAMILIES[:2], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[2:])]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Folder:

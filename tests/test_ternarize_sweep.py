@@ -15,14 +15,7 @@ from tritpress.ternarize.points import FitSpec  # noqa: E402
 from tritpress.ternarize.refine import quadratic  # noqa: E402
 from tritpress.ternarize.sweep import curvature, damped, sweep  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny matrices: a second thread only gets in the way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def problem(rows=24, cols=130, seed=0):

@@ -22,14 +22,7 @@ from tritpress.formats.huggingface import load_original, modules_of  # noqa: E40
 from tritpress.press.gptq import gptq_tensors  # noqa: E402
 from tritpress.ternarize.calibration import calibrate, load_calibration, save_calibration  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny matrices: a second thread only gets in the way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def windows(count=12, width=32):
