@@ -7,6 +7,7 @@ from typing import Any
 import param
 from panel.custom import JSComponent
 
+from tritpress.dashboard.components.export import FILES
 from tritpress.dashboard.theme import STYLES
 
 CSS = """
@@ -26,21 +27,9 @@ class CopyBox(JSComponent):
     title = param.String(default="")
     text = param.String(default="")
 
-    _esm = """
-    const copied = async (text) => {
-      if (window.isSecureContext && navigator.clipboard) {
-        try { await navigator.clipboard.writeText(text); return true } catch (error) { /* the older way */ }
-      }
-      const field = document.createElement("textarea")
-      field.value = text
-      field.style.position = "fixed"
-      field.style.opacity = "0"
-      document.body.append(field)
-      field.select()
-      const done = document.execCommand("copy")
-      field.remove()
-      return done
-    }
+    _esm = (
+        FILES
+        + """
     export function render({ model }) {
       const title = document.createElement("span"), button = document.createElement("button")
       const top = document.createElement("div"), code = document.createElement("pre")
@@ -74,6 +63,7 @@ class CopyBox(JSComponent):
       return holder
     }
     """
+    )
 
     def __init__(self, **params: Any) -> None:
         params.setdefault("sizing_mode", "stretch_width")
