@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping
@@ -274,6 +275,12 @@ def load_config(path: str | Path, naming: Naming | None = None, /, **overrides: 
         return (naming or str)(field) if field in given else f"{field} in {path}"
 
     return make_config({**values, **given}, name, str(path))
+
+
+def toml_of(values: Mapping[str, Any]) -> str:
+    """Numbers, texts, truths and lists of texts as lines of a TOML file that `load_config` reads (JSON writes
+    them as TOML does)."""
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 def _sentence(problem: Mapping[str, Any], naming: Naming, source: str) -> str:

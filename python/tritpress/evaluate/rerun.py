@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tritpress.config import toml_of
 
 if TYPE_CHECKING:
     from tritpress.config import CompressionConfig
@@ -98,8 +99,5 @@ def beyond_options(config: CompressionConfig) -> dict[str, Any]:
 
 
 def write_settings(values: Mapping[str, Any], path: Path) -> None:
-    """Numbers, texts, truths and lists of texts as a TOML file that `--config` takes (JSON writes them as
-    TOML does).
-    """
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """Write such fields of the configuration as a TOML file that `--config` takes."""
+    path.write_text(toml_of(values), encoding="utf-8")

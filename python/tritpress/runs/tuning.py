@@ -314,13 +314,11 @@ def tuned_config(config: Mapping[str, Any], plan: Path) -> dict[str, Any]:
 
 def toml_of_config(config: Mapping[str, Any]) -> str:
     """What of the configuration differs from the default, as a file for `--config`; the plan stays out."""
-    from tritpress.config import CompressionConfig
+    from tritpress.config import CompressionConfig, toml_of
 
     default = CompressionConfig().model_dump(mode="json")
     chosen = {key: value for key, value in config.items() if value != default.get(key) and value is not None}
-    return "".join(
-        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in chosen.items() if key != "plan"
-    )
+    return toml_of({key: value for key, value in chosen.items() if key != "plan"})
 
 
 def write_plan(path: Path, plan: Plan, config: Mapping[str, Any]) -> None:

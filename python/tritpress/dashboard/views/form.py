@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tritpress.config import SIZE_CLASSES, UNSAFE_OVER_API, CompressionConfig, make_config
+from tritpress.config import toml_of as toml_lines
 from tritpress.dashboard.views.status import State
+from tritpress.evaluate.rerun import OPTION_OF
 
 BUDGETS = ("epochs", "tokens", "minutes")
 
@@ -161,27 +162,7 @@ def controls(
     )
 
 
-FLAGS = {
-    "target_ratio": "--ratio",
-    "planes": "--planes",
-    "method": "--method",
-    "fit": "--fit",
-    "group_size": "--group-size",
-    "sparsity": "--sparsity",
-    "threshold": "--threshold",
-    "plan": "--plan",
-    "epochs": "--epochs",
-    "tokens": "--tokens",
-    "minutes": "--minutes",
-    "optimizer": "--optimizer",
-    "grokfast_lambda": "--grokfast-lambda",
-    "learning_rate": "--learning-rate",
-    "activation_bits": "--activation-bits",
-    "seed": "--seed",
-    "device": "--device",
-    "threads": "--threads",
-    "alert_webhook": "--alert-webhook",
-}
+FLAGS = {**OPTION_OF, "alert_webhook": "--alert-webhook"}
 TEXT_FLAGS = {"text": "--text", "alerts": "--alert"}
 WHOLE_FLAGS: dict[str, dict[Any, str]] = {
     "finetune": {True: "--finetune", False: "--no-finetune"},
@@ -200,8 +181,7 @@ def chosen(form: Form) -> dict[str, Any]:
 
 def toml_of(form: Form) -> str:
     """The choices as a file for `tritpress compress --config`; only what differs from the default."""
-    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in chosen(form).items())
-    return "\n".join(lines)
+    return toml_lines(chosen(form)).rstrip("\n")
 
 
 def command_of(form: Form) -> str:
