@@ -77,7 +77,7 @@ def server(runs_dir: Path) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Any, server: str) -> Iterator[Any]:
     """A page that fails the test when it asks another host for anything or throws an error."""
-    made = browser.new_page(viewport={"width": 1440, "height": 900})
+    made = patient(browser.new_page(viewport={"width": 1440, "height": 900}))
     host = server.removesuffix("/dashboard")
     problems: list[str] = []
 
@@ -92,6 +92,29 @@ def page(browser: Any, server: str) -> Iterator[Any]:
     yield made
     made.close()
     assert not problems, problems
+
+
+def stands(page: Any) -> None:
+    """Wait until the page lies open: until then what is shown first covers it and takes the clicks."""
+    page.wait_for_function("() => !document.getElementById('opening')")
+
+
+def patient(page: Any) -> Any:
+    """That page, whose `goto` and `reload` return only when it lies open."""
+    load, again = page.goto, page.reload
+
+    def goto(url: str, **more: Any) -> Any:
+        answer = load(url, **more)
+        stands(page)
+        return answer
+
+    def reload(**more: Any) -> Any:
+        answer = again(**more)
+        stands(page)
+        return answer
+
+    page.goto, page.reload = goto, reload
+    return page
 
 
 def open_page(page: Any, url: str) -> None:

@@ -17,6 +17,7 @@ from browser_helpers import (
     filled,
     number,
     open_page,
+    patient,
     set_number,
     show,
     status,
@@ -75,7 +76,7 @@ def test_a_run_from_the_page(page: Any, server: str, runs_dir: Path) -> None:
     wait_for_status(page, "running", seconds=30)
 
     show(page, "Quality")
-    late = page.context.browser.new_page()
+    late = patient(page.context.browser.new_page())
     wait_for_status(page, "finished", seconds=600)
     report = json.loads((run_path / "report.json").read_text())
     gates = {gate["name"]: gate for gate in report["gates"]}

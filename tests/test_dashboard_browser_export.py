@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from browser_helpers import wait_until
+from browser_helpers import patient, wait_until
 from PIL import Image
 from report_helper import METRIC, write_whole_run
 from tritpress.dashboard.report.facts import read_facts
@@ -38,8 +38,8 @@ def run(runs_dir: Path) -> Iterator[RunDirectory]:
 @pytest.fixture
 def page(browser: Any, server: str, run: RunDirectory) -> Iterator[Any]:
     """A dark page that fails the test when it throws an error or asks another host for anything."""
-    made = browser.new_page(
-        viewport={"width": 1440, "height": 1000}, color_scheme="dark", accept_downloads=True
+    made = patient(
+        browser.new_page(viewport={"width": 1440, "height": 1000}, color_scheme="dark", accept_downloads=True)
     )
     problems: list[str] = []
     host = server.removesuffix("/dashboard")

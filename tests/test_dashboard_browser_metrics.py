@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_helpers import number, wait_until
+from browser_helpers import number, patient, wait_until
 from dashboard_log import make_run, write_run
 from tritpress.events import EventReader, EventWriter
 from tritpress.runs.directory import RunDirectory
@@ -256,7 +256,7 @@ def test_what_a_plugin_adds_is_on_the_page_and_a_broken_one_breaks_nothing(
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.2)
-        other = browser.new_page()
+        other = patient(browser.new_page())
         open_tab(other, url, "with-plugins", "quality")
         other.locator('[data-plugin="best"]').wait_for()
         assert "TypeError: gave a int" in other.locator('[data-plugin-error="broken"]').first.inner_text()

@@ -85,6 +85,7 @@ PLACE = """([chart, x, y]) => {
 def click(page: Any, chart: str, x: float, y: float) -> None:
     place = page.evaluate(PLACE, [chart, x, y])
     assert place, chart
+    page.wait_for_timeout(400)  # two clicks in less are a double click, which charts take for something else
     page.mouse.click(*place)
 
 

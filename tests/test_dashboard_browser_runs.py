@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_helpers import button, cells, filled, number, show, status, wait_for_status, wait_until
+from browser_helpers import (
+    button,
+    cells,
+    filled,
+    number,
+    patient,
+    show,
+    status,
+    wait_for_status,
+    wait_until,
+)
 from server_helper import port_and_log, serving
 from tritpress.config import CompressionConfig
 from tritpress.events import EventReader, StateReader
@@ -76,7 +86,7 @@ def state_of(run: RunDirectory) -> dict[str, Any]:
 def test_two_pages_on_a_run_that_is_paused_killed_and_taken_up(
     browser: Any, house: House, run: RunDirectory
 ) -> None:
-    one, two = (browser.new_page(viewport={"width": 1440, "height": 900}) for _ in range(2))
+    one, two = (patient(browser.new_page(viewport={"width": 1440, "height": 900})) for _ in range(2))
     for page in (one, two):
         page.set_default_timeout(120_000)
     try:
