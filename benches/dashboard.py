@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -64,7 +65,7 @@ class Bench:
         server = Server(self.runs, self.folder / "server.log")
         try:
             for _ in range(2):
-                with self.page(server, warm) as page:
+                with self.page(server, warm, "[data-tab]") as page:
                     page.wait_for_timeout(300)
             yield server
         finally:
@@ -89,6 +90,7 @@ class Bench:
     def replay(self, skip: int) -> tuple[str, Replay]:
         self.count += 1
         run_id = f"replay-{self.count}"
+        shutil.rmtree(self.runs / run_id, ignore_errors=True)  # of an earlier call in the same folder
         return run_id, Replay(self.runs, run_id, LAYERS, RATE, skip)
 
     # What is measured
@@ -346,11 +348,16 @@ def main() -> int:
         )
         bench = Bench(browser, folder, given.pages, given.opens, given.events)
         figures: list[Figure] = []
+        broken: list[str] = []
         load = os.getloadavg()[0]
         for name in given.only or PARTS:
-            for figure in PARTS[name](bench):
-                print(f"{figure.name}: {_shown(figure)} ({figure.beside})", file=sys.stderr, flush=True)
-                figures.append(figure)
+            try:
+                for figure in PARTS[name](bench):
+                    print(f"{figure.name}: {_shown(figure)} ({figure.beside})", file=sys.stderr, flush=True)
+                    figures.append(figure)
+            except Exception as error:  # the other parts are measured all the same
+                broken.append(name)
+                print(f"{name} could not be measured: {error}", file=sys.stderr, flush=True)
         machine = {
             "cpu": _cpu(),
             "cores": os.cpu_count(),
@@ -366,7 +373,7 @@ def main() -> int:
         print(table(figures))
         about = f"{machine['cores']} cores of {machine['cpu']}, Chromium {machine['browser']}"
         print(f"\n{about}; load of the machine before: {load:.1f}")
-    return int(any(figure.holds is False for figure in figures))
+    return int(bool(broken) or any(figure.holds is False for figure in figures))
 
 
 def _cpu() -> str:
