@@ -296,7 +296,7 @@ def optimizers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         return bench.trained(name, work, student, layers, recipe, evaluate)
 
     print(f"{'optimizer':16} {'rate':>8} {'seeds':>5} {'loss':>7} {'kl':>15} {'change':>17}")
-    for kind in OPTIMIZERS:
+    for kind in arguments.kinds.split(",") if arguments.kinds else OPTIMIZERS:
         stem = kind.replace(" ", "-")
         tuning = []
         for factor in RATE_FACTORS:
@@ -405,6 +405,7 @@ def add_commands(commands: Any) -> dict[str, Any]:
         made[name] = (parser, function)
     made["finetuning"][0].add_argument("--cases", default="r8-500k,one-500k,one-1m,one-4m")
     made["optimizers"][0].add_argument("--seeds", default="0,1,2")
+    made["optimizers"][0].add_argument("--kinds", help=f"some of {', '.join(OPTIMIZERS)} (all)")
     made["optimizers"][0].add_argument("--tokens", type=int, default=250_000)
     made["optimizers"][0].add_argument("--tuning-tokens", type=int, default=100_000)
     return {name: function for name, (_, function) in made.items()}
