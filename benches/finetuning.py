@@ -28,7 +28,7 @@ from tritpress import pipeline, steps
 from tritpress.config import CompressionConfig
 from tritpress.evaluate.perplexity import evaluate_model
 from tritpress.events.context import NullContext
-from tritpress.finetune.fast_modules import faster_modules, keep_freed_memory
+from tritpress.finetune.fast_modules import faster_modules
 from tritpress.finetune.recipe import Recipe, recipe_for
 from tritpress.finetune.trainer import FineTuneResult, _Run, fine_tune
 from tritpress.formats.huggingface import modules_of
@@ -36,6 +36,7 @@ from tritpress.formats.packed import write_packed
 from tritpress.formats.source import tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.loading import load
+from tritpress.nn.allocator import keep_freed_memory
 from tritpress.nn.bit_linear import BitLinear
 from tritpress.nn.surgery import replace_module, weight_out_in
 from tritpress.reference import reference_model_path

@@ -8,27 +8,11 @@ together. `faster_modules` swaps such forwards for their time in training and pu
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-MALLOPT_TRIM, MALLOPT_MMAP = -1, -3
-KEPT_BYTES = (1 << 31) - 1
-
-
-def keep_freed_memory() -> None:
-    """Ask the C library (glibc's; others are left alone) to keep memory that tensors give back.
-
-    By default blocks of several megabytes return to the system when freed, and every step of a training pays
-    for thousands of fresh pages: some 5 % of it.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(MALLOPT_MMAP, KEPT_BYTES)
-        mallopt(MALLOPT_TRIM, KEPT_BYTES)
 
 
 class _RootMeanSquareNorm(torch.autograd.Function):

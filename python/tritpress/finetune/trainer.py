@@ -17,13 +17,14 @@ from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
 from tritpress.evaluate.perplexity import batches_of, device_of, logits_of
 from tritpress.finetune.checkpoints import load_checkpoint, remove_others, save_checkpoint
-from tritpress.finetune.fast_modules import faster_modules, keep_freed_memory
+from tritpress.finetune.fast_modules import faster_modules
 from tritpress.finetune.losses import distillation_loss
 from tritpress.finetune.mugrokfast import MuGrokfast
 from tritpress.finetune.number_formats import measure_number_formats
 from tritpress.finetune.recipe import Recipe, recipe_for
 from tritpress.finetune.teacher import TeacherOnDisk, TopTargets, chosen_windows
 from tritpress.finetune.training_text import ShuffledWindows, TrainingText
+from tritpress.nn.allocator import keep_freed_memory
 from tritpress.nn.bit_linear import BitLinear
 
 if TYPE_CHECKING:
