@@ -3,7 +3,7 @@
     python benches/quality.py finetuning [--cases r8-500k,one-500k,one-1m,one-4m]
     python benches/quality.py bitnet
     python benches/quality.py optimizers [--seeds 0,1,2] [--tokens 250000] [--tuning-tokens 100000]
-    python benches/quality.py step
+    python benches/quality.py step [--wide]
 
 Every row is a file in `--folder` (default `target/finetuning`), made once: a command that was cut off goes on
 where it was, in the middle of a training too. All on the built-in text and model; the evaluation reads the
@@ -16,6 +16,7 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -48,6 +49,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "one": {"planes": 1},
     "r8": {"target_ratio": 8.0},
     "bitnet": {"planes": 1, "method": "fast", "fit": "bitnet"},
+    "wide": {"planes": 1, "method": "fast", "evaluate": False, "finetune": True},
 }
 CASES: dict[str, tuple[str, int]] = {
     "r8-65k": ("r8", 65_536),
@@ -69,16 +71,21 @@ RATE_FACTORS = (0.5, 1.0, 2.0)
 """The rates that are tried for each optimizer, times the recipe's own."""
 
 
+WIDE = (1024, 2816, 4, 8_192)
+"""Hidden, intermediate, blocks and vocabulary of the larger model of `step --wide` (random weights)."""
+
+
 class RunFolder:
     """A run's folder as the pipeline's steps need one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model: Path | None = None) -> None:
         self.path, self.id = path, path.name
+        self.model = model or reference_model_path()
         self.work = path / "work"
         self.work.mkdir(parents=True, exist_ok=True)
 
     def read_run(self) -> dict[str, Any]:
-        return {"model": str(reference_model_path()), "out": str(self.path / "out")}
+        return {"model": str(self.model), "out": str(self.path / "out")}
 
     def choose(self, **measured: Any) -> dict[str, Any]:
         kept = self.path / "chosen.json"
@@ -118,11 +125,11 @@ class Bench:
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def start(self, name: str, **more: Any) -> steps.Work:
+    def start(self, name: str, model: Path | None = None, **more: Any) -> steps.Work:
         """A run of `STARTS[name]` with steps 1 to 4 done, read back if they were before."""
         config = CompressionConfig(**STARTS[name], **more)
         work = steps.Work(
-            config=config, directory=RunFolder(self.folder / "starts" / name), context=NullContext()
+            config=config, directory=RunFolder(self.folder / "starts" / name, model), context=NullContext()
         )
         for number, (step, function) in enumerate(pipeline.STEPS[:4], start=1):
             record = work.folder / f"step{number}.json"
@@ -333,10 +340,18 @@ BATCH = 4
 def step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Where the time of a training step goes, in each number format."""
     bench, rows = Bench(arguments.folder), []
+    wide, text = None, {}
+    if arguments.wide:
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        from large import write_text
+        from large_models import make_llama
+
+        wide = make_llama(arguments.folder / "wide-model", *WIDE)
+        text = {"text": [str(write_text(arguments.folder / "text"))]}
     print(f"{'format':9} {'optimizer':11} {'step':>7} {'tokens/s':>8} {'products':>8} {'optimizer':>9}  rest")
     for format in ("float32", "bfloat16"):
         for kind in ("adamw", "mugrokfast"):
-            work = bench.start("one", optimizer=kind)
+            work = bench.start("wide" if wide else "one", wide, optimizer=kind, **text)
             student, _ = make_student(work)
             recipe = _recipe(work, muon_format=format, autocast=format, batch_windows=BATCH)
             rows.append({"format": format, "optimizer": kind} | _profiled(work, student, recipe))
@@ -405,6 +420,7 @@ def add_commands(commands: Any) -> dict[str, Any]:
         parser.add_argument("--folder", type=Path, default=Path("target/finetuning"))
         made[name] = (parser, function)
     made["finetuning"][0].add_argument("--cases", default="r8-500k,one-500k,one-1m,one-4m")
+    made["step"][0].add_argument("--wide", action="store_true", help="a Llama of 51 M weights in its blocks")
     made["optimizers"][0].add_argument("--seeds", default="0,1,2")
     made["optimizers"][0].add_argument("--kinds", help=f"some of {', '.join(OPTIMIZERS)} (all)")
     made["optimizers"][0].add_argument("--tokens", type=int, default=250_000)
