@@ -139,7 +139,6 @@ class Bench:
         return min(paints.get("first", paints[last]), paints[last]) / 1000, paints[last] / 1000
 
     def live(self) -> Iterator[Figure]:
-        shares = []
         for count, limit in ((1, 300.0), (self.pages, 500.0)):
             run_id, replay = self.replay(30)
             query = f"?run={run_id}&tab=progress"
@@ -147,7 +146,7 @@ class Bench:
                 with self.server(query) as server:
                     delays, cpu, missed = self._watch(server, replay, query, count)
             finally:
-                shares.append(replay.stop())
+                replay.stop()
             delays.sort()
             many = f"{count} browser{'s' if count > 1 else ''}"
             told = f"median {_quantile(delays, 0.5):.0f} ms, {len(delays)} cells" if delays else "none seen"
@@ -162,14 +161,16 @@ class Bench:
                 5.0,
                 "of a core, the reading of the log included",
             )
-        worst = max(shares, key=lambda share: share["share"])
-        yield Figure(
-            "worker's time spent on events",
-            "%",
-            100 * worst["share"],
-            1.0,
-            f"at {worst['rate']:.0f} events a second",
-        )
+
+    def worker(self) -> Iterator[Figure]:
+        """Without browsers: what they take from the worker is not spent on events."""
+        for skip, what in ((30, "pressing"), (LAYERS * 7, "training, all tensors pressed")):
+            _, replay = self.replay(skip)
+            replay.go()
+            time.sleep(WINDOW)
+            share = replay.stop()
+            beside = f"at {share['rate']:.0f} events a second"
+            yield Figure(f"worker's time spent on events, {what}", "%", 100 * share["share"], 1.0, beside)
 
     def _watch(
         self, server: Server, replay: Replay, query: str, count: int
@@ -307,6 +308,7 @@ def _quantile(values: list[float], share: float) -> float | None:
 
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "paint": Bench.paint,
+    "worker": Bench.worker,
     "live": Bench.live,
     "switch": Bench.switch,
     "million": Bench.million,

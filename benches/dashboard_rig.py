@@ -25,6 +25,7 @@ from tritpress.errors import TritpressError  # noqa: E402
 from tritpress.events import EventWriter  # noqa: E402
 from tritpress.events.schema import encode, make_event  # noqa: E402
 from tritpress.events.snapshot import fold, save_snapshot  # noqa: E402
+from tritpress.runs.worker import EVENTS_TOGETHER  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -191,7 +192,7 @@ class Replay:
 
 def replay(runs: Path, run_id: str, layers: int, rate: float, skip: int) -> None:
     run = make_run(runs, run_id, name=f"Replay of {layers} layers")
-    writer = EventWriter(run.path)
+    writer = EventWriter(run.path, together=EVENTS_TOGETHER)
     script = events(run, layers, steps=100_000, name=f"Replay of {layers} layers")
     pressed = 0
     for kind, fields in script:
@@ -204,14 +205,14 @@ def replay(runs: Path, run_id: str, layers: int, rate: float, skip: int) -> None
     sys.stdin.readline()
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.readline(), ended.set()), daemon=True).start()
-    start, first, spent = time.perf_counter(), writer.state["seq"], writer.write_seconds
+    start, first, spent = time.perf_counter(), writer.seq, writer.write_seconds
     for kind, fields in script:
         writer.emit(kind, **fields)
-        due = start + (writer.state["seq"] - first) / rate
+        due = start + (writer.seq - first) / rate
         if ended.wait(max(due - time.perf_counter(), 0)):
             break
     seconds = time.perf_counter() - start
-    count = writer.state["seq"] - first
+    count = writer.seq - first
     share = (writer.write_seconds - spent) / seconds
     writer.close()
     run.update_run(status="stopped")

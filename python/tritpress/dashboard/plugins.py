@@ -146,9 +146,7 @@ def curve_chart(chart: Chart, key: str) -> curves.Chart:
         pairs = [(float(x), float(y) if fig.known(y) else float("nan")) for x, y in points if fig.known(x)]
         kept = curves.downsample([y for _, y in pairs], curves.POINTS)
         lines.append(
-            curves.Line(
-                f"line{number}", str(title), [pairs[i][0] for i in kept], [pairs[i][1] for i in kept]
-            )
+            curves.Line(f"line{number}", str(title), [pairs[i][0] for i in kept], [pairs[i][1] for i in kept])
         )
     return curves.Chart(key, str(chart.title), str(chart.x_label), str(chart.y_label), tuple(lines))
 

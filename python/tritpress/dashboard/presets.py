@@ -38,7 +38,7 @@ def load_presets(runs_dir: Path) -> dict[str, dict[str, Any]]:
     presets = {}
     for name, settings in found.items():
         if not isinstance(settings, dict):
-            raise UsageError(f"{path} has {name!r} outside a preset: it holds tables [\"name\"] of settings")
+            raise UsageError(f'{path} has {name!r} outside a preset: it holds tables ["name"] of settings')
         make_config(dict(settings), source=str(path))
         presets[name] = {key: value for key, value in settings.items() if key not in UNSAFE_OVER_API}
     return presets

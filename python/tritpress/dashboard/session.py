@@ -121,8 +121,15 @@ class Session:
             site_url="?",
         )
 
+        # Not panel's counter: the page would be searched through at every event, and the counter, of which
+        # there is one for the whole process, would hold every page that ever was.
         with edit_readonly(self.page):
-            self.page.busy = False  # not panel's counter: the page would be searched through at every event
+            self.page.busy = False
+        references = self.page._param__private
+        for watched, watcher in references.ref_watchers:
+            if watched == ("busy",):
+                pn.state.param.unwatch(watcher)
+        references.ref_watchers = [pair for pair in references.ref_watchers if pair[0] != ("busy",)]
 
     def attach(self, wait: bool = False) -> Any:
         """Open what the URL names and start the loop; with `wait` only once `enter` is called. Returns what

@@ -288,9 +288,7 @@ def _metric(state: State, event: dict[str, Any]) -> None:
     name, last = event["name"], state["finetune_last"] or {}
     point = [event["t"], event.get("value"), *(event.get(key, last.get(key)) for key in ("step", "tokens"))]
     book = state["metric_books"].setdefault(name, new_book())
-    add_point(
-        state["metrics"].setdefault(name, []), book, point, lambda point: (point[1],), METRIC_POINTS
-    )
+    add_point(state["metrics"].setdefault(name, []), book, point, lambda point: (point[1],), METRIC_POINTS)
 
 
 def _alert(state: State, event: dict[str, Any]) -> None:

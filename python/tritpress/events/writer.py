@@ -28,15 +28,25 @@ PROGRESS_EVERY = 0.1
 """Least seconds between two `step.progress` of one step: a bar need not move more often."""
 
 AT_ONCE = {"run.started", "run.paused", "run.resumed", "run.finished", "run.failed", "step.finished", "plan"}
+"""Types after which the snapshot is written too."""
+
+TOGETHER = {"step.progress", "layer.started", "layer.finished", "finetune.step", "metric", "gradient"}
+"""Types that may wait for others of these, where the writer was told for how long."""
+
+PLAIN = {int, float, str, bool, type(None), dict, list}
 
 
 class EventWriter:
     """Appends to `events.jsonl` and keeps `snapshot.json` near it. Safe to use from several threads.
 
     Opened on a log that exists, it first cuts off a torn last line, then goes on with the next `seq`.
+
+    With `together` seconds, events of the `TOGETHER` types wait for so long at most and are then written in one
+    go, by a thread of the writer's own: a killed process loses no more than those. What comes after them is
+    never written before them, and everything else is written before `emit` returns.
     """
 
-    def __init__(self, run_path: str | Path, run_id: str | None = None) -> None:
+    def __init__(self, run_path: str | Path, run_id: str | None = None, together: float = 0.0) -> None:
         self.run_path = Path(run_path)
         self.run_id = run_id or self.run_path.name
         self.snapshot_path = self.run_path / "snapshot.json"
@@ -53,6 +63,19 @@ class EventWriter:
         self._file = os.open(self.run_path / "events.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._size = self.state["offset"] = reader.events.offset
         os.ftruncate(self._file, self._size)
+        self._together = together
+        self._waiting: list[dict[str, Any]] = []
+        self._some = threading.Event()
+        self._error: Exception | None = None
+        self._ended = threading.Event()
+        if together:
+            threading.Thread(target=self._drain, name="events", daemon=True).start()
+
+    @property
+    def seq(self) -> int:
+        """Number of the last event that was taken in."""
+        with self._lock:
+            return int(self.state["seq"]) + len(self._waiting)
 
     @property
     def write_seconds(self) -> float:
@@ -67,36 +90,81 @@ class EventWriter:
     def emit(self, type: str, /, **fields: Any) -> None:
         """Append one event (of `step.progress`, those that come too thick are left out, never the last one).
 
-        Raises OSError when it cannot be written; the log then still ends with a whole line.
+        Dicts and lists among the fields belong to the writer from then on. Raises OSError when it, or before
+        it one that waited, cannot be written; the log then still ends with a whole line.
         """
         with self._lock:
             start = time.perf_counter()
             if type == "step.progress" and self._too_soon(fields, start):
                 return
-            event = make_event(self.run_id, self.state["seq"] + 1, time.time(), type, fields)
-            line = encode(event)
-            self._append(line.encode("utf-8") + b"\n")
-            # Folded from the line, not from the arguments: the same state that every reader arrives at.
-            fold(self.state, json.loads(line))
-            self.state["offset"] = self._size
-            if type in AT_ONCE or self._snapshot_wanted(start):
-                self._snapshot()
+            self._waiting.append(make_event(self.run_id, 0, time.time(), type, fields))
+            # What is no plain value (a tensor, an array) may change before it is written.
+            if self._together and type in TOGETHER and all(f.__class__ in PLAIN for f in fields.values()):
+                self._some.set()
+            else:
+                self._write()
             self._seconds += time.perf_counter() - start
+            self._raise()
 
     def flush(self) -> None:
-        """Write the snapshot now if events came after the last one."""
+        """Write what waits, and the snapshot if events came after the last one."""
         with self._lock:
             start = time.perf_counter()
+            self._write()
             self._snapshot()
             self._seconds += time.perf_counter() - start
+            self._raise()
 
     def close(self) -> None:
-        """Write the snapshot and close the log."""
+        """Write what waits and the snapshot, and close the log."""
         with self._lock:
             if self._file >= 0:
-                self.flush()
-                os.close(self._file)
-                self._file = -1
+                try:
+                    self.flush()
+                finally:
+                    os.close(self._file)
+                    self._file = -1
+                    self._ended.set()
+                    self._some.set()
+
+    def _drain(self) -> None:
+        while self._some.wait() and not self._ended.wait(self._together):
+            with self._lock:
+                start = time.perf_counter()
+                try:
+                    self._write()
+                except OSError as error:
+                    self._error = error
+                self._seconds += time.perf_counter() - start
+
+    def _write(self) -> None:
+        """Append what waits, in one piece, and fold it in."""
+        waiting, self._waiting = self._waiting, []
+        self._some.clear()
+        if self._file < 0:
+            return
+        lines: list[str] = []
+        for event in waiting:
+            event["seq"] = self.state["seq"] + len(lines) + 1
+            try:
+                lines.append(encode(event))
+            except (TypeError, ValueError) as error:  # the others are written all the same
+                self._error = error
+        if not lines:
+            return
+        self._append("".join(line + "\n" for line in lines).encode("utf-8"))
+        # Folded from the lines, not from the arguments: the same state that every reader arrives at.
+        for line in lines:
+            fold(self.state, json.loads(line))
+        self.state["offset"] = self._size
+        if any(event["type"] in AT_ONCE for event in waiting) or self._snapshot_wanted(time.perf_counter()):
+            self._snapshot()
+
+    def _raise(self) -> None:
+        """Tell of what went wrong with an event that had waited."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _too_soon(self, fields: dict[str, Any], now: float) -> bool:
         done, total = fields.get("done"), fields.get("total")

@@ -65,7 +65,5 @@ def _know_outputs_again(path: Path) -> None:
         names = {name for name, *_ in listed} if isinstance(listed, list) else None
         there = sorted(p for p in Path(folder).rglob("*") if p.is_file())
         if names == {str(p.relative_to(folder)) for p in there}:
-            written[folder] = [
-                [str(p.relative_to(folder)), p.stat().st_size, p.stat().st_ino] for p in there
-            ]
+            written[folder] = [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_ino] for p in there]
     path.write_text(json.dumps(written, indent=1), encoding="utf-8")

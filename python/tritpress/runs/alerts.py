@@ -133,9 +133,7 @@ class Watch:
         if type == "log" and fields.get("not_finite"):
             what = str(fields["not_finite"])
             message = str(fields.get("message") or f"the {what} is not a number")
-            return [
-                Cause(rule.text, what, True, "critical", _capital(message)) for rule in self._of("nan")
-            ]
+            return [Cause(rule.text, what, True, "critical", _capital(message)) for rule in self._of("nan")]
         if type == "metric":
             values = {str(fields.get("name")): fields.get("value")}
             return [*self._not_a_number(values), *self._metrics(values)]

@@ -78,9 +78,7 @@ def settings(sides: Sequence[Side]) -> list[Setting]:
     """The model and every setting; those that differ first, in their own order."""
     rows = [Setting("model", tuple((side.state.get("model") or {}).get("path") for side in sides))]
     keys = dict.fromkeys(key for side in sides for key in side.state.get("config") or {})
-    rows += [
-        Setting(key, tuple((side.state.get("config") or {}).get(key) for side in sides)) for key in keys
-    ]
+    rows += [Setting(key, tuple((side.state.get("config") or {}).get(key) for side in sides)) for key in keys]
     return sorted(rows, key=lambda row: not row.differs)
 
 

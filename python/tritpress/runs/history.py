@@ -88,9 +88,7 @@ class RunIndex:
             return {}
 
     def _save(self, known: dict[str, _Entry]) -> None:
-        over = {
-            name: (entry.sign, entry.record, entry.facts) for name, entry in known.items() if entry.over
-        }
+        over = {name: (entry.sign, entry.record, entry.facts) for name, entry in known.items() if entry.over}
         # A folder that may not be written to is listed all the same.
         with contextlib.suppress(OSError):
             write_json(self.runs_dir / INDEX, {"v": INDEX_VERSION, "runs": over})

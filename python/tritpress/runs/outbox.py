@@ -116,9 +116,7 @@ class Outbox:
     def _write(self, entry: Entry) -> None:
         path = self.folder / f"{entry.id}.json"
         temporary = path.with_suffix(".tmp")
-        values = {
-            key: getattr(entry, key) for key in ("id", "to", "body", "t", "tries", "next_try", "error")
-        }
+        values = {key: getattr(entry, key) for key in ("id", "to", "body", "t", "tries", "next_try", "error")}
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(encode(values))
             file.flush()
@@ -134,9 +132,12 @@ class Outbox:
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
     """What `Tritpress-Signature` holds: the HMAC-SHA256 of `timestamp.body`, in hexadecimal."""
-    return "sha256=" + hmac.new(
-        secret.encode("utf-8"), timestamp.encode("ascii") + b"." + body, hashlib.sha256
-    ).hexdigest()
+    return (
+        "sha256="
+        + hmac.new(
+            secret.encode("utf-8"), timestamp.encode("ascii") + b"." + body, hashlib.sha256
+        ).hexdigest()
+    )
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -33,6 +33,9 @@ from tritpress.runs.queue import wait_for_turn
 COMMANDS_EVERY = 0.1
 WATCH_EVERY = 1.0
 
+EVENTS_TOGETHER = 0.05
+"""Seconds that events which come thick may wait for each other, to be written in one go."""
+
 Pipeline = Callable[[Any, RunDirectory, RunContext], dict[str, Any]]
 
 
@@ -66,7 +69,7 @@ def work(run: RunDirectory, pipeline: Pipeline | None = None) -> int:
         )
         if record.get("status") != "queued":
             record = run.update_run(status="running")
-        writer = EventWriter(run.path, run.id)
+        writer = EventWriter(run.path, run.id, EVENTS_TOGETHER)
         context = WorkerContext(writer, run, _config(run))
         ended = threading.Event()
         threads = [

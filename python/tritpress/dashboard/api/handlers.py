@@ -154,7 +154,7 @@ class Commands(Handler):
         if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait <= WAIT_MOST:
             raise ApiError(400, f"'wait' is a number of seconds from 0 to {WAIT_MOST:.0f}")
         if not isinstance(body.get("args", {}), dict) or not isinstance(body.get("command"), str):
-            raise ApiError(400, "a command is {\"command\": its name, \"args\": an object}")
+            raise ApiError(400, 'a command is {"command": its name, "args": an object}')
         sent = await beside(command, run, body["command"], body.get("args", {}), threads=WAITING)
         ack = await acknowledged(run, sent["id"], wait) if sent["id"] and wait else None
         self.answer({**sent, "ack": ack}, 200 if ack is not None or not sent["id"] else 202)

@@ -57,9 +57,7 @@ class CurveCard:
         self._made: tuple[Any, ...] | None = None
         self.pane = pn.pane.Bokeh(sizing_mode="stretch_width", margin=0, styles={"min-width": "0"})
 
-    def show(
-        self, chart: Chart, share: float = 0.0, logarithmic: bool = False, at_once: bool = True
-    ) -> None:
+    def show(self, chart: Chart, share: float = 0.0, logarithmic: bool = False, at_once: bool = True) -> None:
         """Show that chart, smoothed by `share`. Without `at_once` a long line is not replaced at every call:
         `behind` then says that it does not show all.
         """
@@ -189,5 +187,3 @@ class ChartGrid:
     @property
     def behind(self) -> bool:
         return any(card.behind for card in self.cards.values())
-
-

@@ -167,9 +167,7 @@ class Downloads(JSComponent):
         """Let the browser save that text."""
         self._send_msg({"name": name, "text": text, "type": kind})
 
-    def send_bundle(
-        self, name: str, files: list[tuple[str, str]], drawings: list[tuple[str, str]]
-    ) -> None:
+    def send_bundle(self, name: str, files: list[tuple[str, str]], drawings: list[tuple[str, str]]) -> None:
         """Let the browser save a zip of `files` (path, text) and `drawings` (path without ending, SVG)."""
         sent = {"files": [list(f) for f in files], "drawings": [list(d) for d in drawings]}
         self._send_msg({"name": name, **sent})

@@ -98,7 +98,13 @@ class BlockPictures:
             )
             made.min_border_right = 4
             image: Any = made.image(
-                "image", x=0, y="y", dw="dw", dh="dh", source=source, color_mapper=mapper  # type: ignore[call-arg]
+                "image",
+                x=0,
+                y="y",
+                dw="dw",
+                dh="dh",
+                source=source,
+                color_mapper=mapper,  # type: ignore[call-arg]
             )
             made.add_layout(
                 ColorBar(

@@ -183,9 +183,7 @@ class RunTable(JSComponent):
 
     def __init__(self, act: Callable[[str, str], None], **params: Any) -> None:
         self._act = act
-        super().__init__(
-            sizing_mode="stretch_width", margin=0, stylesheets=[STYLES, CSS], **params
-        )
+        super().__init__(sizing_mode="stretch_width", margin=0, stylesheets=[STYLES, CSS], **params)
 
     def _handle_msg(self, msg: Any) -> None:
         if isinstance(msg, dict) and isinstance(msg.get("id"), str) and isinstance(msg.get("act"), str):

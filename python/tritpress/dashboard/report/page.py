@@ -18,6 +18,7 @@ STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """The browser itself refuses whatever the file might ask for."""
 
+
 def report_html(facts: Facts, now: float | None = None) -> str:
     """The whole report. Everything that the run wrote is escaped; what is not known is a dash."""
     now = time.time() if now is None else now

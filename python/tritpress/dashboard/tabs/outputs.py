@@ -164,7 +164,7 @@ def _model(card: ModelCard) -> Markup:
             '<div class="with-button" style="margin-top:8px"><span class="mono break">{}</span>{}</div>'
             '<div class="with-button" style="margin-top:12px"><b>Files</b>{}</div>'
             '<div class="scroll"><table><thead><tr><th>File</th><th>Size</th><th>sha256</th></tr></thead>'
-            '<tbody>{}</tbody></table></div>'
+            "<tbody>{}</tbody></table></div>"
             '<div class="with-button" style="margin-top:12px"><b>How to load it</b>{}</div>'
             '<pre class="mono" style="margin-top:6px" tabindex="0">{}</pre>'
         ).format(

@@ -247,9 +247,7 @@ class Tuning(Tab):
         same = (self.slider.start, self.slider.end) == (low, high)
         there = same and abs(self.slider.value - value) < step / 2
         at = self.slider.value if there else round(value, 6)
-        self._quietly(
-            self.slider, label=title, start=low, end=high, step=step, format=shown_as, value=at
-        )
+        self._quietly(self.slider, label=title, start=low, end=high, step=step, format=shown_as, value=at)
         self._quietly(self.back, disabled=self.value is None)
 
     def _show_actions(self, shown: Shown, names: list[str]) -> None:

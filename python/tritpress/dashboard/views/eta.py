@@ -36,9 +36,7 @@ def time_left(
     """
     if not step or not known(step.get("total")) or not known(step.get("done")):
         return None
-    chunks = [
-        (t1 - t0, d1 - d0) for (t0, d0), (t1, d1) in pairwise(samples) if d1 > d0 and t1 >= t0
-    ]
+    chunks = [(t1 - t0, d1 - d0) for (t0, d0), (t1, d1) in pairwise(samples) if d1 > d0 and t1 >= t0]
     amount = sum(done for _, done in chunks)
     spent = sum(seconds for seconds, _ in chunks)
     rest = step["total"] - step["done"]

@@ -212,4 +212,3 @@ def default_model() -> str:
 
     path = Path(reference_model_path())
     return str(path) if path.is_dir() else ""
-

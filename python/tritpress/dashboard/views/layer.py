@@ -119,9 +119,7 @@ def layer_view(layer: dict[str, Any], found: Found, state: State) -> LayerView:
         chosen(layer, planned, plan, state.get("config") or {}, threshold),
         histogram,
         (-threshold, threshold) if fig.known(threshold) and 0 < threshold < 4 else (),
-        f"dashed: threshold ±{fig.significant(threshold)}"
-        if fig.known(threshold)
-        else "",
+        f"dashed: threshold ±{fig.significant(threshold)}" if fig.known(threshold) else "",
         _scales(details) if details is not None else None,
         missing,
     )
