@@ -41,9 +41,9 @@ class EventWriter:
 
     Opened on a log that exists, it first cuts off a torn last line, then goes on with the next `seq`.
 
-    With `together` seconds, events of the `TOGETHER` types wait for so long at most and are then written in one
-    go, by a thread of the writer's own: a killed process loses no more than those. What comes after them is
-    never written before them, and everything else is written before `emit` returns.
+    With `together` seconds, events of the `TOGETHER` types wait for so long at most and are then written in
+    one go, by a thread of the writer's own: a killed process loses no more than those. All others are written
+    before `emit` returns, after what waited.
     """
 
     def __init__(self, run_path: str | Path, run_id: str | None = None, together: float = 0.0) -> None:
