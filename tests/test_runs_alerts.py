@@ -208,7 +208,7 @@ def test_alerts_of_a_worker_are_events_and_are_told_once_over_a_resume(tmp_path,
         ["metric", {"name": "x", "value": 2.0}, 0],
         ["finetune.step", {"step": 1, "loss": "NaN"}, 0],
         ["metric", {"name": "y", "value": 2.0}, 0],
-        ["metric", {"name": "y", "value": 0.0}, 0],
+        ["metric", {"name": "y", "value": 0.0}, 0.5],  # long enough for events that wait for each other
         ["kill", {}, 0],
     ]
     rules = ["default", "metric:x>1", "metric:y>1"]
