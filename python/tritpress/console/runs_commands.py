@@ -137,7 +137,9 @@ def alerts(
     if json:
         outbox = [{key: getattr(e, key) for key in ("id", "to", "t", "tries", "error")} for e in waiting]
         taken, failed = sent or (None, None)
-        print_json({"run": directory.id, "alerts": found, "outbox": outbox, "taken": taken, "failed": failed})
+        print_json(
+            {"run": directory.id, "alerts": found, "outbox": outbox, "taken": taken, "failed": failed}
+        )
     else:
         from tritpress.console.alerts import print_alerts
 
@@ -178,7 +180,9 @@ def edit(
     directory = find_run(run, runs)
     labels = edit_labels(directory.path, name=name, tags=[] if no_tags else tag or None, note=note)
     if json:
-        print_json({"run": directory.id, "name": labels.name, "tags": list(labels.tags), "note": labels.note})
+        print_json(
+            {"run": directory.id, "name": labels.name, "tags": list(labels.tags), "note": labels.note}
+        )
     else:
         parts = [labels.name or directory.read_run().get("name") or directory.id]
         parts += [f"tags: {', '.join(labels.tags)}"] if labels.tags else []

@@ -206,7 +206,9 @@ def _training(m: Measured, other: bool) -> str:
         now = f"{m.perplexity_change:+.1%}" if m.perplexity_change is not None else "now"
         said = f"predicted from the loss curve: perplexity from {now} to {math.expm1(change):+.1%}"
         if change > wanted:
-            return f"{word}ine-tuning alone is not foreseen to do it: {instead}, {said}. That run: {command}"
+            return (
+                f"{word}ine-tuning alone is not foreseen to do it: {instead}, {said}. That run: {command}"
+            )
         return f"{word}ine-tune {instead} at the same size, {said}. Run: {command}"
     tokens = max(FIRST_TOKENS, 2 * done)
     why = "its loss curve is too short to say" if done else "what it brings can be foretold once some is done"

@@ -116,7 +116,9 @@ def gradient_norms_by_block(
     return norms
 
 
-def _gather(modules: Mapping[str, nn.Module], norms: dict[str, float | None], targets: int) -> Iterator[None]:
+def _gather(
+    modules: Mapping[str, nn.Module], norms: dict[str, float | None], targets: int
+) -> Iterator[None]:
     weights = {name: cast("Tensor", module.weight).requires_grad_(True) for name, module in modules.items()}
     try:
         yield
@@ -129,7 +131,9 @@ def _gather(modules: Mapping[str, nn.Module], norms: dict[str, float | None], ta
             weight.grad = None
 
 
-def gradient_flow(norms: Mapping[str, float | None], original: Mapping[str, float | None]) -> GradientFlow:
+def gradient_flow(
+    norms: Mapping[str, float | None], original: Mapping[str, float | None]
+) -> GradientFlow:
     """Compare the dequantized model's norms with the original's (same names, same windows).
 
     A tensor is sound when its norm is finite, above 0 and within 0.01 to 100 times the original's.

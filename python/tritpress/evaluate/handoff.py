@@ -344,3 +344,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _is_tokenizer(name: str) -> bool:
     return name.startswith("tokenizer") or name in ("vocab.json", "merges.txt", "special_tokens_map.json")
+

@@ -329,6 +329,7 @@ class _Cells:
                 low = lean_by
         return trits if best is None else best
 
+
     def _largest(self, magnitude: Tensor, count: int, columns: int) -> Tensor:
         """One plane with codes of 1 for the `count` magnitudes that are largest against their group's border:
         what leaning every border by the one share that gives so many comes to."""

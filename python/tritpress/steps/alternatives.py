@@ -133,7 +133,9 @@ def loss_curve(work: Work) -> list[tuple[int, float]]:
     per_kl = math.log1p(change) / kl
     slope = per_kl / ((1.0 - share) + share * per_kl)
     best = float(work.fine_tuning["loss_best"])
-    return [(tokens, math.log1p(change) + slope * (loss - best)) for tokens, loss in sorted(points.items())]
+    return [
+        (tokens, math.log1p(change) + slope * (loss - best)) for tokens, loss in sorted(points.items())
+    ]
 
 
 def _raised(old: Plan, new: Plan) -> tuple[str, ...]:

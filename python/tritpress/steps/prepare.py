@@ -113,7 +113,9 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
     return evaluation.to_json() | {"memory_bytes": held_bytes(model)}
 
 
-def time_in_turns(work: Work, models: dict[str, Any], turns: int = 3) -> dict[str, dict[str, float | None]]:
+def time_in_turns(
+    work: Work, models: dict[str, Any], turns: int = 3
+) -> dict[str, dict[str, float | None]]:
     """{name: {latency_ms, tokens_per_s}} of several models, timed one after the other again and again.
 
     In place of a model there may be a function that opens it. Such a model, and the weights of a paged one,

@@ -62,7 +62,9 @@ def fine_tuning(work: Work) -> str | None:
     if on_disk:
         teacher = teacher_on_disk(teacher, text, validation, recipe, folder / "teacher", work.context)
     student, modules = make_student(work, in_place=on_disk)
-    result = fine_tune(student, teacher, text, validation, work.config, folder, work.context, recipe=recipe)
+    result = fine_tune(
+        student, teacher, text, validation, work.config, folder, work.context, recipe=recipe
+    )
     if result.recipe["rest_lr"] > 0:
         save_rest(work, student)
     for target in work.targets:
