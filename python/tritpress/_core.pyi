@@ -99,6 +99,58 @@ def layer_statistics(
 ) -> Statistics:
     """What codes and scales cost the weights w [out, in]; the figures do not depend on `threads`."""
 
+def latent_codes(
+    latent: NDArray[np.float32],
+    borders: NDArray[np.float32],
+    steps: NDArray[np.int8],
+    group_size: int,
+    out: NDArray[np.int8],
+    *,
+    threads: int | None = None,
+) -> int:
+    """Codes of latents [rows, cols] into `out` [planes, rows, cols]; returns how many are zero.
+
+    A latent's code is the sum of the steps [rows, groups, K, planes] of those of its group's borders
+    [rows, groups, K] that |latent| lies above, with the latent's sign.
+    """
+
+def latent_largest(
+    latent: NDArray[np.float32],
+    borders: NDArray[np.float32],
+    nonzero: int,
+    group_size: int,
+    out: NDArray[np.int8],
+    *,
+    threads: int | None = None,
+) -> None:
+    """One plane of codes into `out` [1, rows, cols], nonzero for the `nonzero` latents that are largest
+    against their group's border [rows, groups, 1] (ties included; between 0.001 and 1.999 times it).
+    """
+
+def decode_trits(
+    trits: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    group_size: int,
+    out: NDArray[np.float32],
+    *,
+    threads: int | None = None,
+) -> None:
+    """The sum over planes, in order, of scales [planes, rows, groups] times trits [planes, rows, cols], into
+    `out` [rows, cols].
+    """
+
+def group_sums(
+    gradient: NDArray[np.float32],
+    trits: NDArray[np.int8],
+    group_size: int,
+    out: NDArray[np.float32],
+    *,
+    threads: int | None = None,
+) -> None:
+    """Sums over each group of gradient [rows, cols] times trits [planes, rows, cols], into `out` [planes,
+    rows, groups].
+    """
+
 def ternarize_stream(
     src_path: str | PathLike[str],
     offset: int,

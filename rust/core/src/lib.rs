@@ -3,6 +3,7 @@
 //! * [`ternary`]: weights -> codes and scales (absmean, fixed threshold, exact least squares, planes);
 //! * [`packing`]: the canonical 2-bit file layout; [`tiles`]: the layout of the kernels;
 //! * [`matrix`]: a packed matrix and its products with int8 activations, run by [`kernel`] on [`pool`];
+//! * [`latent`]: weights in training -> codes and what they stand for;
 //! * [`stream`]: tensors in a safetensors file -> packed tensors in another, in constant memory;
 //! * [`safetensors`]: a header reader that trusts nothing.
 
@@ -12,6 +13,7 @@
 pub mod error;
 pub mod half;
 pub mod kernel;
+pub mod latent;
 pub mod matrix;
 pub mod packing;
 pub mod pool;

@@ -3,6 +3,7 @@
 mod arrays;
 mod files;
 mod functions;
+mod latent;
 mod matrix;
 
 use pyo3::prelude::*;
@@ -58,6 +59,10 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(functions::dequantize, m)?)?;
     m.add_function(wrap_pyfunction!(functions::sparsity_mask, m)?)?;
     m.add_function(wrap_pyfunction!(functions::layer_statistics, m)?)?;
+    m.add_function(wrap_pyfunction!(latent::latent_codes, m)?)?;
+    m.add_function(wrap_pyfunction!(latent::latent_largest, m)?)?;
+    m.add_function(wrap_pyfunction!(latent::decode_trits, m)?)?;
+    m.add_function(wrap_pyfunction!(latent::group_sums, m)?)?;
     m.add_function(wrap_pyfunction!(files::ternarize_stream, m)?)?;
     m.add_function(wrap_pyfunction!(files::safetensors_header, m)?)?;
     Ok(())
