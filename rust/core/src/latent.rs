@@ -96,12 +96,12 @@ pub fn largest(
         return Ok(());
     }
     let from_below = latent.len() - nonzero.clamp(1, latent.len());
-    let of_row = |row: usize, mut each: &mut dyn FnMut(&[f32])| {
+    let of_row = |row: usize, each: &mut dyn FnMut(&[f32])| {
         let mut ratios = [0.0f32; LANES];
         for (g, latent) in latent[row * cols..(row + 1) * cols].chunks(width).enumerate() {
             for latent in latent.chunks(LANES) {
                 ratios_of(latent, middles[row * groups + g], &mut ratios);
-                (&mut each)(&ratios[..latent.len()]);
+                each(&ratios[..latent.len()]);
             }
         }
     };
