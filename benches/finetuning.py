@@ -346,7 +346,9 @@ def step(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         from large import write_text
         from large_models import make_llama
 
-        wide = make_llama(arguments.folder / "wide-model", *WIDE)
+        wide = arguments.folder / "wide-model"
+        if not wide.is_dir():
+            make_llama(wide, *WIDE)
         text = {"text": [str(write_text(arguments.folder / "text"))]}
     print(f"{'format':9} {'optimizer':11} {'step':>7} {'tokens/s':>8} {'products':>8} {'optimizer':>9}  rest")
     for format in ("float32", "bfloat16"):
