@@ -22,7 +22,7 @@ SNAPSHOT_SHARE = 0.004
 BUDGET = 0.008
 """Share of the time that all writing may take before snapshots wait for up to `SNAPSHOT_LATEST` seconds."""
 
-SNAPSHOT_LATEST = 10.0
+SNAPSHOT_LATEST = 30.0
 
 PROGRESS_EVERY = 0.1
 """Least seconds between two `step.progress` of one step: a bar need not move more often."""

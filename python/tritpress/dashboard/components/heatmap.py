@@ -110,6 +110,7 @@ class Heatmap:
         self.chosen = ColumnDataSource({"x": [], "y": []})
         self.mapper = LinearColorMapper(palette=Cividis256, low=0, high=1, nan_color=WAITING)
         self.shade: Shade | None = None
+        self.ends = (0.0, 1.0)  # of the colours
         self.figure = figure(
             "Ratio by layer and parameter",
             export_name="layers-and-parameters",
@@ -205,7 +206,7 @@ class Heatmap:
             self.figure.height = height
         self.rows.show(window)
         cells = self.board.cells
-        low, high = _scale(shade, cells)
+        low, high = self._scale(shade, changed)
         moved = (self.mapper.low, self.mapper.high) != (low, high)
         recoloured = self.shade is not shade
         if self.shade is None or len(self.source.data["x"]) != len(cells) or len(changed) > MANY * len(cells):
@@ -236,6 +237,18 @@ class Heatmap:
         if {key: list(at) for key, at in self.chosen.data.items()} != place:
             self.chosen.data = place
 
+    def _scale(self, shade: Shade, changed: Sequence[int]) -> tuple[float, float]:
+        """The ends of the colours; they only grow apart. Whole numbers stand in the middle of theirs."""
+        cells = self.board.cells
+        if shade.steps:
+            return shade.low - 0.5, shade.high + 0.5
+        if self.shade is not shade:
+            self.ends = shade.bounds(cells)
+            return self.ends
+        low, high = shade.bounds(cells[number] for number in changed)
+        self.ends = min(low, self.ends[0]), max(high, self.ends[1])
+        return self.ends
+
     def _colour(self, shade: Shade, low: float, high: float) -> None:
         recoloured, self.shade = self.shade is not shade, shade
         self.mapper.update(low=low, high=high)
@@ -262,11 +275,6 @@ class Heatmap:
             2.5 if marked else 0.5 if cell.state == "waiting" else 0.0,
             *all_figures(cell).values(),
         )
-
-
-def _scale(shade: Shade, cells: Sequence[Cell]) -> tuple[float, float]:
-    """The ends of the colours: whole numbers stand in the middle of theirs."""
-    return (shade.low - 0.5, shade.high + 0.5) if shade.steps else shade.bounds(cells)
 
 
 def _coloured(cell: Cell, shade: Shade, low: float, high: float) -> tuple[float, str, str]:

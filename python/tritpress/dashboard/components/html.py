@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import panel as pn
 from markupsafe import Markup
@@ -35,11 +36,18 @@ def note(tone: str, text: str) -> Markup:
     return Markup('<div class="note {}" role="status"><span>{}</span></div>').format(tone, text)
 
 
+class Html(pn.pane.HTML):
+    """Panel's own, but of a new text the text alone is set: it would set and check every property again."""
+
+    def _update(self, ref: str, model: Any) -> None:
+        model.text = self._transform_object(self.object)["object"]
+
+
 class Fragment:
     """A piece of the page that is sent again only when it differs from what the page has."""
 
     def __init__(self, markup: str = "", **params: object) -> None:
-        self.pane = pn.pane.HTML(
+        self.pane = Html(
             str(markup), stylesheets=[STYLES], sizing_mode="stretch_width", margin=0, **params
         )
 
