@@ -151,6 +151,50 @@ def group_sums(
     rows, groups].
     """
 
+def sweep_group(
+    values: NDArray[np.float32],
+    table: NDArray[np.float32],
+    zeros: NDArray[np.float32],
+    price: float | None,
+    factor: NDArray[np.float32],
+    out: NDArray[np.int64],
+    *,
+    threads: int | None = None,
+) -> None:
+    """Code weights [R, G] column by column by the nearest of the points [R, K], with `price` on each of a
+    point's `zeros` [K]; errors are passed on by the upper factor [G, G]. `values` become the errors over the
+    pivots, `out` [R, G] the points taken.
+    """
+
+def descend_group(
+    values: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    table: NDArray[np.float32],
+    zeros: NDArray[np.float32],
+    price: float | None,
+    hessian: NDArray[np.float32],
+    out: NDArray[np.int64],
+    *,
+    threads: int | None = None,
+) -> None:
+    """One pass of coordinate descent over the codes of a group: `values` [R, G] is what they stand for,
+    before and after, gradient [R, G] is (W - Q) H, hessian [G, G] the group's part of H.
+    """
+
+def zero_price(
+    weights: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    table: NDArray[np.float32],
+    zeros: NDArray[np.float32],
+    allowed: float,
+    both_ways: bool,
+    *,
+    threads: int | None = None,
+) -> float:
+    """Price on one zero code at which weights [R, G], errors counting with importance [G], have about
+    `allowed` zeros; not below 0 unless `both_ways`.
+    """
+
 def ternarize_stream(
     src_path: str | PathLike[str],
     offset: int,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tritpress.ternarize import loops as rust
 from tritpress.ternarize import points as pt
 from tritpress.ternarize.points import FitSpec
 from tritpress.ternarize.zeros import ZeroBudget, choose_flips
@@ -119,16 +120,21 @@ def descend(w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: Blocks,
         before = q[:, block].clone()
         price = budget.price(before + local / diagonal[block], table, diagonal[block])
         index = torch.empty(before.shape, dtype=torch.int64, device=w.device)
-        for i, c in enumerate(range(block.start, block.stop)):
-            aim = q[:, c] + local[:, i] / diagonal[c]
-            cost = (aim[:, None] - table).square_()
-            if price is not None:
-                cost += counts * (price / diagonal[c])
-            index[:, i] = cost.argmin(1)
-            value = table.gather(1, index[:, i : i + 1]).squeeze(1)
-            step = q[:, c] - value
-            q[:, c] = value
-            local.addr_(step, inner[i])
+        if rust.serves(w):
+            values = before.clone()
+            rust.descend_group(values, local, table, spec.planes, price, inner, index)
+            q[:, block] = values
+        else:
+            for i, c in enumerate(range(block.start, block.stop)):
+                aim = q[:, c] + local[:, i] / diagonal[c]
+                cost = (aim[:, None] - table).square_()
+                if price is not None:
+                    cost += counts * (price / diagonal[c])
+                index[:, i] = cost.argmin(1)
+                value = table.gather(1, index[:, i : i + 1]).squeeze(1)
+                step = q[:, c] - value
+                q[:, c] = value
+                local.addr_(step, inner[i])
         gradient += (before - q[:, block]) @ h[block]
         trits[:, :, block] = pt.trits_of(index, spec.planes)
         budget.spend(index)

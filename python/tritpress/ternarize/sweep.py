@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tritpress.ternarize import loops as rust
 from tritpress.ternarize import points as pt
 from tritpress.ternarize.bitnet import tensor_scales
 from tritpress.ternarize.points import FitSpec
@@ -173,8 +174,11 @@ def _sweep_group(
 ) -> tuple[Tensor, Tensor]:
     """Nearest points column by column, each error passed on to the columns after it."""
     rows, width = weights.shape
-    w = weights.clone()
+    w = weights.clone(memory_format=torch.contiguous_format)
     index = torch.empty(rows, width, dtype=torch.int64, device=w.device)
+    if rust.serves(w):
+        rust.sweep_group(w, table, planes, price, factor, index)
+        return index, w
     error = torch.empty_like(w)
     counts = pt.zero_counts(planes).to(w.device)
     for i in range(width):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tritpress.ternarize import loops as rust
 from tritpress.ternarize.points import FitSpec, count_zeros, zero_counts
 
 
@@ -38,6 +39,9 @@ class ZeroBudget:
             return None
         codes = weights.numel() * self.planes
         allowed = self._zeros_left * codes / self._codes_left
+        if rust.serves(weights):
+            price = rust.zero_price(weights, column_weights, table, self.planes, allowed, self.exact)
+            return weights.new_tensor(price)
         counts = zero_counts(self.planes)
         cost = (weights.unsqueeze(-1) - table.unsqueeze(1)).square() * column_weights[:, None]
         levels = [cost[..., counts == zeros].amin(-1) for zeros in range(self.planes + 1)]

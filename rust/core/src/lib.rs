@@ -5,6 +5,7 @@
 //! * [`matrix`]: a packed matrix and its products with int8 activations, run by [`kernel`] on [`pool`];
 //! * [`latent`]: weights in training -> codes and what they stand for;
 //! * [`stream`]: tensors in a safetensors file -> packed tensors in another, in constant memory;
+//! * [`sweep`]: the inner loops of a second-order fit;
 //! * [`safetensors`]: a header reader that trusts nothing.
 
 // Loops over lanes index several arrays at once.
@@ -21,6 +22,7 @@ pub mod safetensors;
 mod scratch;
 pub mod stats;
 pub mod stream;
+pub mod sweep;
 pub mod ternary;
 pub mod tiles;
 

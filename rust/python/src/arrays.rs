@@ -3,7 +3,10 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
-use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{
+    Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
+    PyUntypedArrayMethods,
+};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use tritpress_core::packing::{check_group_size, row_bytes, Canonical};
@@ -61,6 +64,19 @@ pub fn array<'py, T: Element>(
     let contiguous =
         object.py().import("numpy")?.call_method1("require", (object, object.py().None(), ["C", "A"]))?;
     Ok(contiguous.cast::<PyArrayDyn<T>>()?.try_readonly()?)
+}
+
+/// An array to write into: it has to be used as it is, a copy would be lost.
+pub fn target<'py, T: Element>(
+    object: &Bound<'py, PyAny>,
+    name: &str,
+    dims: usize,
+    dtype: &str,
+) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+    match object.cast::<PyArrayDyn<T>>() {
+        Ok(array) if array.is_c_contiguous() && array.ndim() == dims => Ok(array.try_readwrite()?),
+        _ => refuse(format!("{name} must be a contiguous array of {dtype} with {dims} dimensions")),
+    }
 }
 
 /// Weights [out, in], float32 or float16.

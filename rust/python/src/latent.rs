@@ -1,12 +1,10 @@
 //! Latent weights in training: all results go into arrays that the caller made, so that memory is used again.
 
-use numpy::{
-    Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
-};
+use numpy::{Element, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use tritpress_core::latent::{self, Shape};
 
-use crate::arrays::{array, count, raise, refuse, threads};
+use crate::arrays::{array, count, raise, refuse, target, threads};
 
 fn shape_of(
     array: &PyReadonlyArrayDyn<'_, impl Element>,
@@ -17,18 +15,6 @@ fn shape_of(
     match *array.shape() {
         [rows, cols] => Ok(Shape { rows, cols, group: count("group_size", group_size)?, planes }),
         ref shape => refuse(format!("{name} must have two dimensions [out, in], not shape {shape:?}")),
-    }
-}
-
-/// An array to write into: it has to be used as it is, a copy would be lost.
-fn target<'py, T: Element>(
-    object: &Bound<'py, PyAny>,
-    dims: usize,
-    dtype: &str,
-) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
-    match object.cast::<PyArrayDyn<T>>() {
-        Ok(array) if array.is_c_contiguous() && array.ndim() == dims => Ok(array.try_readwrite()?),
-        _ => refuse(format!("out must be a contiguous array of {dtype} with {dims} dimensions")),
     }
 }
 
@@ -47,7 +33,7 @@ pub fn latent_codes(
     let latent = array::<f32>(latent, "latent", "float32")?;
     let borders = array::<f32>(borders, "borders", "float32")?;
     let steps = array::<i8>(steps, "steps", "int8")?;
-    let mut out = target::<i8>(out, 3, "int8")?;
+    let mut out = target::<i8>(out, "out", 3, "int8")?;
     let shape = shape_of(&latent, group_size, out.shape()[0], "latent")?;
     let (latent, borders, steps, out) =
         (latent.as_slice()?, borders.as_slice()?, steps.as_slice()?, out.as_slice_mut()?);
@@ -68,7 +54,7 @@ pub fn latent_largest(
     let threads = self::threads(threads)?;
     let latent = array::<f32>(latent, "latent", "float32")?;
     let borders = array::<f32>(borders, "borders", "float32")?;
-    let mut out = target::<i8>(out, 3, "int8")?;
+    let mut out = target::<i8>(out, "out", 3, "int8")?;
     let shape = shape_of(&latent, group_size, 1, "latent")?;
     let nonzero = count("nonzero", nonzero)?;
     let (latent, borders, out) = (latent.as_slice()?, borders.as_slice()?, out.as_slice_mut()?);
@@ -88,7 +74,7 @@ pub fn decode_trits(
     let threads = self::threads(threads)?;
     let trits = array::<i8>(trits, "trits", "int8")?;
     let scales = array::<f32>(scales, "scales", "float32")?;
-    let mut out = target::<f32>(out, 2, "float32")?;
+    let mut out = target::<f32>(out, "out", 2, "float32")?;
     let planes = trits.shape()[0];
     let shape =
         Shape { rows: out.shape()[0], cols: out.shape()[1], group: count("group_size", group_size)?, planes };
@@ -109,7 +95,7 @@ pub fn group_sums(
     let threads = self::threads(threads)?;
     let gradient = array::<f32>(gradient, "gradient", "float32")?;
     let trits = array::<i8>(trits, "trits", "int8")?;
-    let mut out = target::<f32>(out, 3, "float32")?;
+    let mut out = target::<f32>(out, "out", 3, "float32")?;
     let shape = shape_of(&gradient, group_size, out.shape()[0], "gradient")?;
     let (gradient, trits, out) = (gradient.as_slice()?, trits.as_slice()?, out.as_slice_mut()?);
     py.detach(|| latent::group_sums(gradient, trits, shape, threads, out)).map_err(raise)

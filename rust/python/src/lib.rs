@@ -5,6 +5,7 @@ mod files;
 mod functions;
 mod latent;
 mod matrix;
+mod sweep;
 
 use pyo3::prelude::*;
 
@@ -63,6 +64,9 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(latent::latent_largest, m)?)?;
     m.add_function(wrap_pyfunction!(latent::decode_trits, m)?)?;
     m.add_function(wrap_pyfunction!(latent::group_sums, m)?)?;
+    m.add_function(wrap_pyfunction!(sweep::sweep_group, m)?)?;
+    m.add_function(wrap_pyfunction!(sweep::descend_group, m)?)?;
+    m.add_function(wrap_pyfunction!(sweep::zero_price, m)?)?;
     m.add_function(wrap_pyfunction!(files::ternarize_stream, m)?)?;
     m.add_function(wrap_pyfunction!(files::safetensors_header, m)?)?;
     Ok(())
