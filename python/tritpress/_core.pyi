@@ -45,11 +45,19 @@ class Limits(TypedDict):
     cache_gb_s: float
     unpack_gop_s: float
     multiply_gop_s: float
+    streams: int
+    ahead: int
 
 def machine_limits(threads: int | None = None) -> Limits:
     """What this machine reaches at most with that many threads, measured for a second: reads from memory
     and from the last-level cache (10^9 bytes a second), unpacking and multiplying as a matvec does, and
-    multiplying alone (10^9 operations a second, with the instructions of the path `isa()`).
+    multiplying alone (10^9 operations a second, with the instructions of the path `isa()`); and how large
+    matrices are read for one token: tiles side by side and bytes asked for ahead.
+    """
+
+def read_again_gb_s(nbytes: int, threads: int | None = None) -> float:
+    """10^9 bytes a second when so many bytes are read again and again, in the best of several ways: what the
+    cache that they fit in gives.
     """
 
 def ternarize(

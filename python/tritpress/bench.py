@@ -180,17 +180,18 @@ def _matvec(threads: int, limits: Any) -> list[Row]:
                 _core.PackedMatrix(codes, scales, group_size, (rows, cols), format) for _ in range(copies - 1)
             ]
             for where in ("memory", "cache"):
-                used = matrices if where == "memory" else matrices[:1]
+                memory = where == "memory"
+                used = matrices if memory else matrices[:1]
 
                 def ours(i: int, used: list = used, x: np.ndarray = x) -> object:
                     return used[i % len(used)].matvec(x, threads)
 
                 runners: Runners = {"tritpress": ours}
                 if (group_size, format) == (64, "2bit"):
-                    torch_copies = -(-MEMORY_BYTES // (4 * rows * cols)) if where == "memory" else 1
+                    torch_copies = -(-MEMORY_BYTES // (4 * rows * cols)) if memory else 1
                     runners |= _torch_runners(rows, cols, 1, torch_copies, threads)
                 times = _race(runners, warm=where == "cache")
-                bandwidth = limits["memory_gb_s" if where == "memory" else "cache_gb_s"]
+                bandwidth = limits["memory_gb_s"] if memory else _core.read_again_gb_s(first.nbytes, threads)
                 floor = max(first.nbytes / bandwidth / 1e3, 2.0 * rows * cols / limits["unpack_gop_s"] / 1e3)
                 out.append(_row("matvec", first, 1, threads, where, times, floor))
     return out

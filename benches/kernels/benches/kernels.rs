@@ -2,7 +2,7 @@
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use tritpress_core::half::f32_to_f16;
-use tritpress_core::kernel::{self, Activations, Batch, Isa};
+use tritpress_core::kernel::{self, Activations, Batch, Isa, Reading, TILES};
 use tritpress_core::packing::{self, Canonical};
 use tritpress_core::ternary::{ternarize, Fit, Options, Weights};
 use tritpress_core::tiles::{Tiles, TILE};
@@ -37,23 +37,25 @@ fn products(c: &mut Criterion) {
         for isa in Isa::usable() {
             let mut out = vec![0f32; rows];
             group.bench_function(BenchmarkId::from_parameter(isa.name()), |b| {
+                let reading = Reading::usual(isa);
                 b.iter(|| {
-                    kernel::matvec(isa, tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out)
+                    let bytes = tiles.bytes.as_slice();
+                    kernel::matvec(isa, bytes, &tiles.geometry, &x, &mut out, reading)
                 });
             });
         }
         group.finish();
         for n in [2, 16, 64] {
-            let batch = Batch::new(&vec![x.clone(); n], &tiles.geometry);
+            let batch = Batch::new(&vec![x.clone(); n], &tiles.geometry, 1);
             let mut group = c.benchmark_group(format!("matmul n={n}, groups of {group_size}"));
             group.throughput(Throughput::Elements(2 * (n * rows * cols) as u64));
             for isa in Isa::usable() {
-                let mut out = vec![0f32; 2 * n * TILE];
+                let mut out = vec![0f32; TILES * n * TILE];
                 let size = tiles.geometry.tile_bytes();
                 group.bench_function(BenchmarkId::from_parameter(isa.name()), |b| {
                     b.iter(|| {
-                        for two in tiles.bytes.as_slice().chunks_exact(2 * size) {
-                            kernel::matmul(isa, two, &tiles.geometry, &batch, &mut out);
+                        for some in tiles.bytes.as_slice().chunks_exact(TILES * size) {
+                            kernel::matmul(isa, some, &tiles.geometry, &batch, &mut out);
                         }
                     });
                 });

@@ -16,6 +16,7 @@ pub mod half;
 pub mod kernel;
 pub mod latent;
 pub mod matrix;
+mod memory;
 pub mod packing;
 pub mod pool;
 pub mod safetensors;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernel::trits::{self, Encoding, TritTiles};
-use crate::kernel::{self, Activations, Batch, Isa};
+use crate::kernel::{self, Activations, Batch, Isa, Reading, TILES};
 use crate::packing::{row_bytes, Canonical};
 use crate::pool;
 use crate::scratch::Scratch;
@@ -147,57 +147,49 @@ impl PackedMatrix {
                 other => other,
             })
             .collect::<Result<Vec<_>>>()?;
-        let mut out = vec![0f32; n * g.rows];
-        if g.rows == 0 || n == 0 {
-            return Ok(out);
-        }
-        if g.cols == 0 {
-            return Ok(out);
+        if g.rows == 0 || n == 0 || g.cols == 0 {
+            return Ok(vec![0f32; n * g.rows]);
         }
         let size = self.bytes() / g.tiles;
         if n == 1 {
+            let mut out = vec![0f32; g.rows];
             let block = tiles_per_item(g.tiles, size, threads);
             pool::chunks_mut(&mut out, TILE * block, threads, |index, out| {
                 self.matvec_tiles(index * block, &tokens[0], out);
             });
             return Ok(out);
         }
-        // Tile by tile for some tokens at a time, then turned to [n, rows].
-        let batches: Vec<Batch> = tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g)).collect();
-        // Two tiles at a time, for the paths that share broadcasts of activations among them.
-        // Every element is written before it is read; fresh memory would cost a page fault for every 4 KB.
-        let mut by_tile = Scratch::<f32>::new(g.tiles * TILE * n);
-        pool::chunks_mut(&mut by_tile, 2 * TILE * n, threads, |pair, out| {
-            let (first, count) = (2 * pair, out.len() / (TILE * n));
-            let mut expanded = Vec::new();
+        let batches: Vec<Batch> =
+            tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g, threads)).collect();
+        // Some tiles at a time, for the paths that share broadcasts of activations among them.
+        Ok(pool::by_columns(n, g.rows, TILES * TILE, threads, |part, columns| {
+            let first = TILES * part;
+            let count = TILES.min(g.tiles - first);
+            let rows = (TILES * TILE).min(g.rows - first * TILE);
+            let mut expanded = Scratch::<u8>::new(0);
             let bytes = match &self.codes {
                 Codes::Two(tiles) => &tiles.bytes.as_slice()[first * size..(first + count) * size],
                 Codes::Five(trits) => {
-                    expanded.resize(count * g.tile_bytes(), 0);
+                    expanded.resize(count * g.tile_bytes());
                     for (tile, out) in expanded.chunks_exact_mut(g.tile_bytes()).enumerate() {
                         trits::expand_tile(&trits.layout, trits.tile(first + tile), out);
                     }
                     &expanded
                 }
             };
-            let mut some = Scratch::<f32>::new(count * TILE * n.min(TOKENS));
-            let mut done = 0;
+            let mut products = Scratch::<f32>::new(count * TILE * n.min(TOKENS));
             for batch in &batches {
-                let some = &mut some[..count * TILE * batch.n];
-                kernel::matmul(self.isa, bytes, g, batch, some);
-                for (from, to) in some.chunks_exact(TILE * batch.n).zip(out.chunks_exact_mut(TILE * n)) {
-                    to[done * TILE..][..from.len()].copy_from_slice(from);
+                let products = &mut products[..count * TILE * batch.n];
+                kernel::matmul(self.isa, bytes, g, batch, products);
+                for token in 0..batch.n {
+                    let mut row = [0f32; TILES * TILE];
+                    for (tile, to) in row.chunks_exact_mut(TILE).take(count).enumerate() {
+                        to.copy_from_slice(&products[(tile * batch.n + token) * TILE..][..TILE]);
+                    }
+                    columns.push(&row[..rows]);
                 }
-                done += batch.n;
             }
-        });
-        pool::rows_mut(&mut out, g.rows, g.rows, threads, |token, out| {
-            for (tile, out) in out.chunks_mut(TILE).enumerate() {
-                let from = &by_tile[(tile * n + token) * TILE..];
-                out.copy_from_slice(&from[..out.len()]);
-            }
-        });
-        Ok(out)
+        }))
     }
 
     /// Products of the tiles from `first` on that cover `out`, whose last tile may be cut short.
@@ -216,7 +208,8 @@ impl PackedMatrix {
     fn matvec_whole(&self, bytes: std::ops::Range<usize>, x: &Activations, out: &mut [f32]) {
         match &self.codes {
             Codes::Two(tiles) => {
-                kernel::matvec(self.isa, &tiles.bytes.as_slice()[bytes], &tiles.geometry, x, out);
+                let reading = Reading::of(self.isa, self.bytes());
+                kernel::matvec(self.isa, &tiles.bytes.as_slice()[bytes], &tiles.geometry, x, out, reading);
             }
             Codes::Five(trits) => {
                 trits::matvec(self.isa, &trits.bytes.as_slice()[bytes], &trits.layout, x, out);

@@ -291,6 +291,61 @@ pub fn rows_mut<T: Send>(
     });
 }
 
+/// Some columns of a new array, written from its first row to its last; see [`by_columns`].
+pub struct Columns<'a, T> {
+    base: &'a Base<T>,
+    rows: usize,
+    width: usize,
+    first: usize,
+    count: usize,
+    /// Where the next elements go.
+    row: usize,
+    at: usize,
+}
+
+impl<T: Copy> Columns<'_, T> {
+    /// Write the next elements of the row at hand; the row after it begins when its `count` are there.
+    pub fn push(&mut self, values: &[T]) {
+        assert!(self.row < self.rows && self.at + values.len() <= self.count);
+        // SAFETY: inside the columns of a row that is there; nobody else has these columns.
+        unsafe {
+            let to = self.base.0.add(self.row * self.width + self.first + self.at);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+        }
+        self.at += values.len();
+        if self.at == self.count {
+            (self.row, self.at) = (self.row + 1, 0);
+        }
+    }
+}
+
+/// A new array [rows, width], made by `body(part, columns)` for every `size` columns on up to `threads` threads.
+/// Memory is written once. Panics unless `body` writes all elements of its columns.
+pub fn by_columns<T: Copy + Send>(
+    rows: usize,
+    width: usize,
+    size: usize,
+    threads: usize,
+    body: impl Fn(usize, &mut Columns<'_, T>) + Sync,
+) -> Vec<T> {
+    let (total, size) = (rows * width, size.max(1));
+    let mut out = Vec::with_capacity(total);
+    let base = Base(out.as_mut_ptr());
+    let base = &base;
+    if total > 0 {
+        run(threads, width.div_ceil(size), |part| {
+            let first = part * size;
+            let count = size.min(width - first);
+            let mut columns = Columns { base, rows, width, first, count, row: 0, at: 0 };
+            body(part, &mut columns);
+            assert_eq!(columns.row, rows, "not all of the columns were written");
+        });
+    }
+    // SAFETY: every part wrote all elements of its columns, and together they are all columns.
+    unsafe { out.set_len(total) };
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,6 +392,24 @@ mod tests {
             sum.fetch_add(i as u64, Ordering::Relaxed);
         });
         assert_eq!(sum.into_inner(), 4950);
+    }
+
+    #[test]
+    fn arrays_are_made_by_columns() {
+        for (rows, width, size, threads) in
+            [(3, 10, 4, 2), (1, 1, 1, 1), (5, 8, 8, 3), (0, 4, 2, 1), (4, 0, 2, 1)]
+        {
+            let made = by_columns(rows, width, size, threads, |part, columns| {
+                for row in 0..rows {
+                    for at in part * size..width.min((part + 1) * size) {
+                        columns.push(&[row * width + at]);
+                    }
+                }
+            });
+            assert_eq!(made, (0..rows * width).collect::<Vec<_>>());
+        }
+        assert!(catch_unwind(|| by_columns(2, 4, 2, 2, |_, columns| columns.push(&[0, 0]))).is_err());
+        assert!(catch_unwind(|| by_columns(1, 2, 2, 1, |_, columns| columns.push(&[0, 0, 0]))).is_err());
     }
 
     #[test]

@@ -33,6 +33,11 @@ impl<T: Recycled> Scratch<T> {
         buffer.resize(len, T::default());
         Scratch(buffer)
     }
+
+    /// `len` elements, of which those that were not there are zero.
+    pub fn resize(&mut self, len: usize) {
+        self.0.resize(len, T::default());
+    }
 }
 
 impl<T: Recycled> Drop for Scratch<T> {

@@ -5,6 +5,7 @@
 //! input 4s + b. Rows beyond the matrix and inputs beyond the row have code 1; such rows have scale 0.
 
 use crate::half::scale_to_f32;
+use crate::memory;
 use crate::packing::{groups_of, row_bytes, Canonical};
 use crate::pool;
 
@@ -80,6 +81,7 @@ impl Aligned {
     pub fn zeroed(len: usize) -> Self {
         let bytes = vec![0u8; len + 63];
         let start = bytes.as_ptr().align_offset(64).min(63);
+        memory::prefer_large_pages(&bytes);
         Aligned { bytes, start, len }
     }
 

@@ -30,7 +30,8 @@ fn default_threads() -> PyResult<usize> {
 }
 
 /// What this machine reaches at most, measured for about a second: memory_gb_s and cache_gb_s (reads),
-/// unpack_gop_s and multiply_gop_s (the instructions of the path `isa`).
+/// unpack_gop_s and multiply_gop_s (the instructions of the path `isa`); and how large matrices are read: tiles
+/// side by side (streams) and bytes asked for ahead.
 #[pyfunction]
 #[pyo3(signature = (threads=None))]
 fn machine_limits(py: Python<'_>, threads: Option<i64>) -> PyResult<Bound<'_, pyo3::types::PyDict>> {
@@ -42,7 +43,18 @@ fn machine_limits(py: Python<'_>, threads: Option<i64>) -> PyResult<Bound<'_, py
     dict.set_item("cache_gb_s", limits.cache_gb_s)?;
     dict.set_item("unpack_gop_s", limits.unpack_gop_s)?;
     dict.set_item("multiply_gop_s", limits.multiply_gop_s)?;
+    let reading = tritpress_core::kernel::Reading::of(isa, usize::MAX);
+    dict.set_item("streams", reading.streams)?;
+    dict.set_item("ahead", reading.ahead)?;
     Ok(dict)
+}
+
+/// 10^9 bytes a second when so many bytes are read again and again.
+#[pyfunction]
+#[pyo3(signature = (nbytes, threads=None))]
+fn read_again_gb_s(py: Python<'_>, nbytes: i64, threads: Option<i64>) -> PyResult<f64> {
+    let (nbytes, threads) = (arrays::count("nbytes", nbytes)?, arrays::threads(threads)?);
+    Ok(py.detach(|| tritpress_core::kernel::limits::read_again(nbytes, threads)))
 }
 
 #[pymodule]
@@ -54,6 +66,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(available_isas, m)?)?;
     m.add_function(wrap_pyfunction!(default_threads, m)?)?;
     m.add_function(wrap_pyfunction!(machine_limits, m)?)?;
+    m.add_function(wrap_pyfunction!(read_again_gb_s, m)?)?;
     m.add_function(wrap_pyfunction!(functions::ternarize, m)?)?;
     m.add_function(wrap_pyfunction!(functions::pack, m)?)?;
     m.add_function(wrap_pyfunction!(functions::unpack, m)?)?;

@@ -7,11 +7,11 @@ use std::arch::x86_64::*;
 
 use super::avx512_many::tiles_times;
 use super::unpack512::Unpack;
-use super::{Activations, Batch};
+use super::{Batch, TILES};
 use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
 
 /// Chunks after which the sums of a long group are folded: each adds at most 64 * 2 * 4 * 127 to a lane.
-const FOLD: usize = 8192;
+pub(super) const FOLD: usize = 8192;
 
 /// Tokens with their activations as [`Batch`] lays them out.
 #[derive(Clone, Copy)]
@@ -46,48 +46,20 @@ impl Tokens {
     }
 }
 
-pub fn matvec<U: Unpack>(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32]) {
-    let count = out.len() / TILE;
-    assert!(tiles.len() >= count * geometry.tile_bytes());
-    assert!(x.q.len() >= geometry.padded_cols() && x.offsets.len() >= geometry.groups);
-    debug_assert!(U::available());
-    let x = Tokens { q: x.q.as_ptr(), offsets: x.offsets.as_ptr(), scales: &x.scale, n: 1, first: 0 };
-    for (tile, out) in tiles.chunks_exact(geometry.tile_bytes()).zip(out.chunks_exact_mut(TILE)) {
-        let (p, y) = (tile.as_ptr(), out.as_mut_ptr());
-        // SAFETY: dispatch checked the CPU; the lengths above cover the tile, one token's activations (whose
-        // layout does not depend on the step when it is alone) and 16 floats.
-        unsafe {
-            match geometry.width / CHUNK {
-                2 if geometry.planes == 1 && U::SHIFTED => {
-                    short_groups::<U, 2, 32, 1, 4, 1>(p, geometry, x, y)
-                }
-                2 if geometry.planes == 1 => short_groups::<U, 2, 32, 4, 2, 1>(p, geometry, x, y),
-                4 if geometry.planes == 1 && U::SHIFTED => {
-                    short_groups::<U, 4, 64, 1, 4, 1>(p, geometry, x, y)
-                }
-                4 if geometry.planes == 1 => short_groups::<U, 4, 64, 2, 4, 1>(p, geometry, x, y),
-                8 if geometry.planes == 1 => short_groups::<U, 8, 64, 1, 4, 1>(p, geometry, x, y),
-                2 => any_groups::<U, 32, 2, 4, 1>(p, geometry, x, y),
-                _ => any_groups::<U, 64, 2, 4, 1>(p, geometry, x, y),
-            }
-        }
-    }
-}
-
-/// Two tiles or one; `out` is [tiles, n, 16].
+/// Up to [`TILES`] tiles; `out` is [tiles, n, 16].
 pub fn matmul<U: Unpack>(tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     let count = tiles.len() / geometry.tile_bytes();
-    assert!(count > 0 && out.len() == count * x.n * TILE);
+    assert!((1..=TILES).contains(&count) && out.len() == count * x.n * TILE);
     assert!(x.q.len() >= geometry.padded_cols() * x.n && x.offsets.len() >= geometry.groups * x.n);
     debug_assert!(U::available());
     // Measured on Sapphire Rapids: where taking codes out of their bytes and folding sums costs least.
-    let folds_often = U::SHIFTED && geometry.planes == 1 && geometry.width <= 64;
-    let unpack_from = if folds_often { 7 } else { 28 };
+    let folds_often = (U::SHIFTED && geometry.width <= 64) || geometry.width <= 32;
+    let unpack_from = if folds_often { 5 } else { 9 };
     // SAFETY: the CPU was checked by dispatch; the lengths above cover the tiles, the batch and the output.
     unsafe {
         match (count, x.step) {
-            (2, 32) if x.n >= unpack_from => tiles_times::<U, 32, 2>(tiles, geometry, x, out),
-            (2, _) if x.n >= unpack_from => tiles_times::<U, 64, 2>(tiles, geometry, x, out),
+            (2.., 32) if x.n >= unpack_from => tiles_times::<U, 32>(tiles, geometry, x, out),
+            (2.., _) if x.n >= unpack_from => tiles_times::<U, 64>(tiles, geometry, x, out),
             _ => {
                 let by_tile = tiles.chunks_exact(geometry.tile_bytes()).zip(out.chunks_exact_mut(x.n * TILE));
                 for (tile, out) in by_tile {

@@ -1,15 +1,20 @@
-//! AVX-512 for many tokens: codes are unpacked once for all of them and two tiles share every broadcast of
+//! AVX-512 for many tokens: codes are unpacked once for all of them and four tiles share every broadcast of
 //! activations.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::avx512::in_order;
 use super::unpack512::Unpack;
-use super::Batch;
-use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
+use super::{Batch, TILES};
+use crate::tiles::{Geometry, CHUNK_BYTES, TILE};
 
-/// Tokens that are multiplied at a time with codes unpacked for all of them.
-const MANY: usize = 10;
+/// Tokens that are multiplied at a time: their sums, the codes of four tiles and broadcasts fill the registers.
+const MANY: usize = 6;
+
+/// Inputs whose codes are unpacked at a time: 16 KB, a third of the first-level cache. Sums of longer groups go to
+/// memory and back that often only.
+const SPAN: usize = 256;
 
 /// A vector in memory: aligned, because one that lies across two cache lines takes twice the time.
 #[derive(Clone, Copy)]
@@ -18,69 +23,91 @@ struct Line([u32; TILE]);
 
 const NOTHING: Line = Line([0; TILE]);
 
-/// `TILES` tiles times all tokens: the codes of a step are unpacked into the first-level cache once, and every
-/// broadcast of activations serves all tiles (two loads a cycle would keep the multipliers at 84 %).
+/// Steps are of one block (a group of one plane) each; this is where one of them is.
+#[derive(Clone, Copy, Default)]
+struct Step {
+    /// Its activations in the batch, in steps.
+    at: usize,
+    group: usize,
+    /// It begins its block: sums start at the offsets.
+    first: bool,
+    /// It ends its block: sums are multiplied with the scales.
+    last: bool,
+}
+
+/// Up to [`TILES`] tiles times all tokens: the codes of some steps are unpacked into the first-level cache once, and
+/// every broadcast of activations serves all tiles. Where there are fewer, the first stands in for those missing.
 ///
 /// # Safety
-/// AVX-512 BW and VNNI and the path's own; `TILES` whole tiles, a batch of steps of `STEP` for this geometry, and
-/// `out` [TILES, n, 16].
+/// AVX-512 BW and VNNI and the path's own; whole tiles, a batch of steps of `STEP` for this geometry, and `out`
+/// [tiles, n, 16].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub unsafe fn tiles_times<U: Unpack, const STEP: usize, const TILES: usize>(
+pub unsafe fn tiles_times<U: Unpack, const STEP: usize>(
     tiles: &[u8],
     geometry: &Geometry,
     x: &Batch,
     out: &mut [f32],
 ) {
     let n = x.n;
-    let steps = geometry.width / STEP;
+    let per_block = geometry.width / STEP;
+    let total = geometry.groups * geometry.planes * per_block;
     let mut totals = vec![NOTHING; TILES * n];
-    // Sums of groups longer than a step, between steps.
-    let mut sums = if steps > 1 { totals.clone() } else { Vec::new() };
-    let mut w = [[NOTHING; TILES]; 16];
-    let mut p: [*const u8; TILES] = std::array::from_fn(|i| tiles[i * geometry.tile_bytes()..].as_ptr());
-    // As even as can be: 13 tokens are 7 and 6.
+    // Sums of blocks that a span may end in, between spans.
+    let mut sums = if per_block > 1 { totals.clone() } else { Vec::new() };
+    let mut w = [const { MaybeUninit::<[Line; TILES]>::uninit() }; SPAN / 4];
+    let mut scales = [[NOTHING; TILES]; SPAN / 32];
+    let mut steps = [Step::default(); SPAN / 32];
+    let mut p: [*const u8; TILES] = std::array::from_fn(|i| {
+        tiles.get(i * geometry.tile_bytes()..).filter(|rest| !rest.is_empty()).unwrap_or(tiles).as_ptr()
+    });
+    // As even as can be: 16 tokens are 8 and 8.
     let many = n.div_ceil(n.div_ceil(MANY));
-    // SAFETY: each p walks over its tile; token indices stay below n.
+    // SAFETY: each p walks over its tile, `total` steps long; token indices stay below n.
     unsafe {
-        for group in 0..geometry.groups {
-            for _ in 0..geometry.planes {
-                let scales =
-                    p.map(|p| _mm512_cvtph_ps(_mm256_loadu_si256(p.add(geometry.code_bytes()).cast())));
-                for step in 0..steps {
-                    for (tile, p) in p.iter_mut().enumerate() {
-                        for four in w.chunks_exact_mut(4).take(STEP / CHUNK) {
-                            let codes = U::plain(_mm512_loadu_si512(p.cast()));
-                            for (w, codes) in four.iter_mut().zip(codes) {
-                                _mm512_store_si512(w[tile].0.as_mut_ptr().cast(), codes);
-                            }
-                            *p = p.add(CHUNK_BYTES);
+        let mut next = 0;
+        while next < total {
+            let count = (total - next).min(SPAN / STEP);
+            for i in 0..count {
+                let (block, step) = ((next + i) / per_block, (next + i) % per_block);
+                let group = block / geometry.planes;
+                let (first, last) = (step == 0, step + 1 == per_block);
+                steps[i] = Step { at: group * per_block + step, group, first, last };
+                let w = &mut w[i * (STEP / 4)..][..STEP / 4];
+                for (tile, p) in p.iter_mut().enumerate() {
+                    for four in w.chunks_exact_mut(4) {
+                        let codes = U::plain(_mm512_loadu_si512(p.cast()));
+                        for (w, codes) in four.iter_mut().zip(codes) {
+                            _mm512_store_si512(w.as_mut_ptr().cast::<Line>().add(tile).cast(), codes);
                         }
+                        *p = p.add(CHUNK_BYTES);
                     }
-                    let part = Part {
-                        w: &w,
-                        q: x.q.as_ptr().add((group * steps + step) * STEP * n),
-                        offsets: (step == 0).then(|| x.offsets.as_ptr().add(group * n)),
-                        scales: (step + 1 == steps).then_some(scales),
-                        n,
-                        sums: sums.as_mut_ptr(),
-                        totals: totals.as_mut_ptr(),
-                    };
-                    for t in (0..n).step_by(many) {
-                        match many.min(n - t) {
-                            10 => times::<STEP, TILES, 10>(&part, t),
-                            9 => times::<STEP, TILES, 9>(&part, t),
-                            8 => times::<STEP, TILES, 8>(&part, t),
-                            7 => times::<STEP, TILES, 7>(&part, t),
-                            6 => times::<STEP, TILES, 6>(&part, t),
-                            5 => times::<STEP, TILES, 5>(&part, t),
-                            4 => times::<STEP, TILES, 4>(&part, t),
-                            3 => times::<STEP, TILES, 3>(&part, t),
-                            2 => times::<STEP, TILES, 2>(&part, t),
-                            _ => times::<STEP, TILES, 1>(&part, t),
-                        }
+                    if last {
+                        let values = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
+                        _mm512_store_ps(scales[i][tile].0.as_mut_ptr().cast(), values);
+                        *p = p.add(2 * TILE);
                     }
                 }
-                p = p.map(|p| p.add(2 * TILE));
+            }
+            next += count;
+            let part = Part {
+                steps: &steps[..count],
+                w: w.as_ptr().cast(),
+                scales: scales.as_ptr(),
+                q: x.q.as_ptr(),
+                offsets: x.offsets.as_ptr(),
+                n,
+                sums: sums.as_mut_ptr(),
+                totals: totals.as_mut_ptr(),
+            };
+            for t in (0..n).step_by(many) {
+                match many.min(n - t) {
+                    6 => times::<STEP, 6>(&part, t),
+                    5 => times::<STEP, 5>(&part, t),
+                    4 => times::<STEP, 4>(&part, t),
+                    3 => times::<STEP, 3>(&part, t),
+                    2 => times::<STEP, 2>(&part, t),
+                    _ => times::<STEP, 1>(&part, t),
+                }
             }
         }
         for (at, (total, out)) in totals.iter().zip(out.chunks_exact_mut(TILE)).enumerate() {
@@ -90,61 +117,97 @@ pub unsafe fn tiles_times<U: Unpack, const STEP: usize, const TILES: usize>(
     }
 }
 
-/// A step of a group for all tokens; sums and totals are [tiles, n].
-struct Part<'a, const TILES: usize> {
-    w: &'a [[Line; TILES]; 16],
+/// Some steps for all tokens; codes are [steps, STEP / 4, tiles], scales [steps, tiles], sums and totals [tiles, n].
+struct Part<'a> {
+    steps: &'a [Step],
+    w: *const [Line; TILES],
+    scales: *const [Line; TILES],
     q: *const i8,
-    /// At the group's first step.
-    offsets: Option<*const i32>,
-    /// At the group's last step.
-    scales: Option<[__m512; TILES]>,
+    offsets: *const i32,
     n: usize,
     sums: *mut Line,
     totals: *mut Line,
 }
 
-/// Add the step's inputs of the `T` tokens from `t` on.
+/// Add the steps' inputs of the `T` tokens from `t` on.
 ///
 /// # Safety
-/// All of the part's pointers are good for `t + T` tokens.
+/// All of the part's pointers are good for its steps and for `t + T` tokens; `sums` where a block goes on before
+/// the first step or after the last.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn times<const STEP: usize, const TILES: usize, const T: usize>(part: &Part<'_, TILES>, t: usize) {
+unsafe fn times<const STEP: usize, const T: usize>(part: &Part<'_>, t: usize) {
     let mut sums = [[_mm512_setzero_si512(); T]; TILES];
+    let n = part.n;
     // SAFETY: the caller's promise; t + i is below the tokens.
     unsafe {
-        for (tile, sums) in sums.iter_mut().enumerate() {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = match part.offsets {
-                    Some(offsets) => _mm512_set1_epi32(*offsets.add(t + i)),
-                    None => _mm512_load_si512(part.sums.add(tile * part.n + t + i).cast()),
-                };
-            }
-        }
-        let mut q = part.q.add(t * STEP);
-        for w in part.w.iter().take(STEP / 4) {
-            let w = w.each_ref().map(|w| _mm512_load_si512(w.0.as_ptr().cast()));
-            for i in 0..T {
-                let x = _mm512_set1_epi32(q.add(i * STEP).cast::<i32>().read_unaligned());
-                for (sums, w) in sums.iter_mut().zip(w) {
-                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, x);
-                    in_order(&mut sums[i..i + 1]);
+        if !part.steps[0].first {
+            for (tile, sums) in sums.iter_mut().enumerate() {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_load_si512(part.sums.add(tile * n + t + i).cast());
                 }
             }
-            q = q.add(4);
         }
-        for (tile, sums) in sums.into_iter().enumerate() {
-            for (i, sum) in sums.into_iter().enumerate() {
-                let at = tile * part.n + t + i;
-                match part.scales {
-                    Some(scales) => {
-                        let total = part.totals.add(at).cast::<f32>();
-                        let sum =
-                            _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales[tile], _mm512_load_ps(total));
+        for (index, step) in part.steps.iter().enumerate() {
+            if step.first {
+                for i in 0..T {
+                    let offset = _mm512_set1_epi32(*part.offsets.add(step.group * n + t + i));
+                    sums.iter_mut().for_each(|sums| sums[i] = offset);
+                }
+            }
+            let q = part.q.add((step.at * n + t) * STEP);
+            let w = part.w.add(index * (STEP / 4));
+            // Written out: the end of a short loop is often guessed wrong.
+            macro_rules! four {
+                ($($k:literal)*) => {$(
+                    add::<STEP, T>(&mut sums, w.add($k), q.add(4 * $k));
+                )*};
+            }
+            four!(0 1 2 3 4 5 6 7);
+            if STEP == 64 {
+                four!(8 9 10 11 12 13 14 15);
+            }
+            if step.last {
+                for (tile, sums) in sums.iter().enumerate() {
+                    let scales = _mm512_load_ps((*part.scales.add(index))[tile].0.as_ptr().cast());
+                    for (i, &sum) in sums.iter().enumerate() {
+                        let total = part.totals.add(tile * n + t + i).cast::<f32>();
+                        let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales, _mm512_load_ps(total));
                         _mm512_store_ps(total, sum);
                     }
-                    None => _mm512_store_si512(part.sums.add(at).cast(), sum),
                 }
+            }
+        }
+        if part.steps.last().is_some_and(|step| !step.last) {
+            for (tile, sums) in sums.into_iter().enumerate() {
+                for (i, sum) in sums.into_iter().enumerate() {
+                    _mm512_store_si512(part.sums.add(tile * n + t + i).cast(), sum);
+                }
+            }
+        }
+    }
+}
+
+/// Add four inputs: of every tile the codes at `w`, of `T` tokens the activations at `q` and every `STEP` from there.
+///
+/// # Safety
+/// They can be read.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn add<const STEP: usize, const T: usize>(
+    sums: &mut [[__m512i; T]; TILES],
+    w: *const [Line; TILES],
+    q: *const i8,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let codes: [__m512i; TILES] =
+            std::array::from_fn(|tile| _mm512_load_si512((*w)[tile].0.as_ptr().cast()));
+        for i in 0..T {
+            let x = _mm512_set1_epi32(q.add(i * STEP).cast::<i32>().read_unaligned());
+            for (sums, codes) in sums.iter_mut().zip(codes) {
+                sums[i] = _mm512_dpbusd_epi32(sums[i], codes, x);
+                in_order(&mut sums[i..i + 1]);
             }
         }
     }

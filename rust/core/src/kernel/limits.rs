@@ -12,7 +12,7 @@ use crate::tiles::{Aligned, Geometry, TILE};
 pub struct Limits {
     /// Reading from memory, 10^9 bytes a second, the best of several access patterns.
     pub memory_gb_s: f64,
-    /// Reading what was just read and fits the last-level cache.
+    /// Reading 16 MB that were just read: from the last-level cache.
     pub cache_gb_s: f64,
     /// Unpacking and multiplying one token in registers, 10^9 operations a second (a product and a sum are two).
     pub unpack_gop_s: f64,
@@ -22,48 +22,64 @@ pub struct Limits {
 
 /// Measure for about a second. `isa` is the path whose instructions are timed.
 pub fn measure(isa: Isa, threads: usize) -> Limits {
-    let large = vec![1u64; (256 << 20) / 8];
-    let small = vec![1u64; (2 << 20) / 8];
-    let best = |words: &[u64], rounds: usize| {
-        [1, 2, 4, 8].into_iter().map(|streams| bandwidth(words, streams, threads, rounds)).fold(0.0, f64::max)
-    };
     Limits {
-        memory_gb_s: best(&large, 2),
-        cache_gb_s: best(&small, 40),
+        memory_gb_s: bandwidth(256 << 20, threads, 3),
+        cache_gb_s: read_again(16 << 20, threads),
         unpack_gop_s: rate(threads, |time| unpack_rate(isa, time)),
         multiply_gop_s: rate(threads, |time| multiply_rate(isa, time)),
     }
 }
 
-/// 10^9 bytes a second over `words`, read by every thread in `streams` places in turn; the best round.
-fn bandwidth(words: &[u64], streams: usize, threads: usize, rounds: usize) -> f64 {
-    let part = words.len() / threads;
+/// 10^9 bytes a second when `bytes` are read again and again: what the caches that they fit in give.
+pub fn read_again(bytes: usize, threads: usize) -> f64 {
+    bandwidth(bytes, threads, ((128 << 20) / bytes.max(1)).clamp(5, 200))
+}
+
+/// Reading `bytes`, each thread its part, in the best of several ways.
+fn bandwidth(bytes: usize, threads: usize, rounds: usize) -> f64 {
+    let mut words = Aligned::zeroed(bytes);
+    words.as_mut_slice().fill(1);
+    let part = bytes / threads / 64 * 64;
     let mut best = f64::MAX;
-    for _ in 0..rounds + 1 {
-        let start = Instant::now();
-        pool::run(threads, threads, |index| {
-            let mine = &words[index * part..(index + 1) * part];
-            black_box(sum(mine, streams));
-        });
-        best = best.min(start.elapsed().as_secs_f64());
+    for streams in [1, 2, 4, 8] {
+        for ahead in [0, 1024, 2048, 4096] {
+            for _ in 0..rounds + 1 {
+                let start = Instant::now();
+                pool::run(threads, threads, |index| {
+                    black_box(read(&words.as_slice()[index * part..(index + 1) * part], streams, ahead));
+                });
+                best = best.min(start.elapsed().as_secs_f64());
+            }
+        }
     }
-    (part * threads * 8) as f64 / best / 1e9
+    (part * threads) as f64 / best / 1e9
 }
 
 vectorized! {
-    fn sum(words: &[u64], streams: usize) -> u64 = sum_inlined;
+    /// Read all bytes in `streams` places in turn, asking for those `ahead` of each.
+    fn read(bytes: &[u8], streams: usize, ahead: usize) -> u8 = read_inlined;
 }
 
 #[inline(always)]
-fn sum_inlined(words: &[u64], streams: usize) -> u64 {
-    const LANES: usize = 32;
-    let length = words.len() / streams / LANES;
-    let mut lanes = [0u64; LANES];
+fn read_inlined(bytes: &[u8], streams: usize, ahead: usize) -> u8 {
+    const LANES: usize = 256;
+    let length = bytes.len() / streams / LANES;
+    let mut lanes = [0u8; LANES];
     for at in 0..length {
         for stream in 0..streams {
-            let from = &words[(stream * length + at) * LANES..][..LANES];
-            for (lane, &word) in lanes.iter_mut().zip(from) {
-                *lane |= word;
+            let from = &bytes[(stream * length + at) * LANES..][..LANES];
+            #[cfg(target_arch = "x86_64")]
+            if ahead > 0 {
+                for line in 0..LANES / 64 {
+                    use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+                    // SAFETY: a hint, harmless for any address; SSE is part of the architecture.
+                    unsafe {
+                        _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(ahead + 64 * line).cast())
+                    };
+                }
+            }
+            for (lane, &byte) in lanes.iter_mut().zip(from) {
+                *lane |= byte;
             }
         }
     }
@@ -111,7 +127,14 @@ fn unpack_rate(isa: Isa, time: Duration) -> f64 {
             let mut out = [0f32; TILE];
             best_rate(100.0 * 2.0 * (TILE * 2048) as f64, time, || {
                 for _ in 0..100 {
-                    super::matvec(isa, black_box(tiles.as_slice()), &geometry, &x, &mut out);
+                    super::matvec(
+                        isa,
+                        black_box(tiles.as_slice()),
+                        &geometry,
+                        &x,
+                        &mut out,
+                        super::Reading::usual(isa),
+                    );
                 }
             })
         }

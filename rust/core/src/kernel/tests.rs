@@ -38,29 +38,18 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
     let second = Activations::quantize(&second, &tiles.geometry).unwrap();
     let expected = naive::matvec(&matrix, &x);
     for isa in Isa::usable() {
-        let mut out = vec![0f32; tiles.geometry.tiles * TILE];
-        matvec(isa, tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out);
-        for (row, (a, b)) in out.iter().zip(&expected).enumerate() {
-            assert_eq!(
-                a.to_bits(),
-                b.to_bits(),
-                "{}: {rows}x{cols}, {planes} planes, groups of {group_size}, row {row}: {a} against {b}",
-                isa.name()
-            );
-        }
-        #[cfg(target_arch = "x86_64")]
-        for streams in [1, 2] {
+        for (streams, ahead) in [(1, 0), (1, 1024), (2, 0), (4, 1024)] {
             let mut out = vec![0f32; tiles.geometry.tiles * TILE];
-            match isa {
-                Isa::AvxVnni => {
-                    avx2::matvec::<Vnni>(tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out, streams)
-                }
-                Isa::Avx2 => {
-                    avx2::matvec::<Maddubs>(tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out, streams)
-                }
-                _ => continue,
+            let reading = Reading { streams, ahead };
+            matvec(isa, tiles.bytes.as_slice(), &tiles.geometry, &x, &mut out, reading);
+            for (row, (a, b)) in out.iter().zip(&expected).enumerate() {
+                assert_eq!(
+                    a.to_bits(),
+                    b.to_bits(),
+                    "{}: {rows}x{cols}, {planes} planes, groups of {group_size}, {reading:?}, row {row}: {a} against {b}",
+                    isa.name()
+                );
             }
-            assert_eq!(&out[..rows], &expected[..], "{}: {streams} streams", isa.name());
         }
         let fastest = trits::Encoding::of(isa);
         for encoding in [trits::Encoding::Fraction, fastest] {
@@ -71,14 +60,14 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
             assert_eq!(five.expand(1).bytes.as_slice(), tiles.bytes.as_slice());
         }
         let others = naive::matvec(&matrix, &second);
-        let many = if cols % 4 == 0 { 31 } else { 17 };
+        let many = if cols.is_multiple_of(4) { 31 } else { 17 };
         for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, many] {
             let tokens: Vec<Activations> =
                 (0..n).map(|t| if t % 2 == 0 { x.clone() } else { second.clone() }).collect();
-            let batch = Batch::new(&tokens, &tiles.geometry);
-            // Two tiles at a time, and the last of an odd number alone.
-            for first in (0..tiles.geometry.tiles).step_by(2) {
-                let count = (tiles.geometry.tiles - first).min(2);
+            let batch = Batch::new(&tokens, &tiles.geometry, 1);
+            // As many tiles at a time as can be, and those left over at the end.
+            for first in (0..tiles.geometry.tiles).step_by(TILES) {
+                let count = (tiles.geometry.tiles - first).min(TILES);
                 let size = tiles.geometry.tile_bytes();
                 let bytes = &tiles.bytes.as_slice()[first * size..(first + count) * size];
                 let mut out = vec![0f32; count * n * TILE];
@@ -135,6 +124,27 @@ fn activations_are_quantized_as_the_design_says() {
     assert!(tiny.scale == 0.0 && tiny.q[0] == 0);
     assert!(Activations::quantize(&[0.0, f32::NAN, 0.0, 0.0, 0.0, 0.0], &geometry).is_err());
     assert!(Activations::quantize(&[0.0, 0.0, 0.0, 0.0, 0.0, f32::INFINITY], &geometry).is_err());
+}
+
+proptest! {
+    #[test]
+    fn quantized_activations_are_rounded_quotients(
+        start in prop::collection::vec(prop_oneof![-1e-30f32..1e-30, -1.0f32..1.0, -1e30f32..1e30], 1..70),
+        halves in prop::collection::vec(-254i32..254, 70), unit in prop_oneof![Just(1.0f32), Just(3e-39), 1e-3f32..1e3],
+    ) {
+        // Multiples of half a step are where a product with the inverse and a quotient may part.
+        let near: Vec<f32> = halves.iter().map(|&h| h as f32 / 2.0 * unit).chain([127.0 * unit]).collect();
+        for x in [start, near] {
+            let geometry = Geometry::new(1, x.len(), 1, 0);
+            let q = Activations::quantize(&x, &geometry).unwrap();
+            let largest = x.iter().fold(0f32, |a, x| a.max(x.abs())) / 127.0;
+            prop_assert_eq!(q.scale, largest);
+            for (&q, &x) in q.q.iter().zip(&x) {
+                let expected = if largest > 0.0 { (x / largest).round_ties_even() } else { 0.0 };
+                prop_assert_eq!(q as f32, expected, "{} / {}", x, largest);
+            }
+        }
+    }
 }
 
 #[test]

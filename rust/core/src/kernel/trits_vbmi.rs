@@ -35,7 +35,7 @@ pub const fn encode(value: usize) -> u8 {
 
 /// Codes 1 to 4 (a number below 81) as two bits each, the first lowest.
 const fn in_bits(rest: usize) -> u8 {
-    (rest / 27 | rest / 9 % 3 << 2 | rest / 3 % 3 << 4 | rest % 3 << 6) as u8
+    ((rest / 27) | ((rest / 9 % 3) << 2) | ((rest / 3 % 3) << 4) | ((rest % 3) << 6)) as u8
 }
 
 /// Codes 1 to 4 by the low six bits, below [`ESCAPE`] and from there on, and code 0 times 64 from there on.

@@ -1,0 +1,124 @@
+//! How a path reads the tiles of one token's product: two numbers that differ from machine to machine and change
+//! no result, chosen by measuring once in a process.
+
+#[cfg(target_arch = "x86_64")]
+use std::hint::black_box;
+use std::sync::OnceLock;
+#[cfg(target_arch = "x86_64")]
+use std::time::Instant;
+
+use super::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::{matvec, Activations};
+#[cfg(target_arch = "x86_64")]
+use crate::tiles::{Aligned, Geometry, TILE};
+
+/// How tiles are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Far-apart tiles that are read side by side: 1, 2 or 4 (the 256-bit paths: 1 or 2).
+    pub streams: usize,
+    /// Bytes between what is read and what is asked for ahead; 0 leaves that to the machine. The AVX-512 paths only.
+    pub ahead: usize,
+}
+
+/// Matrices below this many bytes may well be in a cache, where the choice matters little.
+const LARGE: usize = 1 << 20;
+
+impl Reading {
+    /// What suits a path where nothing is known of the machine.
+    pub fn usual(isa: Isa) -> Self {
+        match isa {
+            Isa::Avx512Gfni | Isa::Avx512Vnni => Reading { streams: 4, ahead: 1024 },
+            Isa::AvxVnni | Isa::Avx2 => Reading { streams: 2, ahead: 0 },
+            Isa::Neon | Isa::Generic => Reading { streams: 1, ahead: 0 },
+        }
+    }
+
+    fn candidates(isa: Isa) -> Vec<Self> {
+        let all = |streams: &[usize], aheads: &[usize]| {
+            let of = |&streams: &usize| aheads.iter().map(move |&ahead| Reading { streams, ahead });
+            streams.iter().flat_map(of).collect()
+        };
+        match isa {
+            Isa::Avx512Gfni | Isa::Avx512Vnni => all(&[4, 2, 1], &[1024, 2048, 0]),
+            Isa::AvxVnni | Isa::Avx2 => all(&[2, 1], &[0]),
+            Isa::Neon | Isa::Generic => vec![Reading::usual(isa)],
+        }
+    }
+
+    /// The reading of a matrix of `bytes`: what `TRITPRESS_STREAMS` and `TRITPRESS_AHEAD` say, else for large
+    /// matrices the fastest from memory, measured when the first of them asks (20 ms).
+    pub fn of(isa: Isa, bytes: usize) -> Self {
+        static TOLD: OnceLock<[Option<usize>; 2]> = OnceLock::new();
+        static MEASURED: OnceLock<Reading> = OnceLock::new();
+        let [streams, ahead] = *TOLD.get_or_init(|| {
+            ["TRITPRESS_STREAMS", "TRITPRESS_AHEAD"]
+                .map(|name| std::env::var(name).ok().and_then(|text| text.trim().parse().ok()))
+        });
+        let mut reading = match (streams, ahead) {
+            (None, _) | (_, None) if bytes >= LARGE => *MEASURED.get_or_init(|| measured(isa)),
+            _ => Reading::usual(isa),
+        };
+        reading.streams = streams.unwrap_or(reading.streams);
+        reading.ahead = ahead.unwrap_or(reading.ahead);
+        reading
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn measured(isa: Isa) -> Reading {
+    Reading::usual(isa)
+}
+
+/// The fastest candidate on tiles that are in no cache; the usual one unless another is 3 % faster.
+#[cfg(target_arch = "x86_64")]
+fn measured(isa: Isa) -> Reading {
+    const ROUNDS: usize = 3;
+    let candidates = Reading::candidates(isa);
+    let geometry = Geometry::new(64 * TILE, 4096, 1, 64);
+    let Ok(x) = Activations::quantize(&vec![1.0; geometry.cols], &geometry) else {
+        return Reading::usual(isa);
+    };
+    let size = geometry.tiles * geometry.tile_bytes();
+    let mut tiles = Aligned::zeroed(size * candidates.len());
+    // Written once, so that every page is one of its own.
+    tiles.as_mut_slice().fill(0x55);
+    let mut out = vec![0f32; geometry.tiles * TILE];
+    let mut best = vec![f64::MAX; candidates.len()];
+    for _ in 0..ROUNDS {
+        drop_from_caches(tiles.as_slice());
+        for (i, &reading) in candidates.iter().enumerate() {
+            let tiles = &tiles.as_slice()[i * size..][..size];
+            let start = Instant::now();
+            matvec(isa, black_box(tiles), &geometry, &x, &mut out, reading);
+            best[i] = best[i].min(start.elapsed().as_secs_f64());
+        }
+    }
+    let usual = candidates.iter().position(|&reading| reading == Reading::usual(isa)).unwrap_or(0);
+    let fastest = (0..best.len()).fold(usual, |a, b| if best[b] < best[a] { b } else { a });
+    candidates[if best[fastest] < 0.97 * best[usual] { fastest } else { usual }]
+}
+
+#[cfg(target_arch = "x86_64")]
+fn drop_from_caches(bytes: &[u8]) {
+    for line in bytes.chunks(64) {
+        // SAFETY: the line is there; flushing changes no content. SSE2 is part of the architecture.
+        unsafe { std::arch::x86_64::_mm_clflush(line.as_ptr()) };
+    }
+    // SAFETY: as above.
+    unsafe { std::arch::x86_64::_mm_mfence() };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_chosen_is_a_candidate() {
+        for isa in Isa::usable() {
+            assert!(Reading::candidates(isa).contains(&Reading::usual(isa)));
+            assert!(Reading::candidates(isa).contains(&measured(isa)));
+        }
+    }
+}
