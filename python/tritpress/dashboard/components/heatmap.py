@@ -12,7 +12,10 @@ from typing import Any
 from bokeh.core.properties import value
 from bokeh.events import Tap
 from bokeh.models import (
+    CDSView,
     ColumnDataSource,
+    CustomJS,
+    CustomJSFilter,
     CustomJSTickFormatter,
     FixedTicker,
     LinearColorMapper,
@@ -67,6 +70,13 @@ TURN = """
   for (const frame of [light, dark]) frame.setv({top: first - 0.5, bottom: last + 0.5})
 """.replace("SIZE", str(LAYERS_A_PAGE))
 """Run by the pagination: `range` is that of `Rows`, `light` and `dark` the minimap's frames."""
+
+
+SEEN = """
+  const low = Math.min(range.start, range.end), high = Math.max(range.start, range.end)
+  return Array.from(source.data.y, (y) => low < y && y < high)
+"""
+"""A filter: the browser measures and draws the words of the page alone, which cost most of a redraw."""
 
 
 class Rows:
@@ -135,9 +145,14 @@ class Heatmap:
             line_width="width",
             fill_color={"field": "value", "transform": self.mapper},
         )
+        seen = CustomJSFilter(args={"range": rows.range}, code=SEEN)
+        again = CustomJS(args={"seen": seen}, code="seen.change.emit()")
+        for end in ("start", "end"):
+            rows.range.js_on_change(end, again)
         plot.text(
             "x",
             "y",
+            view=CDSView(filter=seen),
             text="text",
             source=self.source,
             text_align="center",
