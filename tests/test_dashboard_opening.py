@@ -123,3 +123,20 @@ def test_curves_grow_by_what_is_new_and_never_have_more_than_two_thousand_points
     assert {points for _, name, points in traffic if name} and max(points for *_, points in traffic) <= POINTS
     writer.close()
     session.open("")
+
+
+def test_a_page_that_was_closed_is_let_go(tmp_path: Path) -> None:
+    """Panel's state lives as long as the process: what a page leaves there keeps all of it."""
+    import panel as pn
+    from tritpress.dashboard.session import Session
+    from tritpress.dashboard.store import RunStore
+
+    def watchers() -> int:
+        kept = pn.state._param__private.watchers
+        return sum(len(each) for kinds in kept.values() for each in kinds.values())
+
+    store = RunStore(tmp_path)
+    Session(store)
+    before = watchers()
+    Session(store)
+    assert watchers() == before
