@@ -10,6 +10,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,21 @@ Row = dict[str, Any]
 Runners = dict[str, Callable[[int], object]]
 
 
-def run(name: str, threads: int | None = None) -> dict[str, Any]:
+def run(name: str, threads: int | None = None, torch: bool = True) -> dict[str, Any]:
     """Run one benchmark: "matvec", "matmul", "pack" or "generate".
 
     threads: measure with this many threads; None measures one and all.
+    torch: whether products have torch's beside them, where torch is installed.
     Returns {"machine": limits measured first, "rows": [...]}, numbers in the units of their names
     (us microseconds, gb_s 10^9 bytes a second, gop_s 10^9 operations a second: a product and a sum are two).
     Raises `UsageError` for an unknown name or a bad thread count.
     """
-    benches = {"matvec": _matvec, "matmul": _matmul, "pack": _pack, "generate": _generate}
+    benches: dict[str, Callable[..., list[Row]]] = {
+        "matvec": partial(_matvec, torch=torch),
+        "matmul": partial(_matmul, torch=torch),
+        "pack": _pack,
+        "generate": _generate,
+    }
     if name not in benches:
         raise UsageError(f"bench must be one of {', '.join(benches)}, not {name!r}")
     if threads is not None and not 1 <= threads <= 1024:
@@ -154,6 +161,7 @@ def _row(
     row: Row = {
         "op": op, "rows": rows, "cols": cols, "n": n, "threads": threads, "where": where, "isa": matrix.isa,
         "format": matrix.format, "group_size": matrix.group_size, "us": us, "us_spread": spread,
+        "us_least": round(min(times["tritpress"]), 2),
         "gb_s": round(matrix.nbytes / us / 1e3, 2), "gop_s": round(2.0 * n * rows * cols / us / 1e3, 1),
         "floor_us": round(floor, 2), "ratio_floor": round(us / floor, 3),
     }  # fmt: skip
@@ -165,7 +173,7 @@ def _row(
     return row
 
 
-def _matvec(threads: int, limits: Any) -> list[Row]:
+def _matvec(threads: int, limits: Any, torch: bool) -> list[Row]:
     """One token at every shape, from memory and from cache, in every format and beside torch."""
     out = []
     rng = np.random.default_rng(1)
@@ -187,7 +195,7 @@ def _matvec(threads: int, limits: Any) -> list[Row]:
                     return used[i % len(used)].matvec(x, threads)
 
                 runners: Runners = {"tritpress": ours}
-                if (group_size, format) == (64, "2bit"):
+                if torch and (group_size, format) == (64, "2bit"):
                     torch_copies = -(-MEMORY_BYTES // (4 * rows * cols)) if memory else 1
                     runners |= _torch_runners(rows, cols, 1, torch_copies, threads)
                 times = _race(runners, warm=where == "cache")
@@ -197,7 +205,7 @@ def _matvec(threads: int, limits: Any) -> list[Row]:
     return out
 
 
-def _matmul(threads: int, limits: Any) -> list[Row]:
+def _matmul(threads: int, limits: Any, torch: bool) -> list[Row]:
     """Many tokens; the floor is the multiply-add peak alone."""
     out = []
     rng = np.random.default_rng(1)
@@ -212,7 +220,7 @@ def _matmul(threads: int, limits: Any) -> list[Row]:
                     return matrix.matmul(x, threads)
 
                 runners: Runners = {"tritpress": ours}
-                if group_size == 64:
+                if torch and group_size == 64:
                     runners |= _torch_runners(rows, cols, n, 1, threads)
 
                 def single(i: int, matrix: Any = matrix, x: np.ndarray = x) -> object:

@@ -557,12 +557,15 @@ def dashboard(
 def bench(
     name: Annotated[o.Bench, typer.Argument(help="What to measure.")],
     threads: o.ThreadsOption = None,
+    torch: Annotated[
+        bool, typer.Option("--torch/--no-torch", help="Products beside torch's, where it is installed.")
+    ] = True,
     debug: o.DebugOption = False,
     json: o.JsonOption = False,
 ) -> int:
     from tritpress.bench import run
 
-    found = run(name.value, threads=threads)
+    found = run(name.value, threads=threads, torch=torch)
     if json:
         print_json(found)
     else:
