@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
 import math
 from pathlib import Path
@@ -22,15 +20,6 @@ def available_bytes() -> int | None:
     except (OSError, ValueError):
         pass
     return None
-
-
-def give_back_freed() -> None:
-    """Ask the C library (glibc's; others are left alone) to return what was freed to the system.
-
-    Weights that came and went leave holes of a few megabytes, which would stay in the resident set.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def held_bytes(model: nn.Module) -> int:

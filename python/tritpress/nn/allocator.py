@@ -21,11 +21,11 @@ def keep_freed_memory() -> None:
         mallopt(MALLOPT_TRIM, KEPT_BYTES)
 
 
-def return_freed_memory() -> None:
-    """Give it back to the system now.
+def give_back_freed() -> None:
+    """Return what was freed to the system now.
 
-    Blocks that are not much larger than those freed before come from heaps that only shrink from their end:
-    a model that goes through block by block would leave behind in every heap what one block needed.
+    Weights that came and went leave holes of a few megabytes, which would stay in the resident set: heaps
+    only shrink from their end, and a model that goes through block by block would leave them in every one.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

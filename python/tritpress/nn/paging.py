@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritpress.nn.allocator import return_freed_memory
+from tritpress.nn.allocator import give_back_freed
 
 Read = Callable[[str], Tensor]
 """Name of a parameter in the model -> its value, float32, in the parameter's shape."""
@@ -57,7 +57,7 @@ class _Part:
         self.count -= 1
         if self.count == 0:
             self._drop()
-            return_freed_memory()
+            give_back_freed()
 
     def _drop(self) -> None:
         for owner, key, _, shape in self.places:

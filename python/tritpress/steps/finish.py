@@ -58,7 +58,7 @@ def validation(work: Work) -> str | None:
     What cannot be measured (no text, no torch) stays null in its gate, with the reason.
     """
     from tritpress.evaluate.gates import judge
-    from tritpress.evaluate.memory import give_back_freed
+    from tritpress.nn.allocator import give_back_freed
 
     _list_outputs(work)
     _size_figures(work)
