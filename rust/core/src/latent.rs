@@ -296,19 +296,8 @@ fn dot_inner(gradient: &[f32], codes: &[i8]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::numbers;
     use proptest::prelude::*;
-
-    fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        (0..count)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
 
     fn shapes() -> impl Strategy<Value = (Shape, u64)> {
         (1usize..6, 1usize..150, prop::sample::select(vec![0usize, 32, 64, 128]), 1usize..4, any::<u64>())

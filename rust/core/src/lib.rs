@@ -25,6 +25,8 @@ pub mod stats;
 pub mod stream;
 pub mod sweep;
 pub mod ternary;
+#[cfg(test)]
+mod testing;
 pub mod tiles;
 
 pub use error::{Error, Result};

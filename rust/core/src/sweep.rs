@@ -292,19 +292,8 @@ fn zeros_inner(levels: &[f32], width: usize, price: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::numbers;
     use proptest::prelude::*;
-
-    fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        (0..count)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
 
     fn naive_nearest(aim: f32, points: &[f32], zeros: &[f32], extra: Option<f32>) -> usize {
         let cost = |k: usize| {

@@ -169,8 +169,7 @@ unsafe fn add_chunks<U: Unpack, const K: usize, const G: usize, const T: usize>(
 /// The sums of one token as one, factors taken out; exact, because every sum is a multiple of its factor.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn fold<U: Unpack, const K: usize, const T: usize>(sums: &Sums<T>, t: usize) -> __m512i {
-    let [a, b, c, d] = [sums[0][t], sums[1][t], sums[2][t], sums[3][t]];
+pub(super) fn fold<U: Unpack, const K: usize>(&[a, b, c, d]: &[__m512i; 4]) -> __m512i {
     if U::SHIFTED {
         let low = _mm512_add_epi32(a, _mm512_srai_epi32::<2>(b));
         let high = _mm512_add_epi32(_mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d));
@@ -276,7 +275,7 @@ unsafe fn side_by_side<
             let scales = p.add(g * block + CHUNKS * CHUNK_BYTES);
             let scales = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
             for (t, total) in totals.iter_mut().enumerate() {
-                let exact = fold::<U, K, T>(sums, t);
+                let exact = fold::<U, K>(&[sums[0][t], sums[1][t], sums[2][t], sums[3][t]]);
                 *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, *total);
             }
         }
@@ -323,7 +322,10 @@ unsafe fn any_groups<U: Unpack, const STEP: usize, const SETS: usize, const K: u
                     }
                     for sums in &sums {
                         for (t, exact) in exact.iter_mut().enumerate() {
-                            *exact = _mm512_add_epi32(*exact, fold::<U, K, T>(sums, t));
+                            *exact = _mm512_add_epi32(
+                                *exact,
+                                fold::<U, K>(&[sums[0][t], sums[1][t], sums[2][t], sums[3][t]]),
+                            );
                         }
                     }
                 }

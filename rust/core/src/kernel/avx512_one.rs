@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx512::{in_order, FOLD};
+use super::avx512::{fold, in_order, FOLD};
 use super::reading::Reading;
 use super::unpack512::Unpack;
 use super::Activations;
@@ -262,20 +262,4 @@ unsafe fn add_scaled(total: &mut __m512, exact: __m512i, p: *const u8) {
     // SAFETY: the caller's promise.
     let scales = unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) };
     *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, *total);
-}
-
-/// The sums as one, factors taken out; exact, because every sum is a multiple of its factor.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn fold<U: Unpack, const K: usize>(&[a, b, c, d]: &Sums) -> __m512i {
-    if U::SHIFTED {
-        let low = _mm512_add_epi32(a, _mm512_srai_epi32::<2>(b));
-        let high = _mm512_add_epi32(_mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d));
-        return _mm512_add_epi32(low, high);
-    }
-    match K {
-        1 => a,
-        2 => _mm512_add_epi32(a, b),
-        _ => _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d)),
-    }
 }
