@@ -29,6 +29,8 @@ def test_rows_have_their_figures(name):
     for row in found["rows"]:
         assert row.keys() >= KEYS and row["us"] > 0 and row["op"] == name
         assert row["ratio_floor"] == pytest.approx(row["us"] / row["floor_us"], rel=0.2)
+        if name == "matvec":
+            assert row["reading_us"] > 0 and row["ratio_reading"] > 0
 
 
 def test_bad_arguments_are_refused():

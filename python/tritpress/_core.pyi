@@ -1,7 +1,7 @@
 """The Rust core. Arrays are numpy's; those not C-contiguous are copied first. The GIL is released."""
 
 from os import PathLike
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,22 +42,51 @@ def default_threads() -> int:
 
 class Limits(TypedDict):
     memory_gb_s: float
+    memory_streams: int
+    memory_ahead: int
     cache_gb_s: float
     unpack_gop_s: float
     multiply_gop_s: float
+    matrix_gop_s: NotRequired[float]
     streams: int
     ahead: int
 
 def machine_limits(threads: int | None = None) -> Limits:
     """What this machine reaches at most with that many threads, measured for a second: reads from memory
     and from the last-level cache (10^9 bytes a second), unpacking and multiplying as a matvec does, and
-    multiplying alone (10^9 operations a second, with the instructions of the path `isa()`); and how large
-    matrices are read for one token: tiles side by side and bytes asked for ahead.
+    multiplying alone (10^9 operations a second, with the instructions of the path `isa()`), the latter with its
+    matrix unit too if it has one (matrix_gop_s); memory_streams and memory_ahead, how memory was read fastest
+    (places in turn, bytes asked for ahead); and how large matrices are read for one token: tiles side by side and
+    bytes asked for ahead.
     """
 
-def read_again_gb_s(nbytes: int, threads: int | None = None) -> float:
-    """10^9 bytes a second when so many bytes are read again and again, in the best of several ways: what the
-    cache that they fit in gives.
+class Read(TypedDict):
+    gb_s: float
+    streams: int
+    ahead: int
+
+def read_again(nbytes: int, threads: int | None = None) -> Read:
+    """When so many bytes are read again and again, in the best of several ways: 10^9 bytes a second, which is what
+    the cache that they fit in gives, and the way (places in turn, bytes asked for ahead).
+    """
+
+def read_once(matrix: PackedMatrix, streams: int, ahead: int, threads: int | None = None) -> None:
+    """Read a matrix's bytes once, each thread its part, `streams` places of it in turn and `ahead` bytes asked for
+    ahead: the least that a product can take.
+    """
+
+def attend(
+    q: NDArray[np.float32],
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    start: int,
+    stop: int,
+    *,
+    threads: int | None = None,
+) -> NDArray[np.float32]:
+    """One token's attention: q [kv_heads, group, head_size], scaled already, over the positions start..stop of keys
+    [blocks, kv_heads, head_size, 64] and values [blocks, kv_heads, 64, head_size] -> of q's shape. The same for any
+    number of threads.
     """
 
 def ternarize(

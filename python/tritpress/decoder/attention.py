@@ -1,40 +1,13 @@
-"""Causal attention over the cache, for one new token or several."""
+"""Causal attention over the cache for several new tokens; for one the core has it (`_core.attend`)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from tritpress.decoder.cache import BLOCK, KVCache
+from tritpress.decoder.cache import KVCache
 
 _CHUNK = 128
 """New tokens whose scores are made at once: bounds the memory of a long prompt."""
-
-
-def attend_one(q: np.ndarray, cache: KVCache, layer: int, start: int, stop: int) -> np.ndarray:
-    """One token: q [kv_heads, group, head_size] (scaled already) over the positions start..stop ->
-    [heads * head_size].
-    """
-    keys, values = cache.keys[layer], cache.values[layer]
-    first, end = start // BLOCK, -(-stop // BLOCK)
-    if end - first == 1:
-        inside = slice(start - first * BLOCK, stop - first * BLOCK)
-        scores = np.matmul(q, keys[first, :, :, inside])
-        total = _softmax(scores)
-        out = np.matmul(scores, values[first, :, inside])
-    else:  # whole blocks, and -infinity where a block has positions that are not asked for
-        kv_heads, group, _ = q.shape
-        count = end - first
-        scores = cache.scratch[: kv_heads * group * count * BLOCK].reshape(kv_heads, group, count * BLOCK)
-        by_block = scores.reshape(kv_heads, group, count, BLOCK).transpose(2, 0, 1, 3)
-        np.matmul(q, keys[first:end], out=by_block)
-        if start > first * BLOCK:
-            scores[:, :, : start - first * BLOCK] = -np.inf
-        if stop < end * BLOCK:
-            scores[:, :, stop - first * BLOCK :] = -np.inf
-        total = _softmax(scores)
-        out = np.add.reduce(np.matmul(by_block, values[first:end]), axis=0)
-    out /= total
-    return out.reshape(-1)
 
 
 def attend_many(q: np.ndarray, cache: KVCache, layer: int, first: int, window: int | None) -> np.ndarray:

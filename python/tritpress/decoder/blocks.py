@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tritpress import _core
 from tritpress.decoder.architecture import Architecture
-from tritpress.decoder.attention import attend_many, attend_one
+from tritpress.decoder.attention import attend_many
 from tritpress.decoder.cache import KVCache
 from tritpress.decoder.linear import Product
 from tritpress.decoder.rope import interleave
@@ -99,8 +100,10 @@ class Attention:
     With rotary positions the rows of queries and keys are in the order of `rope.interleave`.
     """
 
-    def __init__(self, told: Architecture, layer: int, qkv: Product, out: Product) -> None:
-        self.told, self.layer, self.qkv, self.out = told, layer, qkv, out
+    def __init__(
+        self, told: Architecture, layer: int, qkv: Product, out: Product, threads: int | None
+    ) -> None:
+        self.told, self.layer, self.qkv, self.out, self.threads = told, layer, qkv, out, threads
         self.window = told.windows[layer]
         self.norms: Array | None = None
         self._queries = told.heads * told.head_size
@@ -128,7 +131,9 @@ class Attention:
             q = qkv[: self._queries].reshape(kv_heads, self._group, size)
             stop = position + 1
             start = 0 if self.window is None else max(0, stop - self.window)
-            return self.out(attend_one(q, cache, self.layer, start, stop))
+            keys, values = cache.keys[self.layer], cache.values[self.layer]
+            found = _core.attend(q, keys, values, start, stop, threads=self.threads)
+            return self.out(found.reshape(-1))
         count = len(x)
         both = qkv[:, self._queries :].reshape(count, 2, kv_heads, size)
         cache.put_many(self.layer, position, both[:, 0], both[:, 1])
@@ -160,7 +165,7 @@ class LlamaBlock:
             Piece(f"{attention}v_proj.weight", told.kv_heads * size, hidden),
         )
         out = weights.linear(Piece(f"{attention}o_proj.weight", hidden, told.heads * size))
-        self.attention = Attention(told, layer, qkv, out)
+        self.attention = Attention(told, layer, qkv, out, weights.threads)
         if told.query_key_norms:
             order = interleave(1, size)
             norms = [
@@ -201,7 +206,7 @@ class Gpt2Block:
             return layer_norm(weights, f"{name}{which}", told)
 
         qkv, out = linear("attn.c_attn", 3 * hidden, hidden), linear("attn.c_proj", hidden, hidden)
-        self.attention = Attention(told, layer, qkv, out)
+        self.attention = Attention(told, layer, qkv, out, weights.threads)
         self.wide, self.narrow = (
             linear("mlp.c_fc", told.inner, hidden),
             linear("mlp.c_proj", hidden, told.inner),

@@ -7,17 +7,13 @@ import numpy as np
 from tritpress.decoder.architecture import Architecture
 
 BLOCK = 64
-"""Positions of a block: 16 KB of keys for a head of 64, so that a block's product stays in the cache and is
-one of the small ones that OpenBLAS does on one thread and without packing. Measured against 128, 256 and no
-blocks."""
+"""Positions of a block, as `_core.attend` reads them: a key block runs along positions, a value block along the
+value's own numbers."""
 
 
 class KVCache:
     """float32 keys [layers][blocks, kv_heads, head_size, BLOCK] and values [layers][blocks, kv_heads, BLOCK,
     head_size].
-
-    In memory a key block of shared heads (several queries each) runs along positions, that of single heads
-    along the key's own numbers: the faster way for each, seen through the same shape.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -25,7 +21,6 @@ class KVCache:
         self.capacity = 0
         self.keys: list[np.ndarray] = []
         self.values: list[np.ndarray] = []
-        self.scratch = np.zeros(0, np.float32)
         self.reserve(1)
 
     def reserve(self, capacity: int) -> None:
@@ -34,14 +29,10 @@ class KVCache:
         if blocks * BLOCK <= self.capacity:
             return
         told = self._told
-        shape = (blocks, told.kv_heads, BLOCK, told.head_size)
         kept = self.capacity // BLOCK
         for layer in range(told.layers):
-            values = np.zeros(shape, dtype=np.float32)
-            if told.heads > told.kv_heads:
-                keys = np.zeros((*shape[:2], told.head_size, BLOCK), dtype=np.float32)
-            else:
-                keys = np.zeros(shape, dtype=np.float32).transpose(0, 1, 3, 2)
+            keys = np.zeros((blocks, told.kv_heads, told.head_size, BLOCK), dtype=np.float32)
+            values = np.zeros((blocks, told.kv_heads, BLOCK, told.head_size), dtype=np.float32)
             if kept:
                 keys[:kept], values[:kept] = self.keys[layer], self.values[layer]
                 self.keys[layer], self.values[layer] = keys, values
@@ -49,7 +40,6 @@ class KVCache:
                 self.keys.append(keys)
                 self.values.append(values)
         self.capacity = blocks * BLOCK
-        self.scratch = np.empty(told.heads * self.capacity, dtype=np.float32)
 
     def put(self, layer: int, position: int, k: np.ndarray, v: np.ndarray) -> None:
         """Keys and values [kv_heads, head_size] of one position."""
@@ -81,4 +71,4 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of room reserved."""
-        return sum(k.nbytes + v.nbytes for k, v in zip(self.keys, self.values)) + self.scratch.nbytes
+        return sum(k.nbytes + v.nbytes for k, v in zip(self.keys, self.values))

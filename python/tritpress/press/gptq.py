@@ -268,11 +268,15 @@ def _moments(
 
 
 def _add(first: _Moments, second: _Moments) -> _Moments:
+    """`first` with `second` added, in place."""
+
     def total(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        return None if a is None or b is None else a + b
+        return None if a is None or b is None else a.add_(b)
 
     return _Moments(
-        first.hessian + second.hessian, total(first.cross, second.cross), total(first.drift, second.drift)
+        first.hessian.add_(second.hessian),
+        total(first.cross, second.cross),
+        total(first.drift, second.drift),
     )
 
 
@@ -325,7 +329,9 @@ def _corrected(weight: Tensor, moments: _Moments) -> Tensor:
     """
     if moments.cross is None:
         return weight
-    wanted = CORRECTION * (weight.double() @ (moments.cross.double() - moments.hessian.double()))
+    change = moments.cross.to(torch.float64, copy=True).sub_(moments.hessian)
+    wanted = CORRECTION * (weight.double() @ change)
+    del change
     if moments.drift is not None:
         wanted += STREAM_CORRECTION * moments.drift.double()
     step = torch.cholesky_solve(wanted.T, torch.linalg.cholesky(damped(moments.hessian))).T

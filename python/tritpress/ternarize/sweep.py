@@ -66,9 +66,10 @@ class Curvature:
 
 def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     """float64 Hessian with `damping` times its mean diagonal added; inputs that never fire get that alone."""
-    h = hessian.double()
+    h = hessian.to(torch.float64, copy=True)
     mean = float(h.diagonal().mean())
-    return h + torch.eye(len(h), dtype=h.dtype, device=h.device) * (damping * mean if mean > 0 else 1.0)
+    h.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    return h
 
 
 def curvature(hessian: Tensor, group_size: int) -> Curvature:
@@ -76,10 +77,14 @@ def curvature(hessian: Tensor, group_size: int) -> Curvature:
     width = group_size or len(hessian)
     h = damped(hessian)
     order, blocks = _group_order(h.diagonal(), width)
-    h = h[order][:, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-    factor = torch.linalg.cholesky(inverse, upper=True)
-    return Curvature(order, blocks, h.float(), factor.float())
+    # Each of these is 8 bytes for every pair of inputs, so none is kept longer than it is needed.
+    h = h[order[:, None], order]
+    lower = torch.linalg.cholesky(h)
+    single = h.float()
+    del h
+    inverse = torch.cholesky_inverse(lower)
+    del lower
+    return Curvature(order, blocks, single, torch.linalg.cholesky(inverse, upper=True).float())
 
 
 def _group_order(diagonal: Tensor, width: int) -> tuple[Tensor, list[tuple[int, slice]]]:

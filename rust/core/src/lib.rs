@@ -3,6 +3,7 @@
 //! * [`ternary`]: weights -> codes and scales (absmean, fixed threshold, exact least squares, planes);
 //! * [`packing`]: the canonical 2-bit file layout; [`tiles`]: the layout of the kernels;
 //! * [`matrix`]: a packed matrix and its products with int8 activations, run by [`kernel`] on [`pool`];
+//! * [`attention`]: one token's attention over cached keys and values;
 //! * [`latent`]: weights in training -> codes and what they stand for;
 //! * [`stream`]: tensors in a safetensors file -> packed tensors in another, in constant memory;
 //! * [`sweep`]: the inner loops of a second-order fit;
@@ -11,6 +12,7 @@
 // Loops over lanes index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+pub mod attention;
 pub mod error;
 pub mod half;
 pub mod kernel;

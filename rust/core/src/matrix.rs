@@ -153,9 +153,10 @@ impl PackedMatrix {
         let size = self.bytes() / g.tiles;
         if n == 1 {
             let mut out = vec![0f32; g.rows];
-            let block = tiles_per_item(g.tiles, size, threads);
+            let reading = Reading::of(self.isa, self.bytes());
+            let block = tiles_per_item(g.tiles, size, threads, reading.streams);
             pool::chunks_mut(&mut out, TILE * block, threads, |index, out| {
-                self.matvec_tiles(index * block, &tokens[0], out);
+                self.matvec_tiles(index * block, &tokens[0], out, reading);
             });
             return Ok(out);
         }
@@ -193,26 +194,31 @@ impl PackedMatrix {
     }
 
     /// Products of the tiles from `first` on that cover `out`, whose last tile may be cut short.
-    fn matvec_tiles(&self, first: usize, x: &Activations, out: &mut [f32]) {
+    fn matvec_tiles(&self, first: usize, x: &Activations, out: &mut [f32], reading: Reading) {
         let size = self.bytes() / self.geometry().tiles;
         let whole = out.len() / TILE;
         let (even, rest) = out.split_at_mut(whole * TILE);
-        self.matvec_whole(first * size..(first + whole) * size, x, even);
+        self.matvec_whole(first * size..(first + whole) * size, x, even, reading);
         if !rest.is_empty() {
             let mut last = [0f32; TILE];
-            self.matvec_whole((first + whole) * size..(first + whole + 1) * size, x, &mut last);
+            self.matvec_whole((first + whole) * size..(first + whole + 1) * size, x, &mut last, reading);
             rest.copy_from_slice(&last[..rest.len()]);
         }
     }
 
-    fn matvec_whole(&self, bytes: std::ops::Range<usize>, x: &Activations, out: &mut [f32]) {
+    fn matvec_whole(
+        &self,
+        bytes: std::ops::Range<usize>,
+        x: &Activations,
+        out: &mut [f32],
+        reading: Reading,
+    ) {
         match &self.codes {
             Codes::Two(tiles) => {
-                let reading = Reading::of(self.isa, self.bytes());
                 kernel::matvec(self.isa, &tiles.bytes.as_slice()[bytes], &tiles.geometry, x, out, reading);
             }
             Codes::Five(trits) => {
-                trits::matvec(self.isa, &trits.bytes.as_slice()[bytes], &trits.layout, x, out);
+                trits::matvec(self.isa, &trits.bytes.as_slice()[bytes], &trits.layout, x, out, reading);
             }
         }
     }
@@ -221,13 +227,20 @@ impl PackedMatrix {
 /// Tokens that are multiplied with a tile at a time: their sums stay in the first-level cache.
 const TOKENS: usize = 64;
 
-/// Tiles that a thread claims at a time: enough work to be worth it, few enough to share the end of the loop.
-fn tiles_per_item(tiles: usize, tile_bytes: usize, threads: usize) -> usize {
+/// Tiles that a thread claims at a time: enough work to be worth it and some tiles for each stream that it reads,
+/// few enough to share the end of the loop.
+fn tiles_per_item(tiles: usize, tile_bytes: usize, threads: usize, streams: usize) -> usize {
     if threads == 1 {
         return tiles.max(1);
     }
-    let worth = (32_768 / tile_bytes.max(1)).max(1);
-    worth.min(tiles.div_ceil(threads)).max(1)
+    let least = (32_768 / tile_bytes.max(1)).max(1);
+    // At least four turns a thread where that is no less, so that one that loses its core holds back little.
+    let fair = tiles / (4 * threads);
+    let item = fair.clamp(least, least.max(4 * streams)).min(tiles.div_ceil(threads)).max(1);
+    if item > streams {
+        return item / streams * streams;
+    }
+    item
 }
 
 #[cfg(test)]

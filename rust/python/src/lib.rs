@@ -1,6 +1,7 @@
 //! The Python module `tritpress._core`: numpy arrays in and out, the GIL released while Rust works.
 
 mod arrays;
+mod attention;
 mod files;
 mod functions;
 mod latent;
@@ -30,8 +31,9 @@ fn default_threads() -> PyResult<usize> {
 }
 
 /// What this machine reaches at most, measured for about a second: memory_gb_s and cache_gb_s (reads),
-/// unpack_gop_s and multiply_gop_s (the instructions of the path `isa`); and how large matrices are read: tiles
-/// side by side (streams) and bytes asked for ahead.
+/// unpack_gop_s and multiply_gop_s (the instructions of the path `isa`), matrix_gop_s where it has a matrix unit;
+/// memory_streams and memory_ahead, how memory was read fastest; and how large matrices are read: tiles side by
+/// side (streams) and bytes asked for ahead.
 #[pyfunction]
 #[pyo3(signature = (threads=None))]
 fn machine_limits(py: Python<'_>, threads: Option<i64>) -> PyResult<Bound<'_, pyo3::types::PyDict>> {
@@ -39,22 +41,54 @@ fn machine_limits(py: Python<'_>, threads: Option<i64>) -> PyResult<Bound<'_, py
     let isa = tritpress_core::kernel::isa().map_err(raise)?;
     let limits = py.detach(|| tritpress_core::kernel::limits::measure(isa, threads));
     let dict = pyo3::types::PyDict::new(py);
-    dict.set_item("memory_gb_s", limits.memory_gb_s)?;
-    dict.set_item("cache_gb_s", limits.cache_gb_s)?;
+    dict.set_item("memory_gb_s", limits.memory.gb_s)?;
+    dict.set_item("memory_streams", limits.memory.streams)?;
+    dict.set_item("memory_ahead", limits.memory.ahead)?;
+    dict.set_item("cache_gb_s", limits.cache.gb_s)?;
     dict.set_item("unpack_gop_s", limits.unpack_gop_s)?;
     dict.set_item("multiply_gop_s", limits.multiply_gop_s)?;
+    if let Some(matrix) = limits.matrix_gop_s {
+        dict.set_item("matrix_gop_s", matrix)?;
+    }
     let reading = tritpress_core::kernel::Reading::of(isa, usize::MAX);
     dict.set_item("streams", reading.streams)?;
     dict.set_item("ahead", reading.ahead)?;
     Ok(dict)
 }
 
-/// 10^9 bytes a second when so many bytes are read again and again.
+/// When so many bytes are read again and again in the best way: gb_s (10^9 bytes a second), streams, ahead.
 #[pyfunction]
 #[pyo3(signature = (nbytes, threads=None))]
-fn read_again_gb_s(py: Python<'_>, nbytes: i64, threads: Option<i64>) -> PyResult<f64> {
+fn read_again(
+    py: Python<'_>,
+    nbytes: i64,
+    threads: Option<i64>,
+) -> PyResult<Bound<'_, pyo3::types::PyDict>> {
     let (nbytes, threads) = (arrays::count("nbytes", nbytes)?, arrays::threads(threads)?);
-    Ok(py.detach(|| tritpress_core::kernel::limits::read_again(nbytes, threads)))
+    let read = py.detach(|| tritpress_core::kernel::limits::read_again(nbytes, threads));
+    let dict = pyo3::types::PyDict::new(py);
+    dict.set_item("gb_s", read.gb_s)?;
+    dict.set_item("streams", read.streams)?;
+    dict.set_item("ahead", read.ahead)?;
+    Ok(dict)
+}
+
+/// Read a matrix once, each thread its part, `streams` places of it in turn and `ahead` bytes asked for ahead: what
+/// `tritpress bench` times beside products.
+#[pyfunction]
+#[pyo3(signature = (matrix, streams, ahead, threads=None))]
+fn read_once(
+    py: Python<'_>,
+    matrix: &matrix::PackedMatrix,
+    streams: i64,
+    ahead: i64,
+    threads: Option<i64>,
+) -> PyResult<()> {
+    let (streams, ahead) = (arrays::count("streams", streams)?, arrays::count("ahead", ahead)?);
+    let threads = arrays::threads(threads)?;
+    let bytes = matrix.as_bytes();
+    py.detach(|| tritpress_core::kernel::limits::read_once(bytes, threads, streams, ahead));
+    Ok(())
 }
 
 #[pymodule]
@@ -66,7 +100,9 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(available_isas, m)?)?;
     m.add_function(wrap_pyfunction!(default_threads, m)?)?;
     m.add_function(wrap_pyfunction!(machine_limits, m)?)?;
-    m.add_function(wrap_pyfunction!(read_again_gb_s, m)?)?;
+    m.add_function(wrap_pyfunction!(read_again, m)?)?;
+    m.add_function(wrap_pyfunction!(read_once, m)?)?;
+    m.add_function(wrap_pyfunction!(attention::attend, m)?)?;
     m.add_function(wrap_pyfunction!(functions::ternarize, m)?)?;
     m.add_function(wrap_pyfunction!(functions::pack, m)?)?;
     m.add_function(wrap_pyfunction!(functions::unpack, m)?)?;

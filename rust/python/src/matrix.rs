@@ -14,6 +14,12 @@ pub struct PackedMatrix {
     inner: Matrix,
 }
 
+impl PackedMatrix {
+    pub fn as_bytes(&self) -> &[u8] {
+        self.inner.as_bytes()
+    }
+}
+
 #[pymethods]
 impl PackedMatrix {
     #[new]

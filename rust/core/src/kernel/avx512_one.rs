@@ -23,33 +23,17 @@ pub fn matvec<U: Unpack>(
     debug_assert!(U::available());
     let one = One { geometry, x, ahead: reading.ahead };
     let (p, y) = (tiles.as_ptr(), out.as_mut_ptr());
-    let mut done = 0;
     // SAFETY: dispatch checked the CPU; every tile is below `count`, and the lengths above cover the tiles, the
     // token's activations and 16 floats a tile.
-    unsafe {
-        match reading.streams {
-            4.. => {
-                let far = count / 4;
-                for i in 0..far {
-                    let at: [usize; 4] = std::array::from_fn(|s| s * far + i);
-                    one.tiles::<U, 4>(at.map(|t| p.add(t * size)), at.map(|t| y.add(t * TILE)));
-                }
-                done = 4 * far;
-            }
-            2 | 3 => {
-                let far = count / 2;
-                for i in 0..far {
-                    let at = [i, far + i];
-                    one.tiles::<U, 2>(at.map(|t| p.add(t * size)), at.map(|t| y.add(t * TILE)));
-                }
-                done = 2 * far;
-            }
-            _ => {}
+    reading.walk(count, |at| unsafe {
+        let tile = |i: usize| p.add(at[i] * size);
+        let to = |i: usize| y.add(at[i] * TILE);
+        match at.len() {
+            4 => one.tiles::<U, 4>(std::array::from_fn(tile), std::array::from_fn(to)),
+            2 => one.tiles::<U, 2>(std::array::from_fn(tile), std::array::from_fn(to)),
+            _ => one.tiles::<U, 1>([tile(0)], [to(0)]),
         }
-        for tile in done..count {
-            one.tiles::<U, 1>([p.add(tile * size)], [y.add(tile * TILE)]);
-        }
-    }
+    });
 }
 
 /// One token times some tiles.

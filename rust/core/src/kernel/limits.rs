@@ -10,49 +10,71 @@ use crate::tiles::{Aligned, Geometry, TILE};
 /// Measured limits with a number of threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Reading from memory, 10^9 bytes a second, the best of several access patterns.
-    pub memory_gb_s: f64,
+    /// Reading from memory.
+    pub memory: Read,
     /// Reading 16 MB that were just read: from the last-level cache.
-    pub cache_gb_s: f64,
+    pub cache: Read,
     /// Unpacking and multiplying one token in registers, 10^9 operations a second (a product and a sum are two).
     pub unpack_gop_s: f64,
     /// Multiplying and accumulating alone, without unpacking: the limit for many tokens.
     pub multiply_gop_s: f64,
+    /// The same of the matrix unit, where the path has one.
+    pub matrix_gop_s: Option<f64>,
+}
+
+/// The best of several ways to read.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    /// 10^9 bytes a second.
+    pub gb_s: f64,
+    /// Places read in turn by each thread.
+    pub streams: usize,
+    /// Bytes between what is read and what is asked for.
+    pub ahead: usize,
 }
 
 /// Measure for about a second. `isa` is the path whose instructions are timed.
 pub fn measure(isa: Isa, threads: usize) -> Limits {
     Limits {
-        memory_gb_s: bandwidth(256 << 20, threads, 3),
-        cache_gb_s: read_again(16 << 20, threads),
+        memory: bandwidth(256 << 20, threads, 3),
+        cache: read_again(16 << 20, threads),
         unpack_gop_s: rate(threads, |time| unpack_rate(isa, time)),
         multiply_gop_s: rate(threads, |time| multiply_rate(isa, time)),
+        matrix_gop_s: has_matrix_unit(isa).then(|| rate(threads, matrix_rate)),
     }
 }
 
-/// 10^9 bytes a second when `bytes` are read again and again: what the caches that they fit in give.
-pub fn read_again(bytes: usize, threads: usize) -> f64 {
+/// When `bytes` are read again and again: what the caches that they fit in give.
+pub fn read_again(bytes: usize, threads: usize) -> Read {
     bandwidth(bytes, threads, ((128 << 20) / bytes.max(1)).clamp(5, 200))
 }
 
 /// Reading `bytes`, each thread its part, in the best of several ways.
-fn bandwidth(bytes: usize, threads: usize, rounds: usize) -> f64 {
+fn bandwidth(bytes: usize, threads: usize, rounds: usize) -> Read {
     let mut words = Aligned::zeroed(bytes);
     words.as_mut_slice().fill(1);
-    let part = bytes / threads / 64 * 64;
-    let mut best = f64::MAX;
+    let mut best = Read { gb_s: 0.0, streams: 1, ahead: 0 };
     for streams in [1, 2, 4, 8] {
         for ahead in [0, 1024, 2048, 4096] {
             for _ in 0..rounds + 1 {
                 let start = Instant::now();
-                pool::run(threads, threads, |index| {
-                    black_box(read(&words.as_slice()[index * part..(index + 1) * part], streams, ahead));
-                });
-                best = best.min(start.elapsed().as_secs_f64());
+                read_once(words.as_slice(), threads, streams, ahead);
+                let gb_s = bytes as f64 / start.elapsed().as_secs_f64() / 1e9;
+                if gb_s > best.gb_s {
+                    best = Read { gb_s, streams, ahead };
+                }
             }
         }
     }
-    (part * threads) as f64 / best / 1e9
+    best
+}
+
+/// Read all bytes (but for less than 256 a stream), each thread its part, `streams` places of it in turn.
+pub fn read_once(bytes: &[u8], threads: usize, streams: usize, ahead: usize) {
+    let part = bytes.len() / threads;
+    pool::run(threads, threads, |index| {
+        black_box(read(&bytes[index * part..(index + 1) * part], streams.max(1), ahead));
+    });
 }
 
 vectorized! {
@@ -106,7 +128,7 @@ fn best_rate(operations: f64, time: Duration, mut body: impl FnMut()) -> f64 {
 }
 
 fn unpack_rate(isa: Isa, time: Duration) -> f64 {
-    match isa {
+    match isa.for_one_token() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Gfni => {
             assert!(isa.available());
@@ -141,6 +163,23 @@ fn unpack_rate(isa: Isa, time: Duration) -> f64 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+fn has_matrix_unit(isa: Isa) -> bool {
+    isa == Isa::Amx && isa.available()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_matrix_unit(_: Isa) -> bool {
+    false
+}
+
+fn matrix_rate(time: Duration) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    return best_rate(4.0 * 5_000.0 * super::amx::OPERATIONS, time, || super::amx::multiply_loop(5_000));
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("no matrix unit here: {time:?}")
+}
+
 /// Whether taking codes out by GFNI is as fast beside `vpdpbusd` as by masks: it is where the two have ports of
 /// their own. A tenth of a millisecond.
 #[cfg(target_arch = "x86_64")]
@@ -161,7 +200,7 @@ pub fn affine_costs_no_more() -> bool {
 }
 
 fn multiply_rate(isa: Isa, time: Duration) -> f64 {
-    match isa {
+    match isa.for_one_token() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Gfni | Isa::Avx512Vnni => {
             assert!(isa.available());

@@ -5,6 +5,8 @@
 //! the end one product with the activations' scale. Paths agree bit for bit.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
@@ -48,6 +50,8 @@ use crate::tiles::{Geometry, TILE};
 /// An instruction set that a path is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// AMX-INT8 for many tokens, beside GFNI and AVX-512 for few.
+    Amx,
     /// GFNI beside AVX-512 F, BW and VNNI.
     Avx512Gfni,
     /// AVX-512 F, BW and VNNI.
@@ -64,11 +68,12 @@ pub enum Isa {
 
 impl Isa {
     /// Best first.
-    pub const ALL: [Isa; 6] =
-        [Isa::Avx512Gfni, Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::Neon, Isa::Generic];
+    pub const ALL: [Isa; 7] =
+        [Isa::Amx, Isa::Avx512Gfni, Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::Neon, Isa::Generic];
 
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Amx => "amx",
             Isa::Avx512Gfni => "avx512gfni",
             Isa::Avx512Vnni => "avx512vnni",
             Isa::AvxVnni => "avxvnni",
@@ -82,6 +87,8 @@ impl Isa {
     pub fn available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx => amx::available(),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Gfni => Affine::available(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Mask::available(),
@@ -90,12 +97,20 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Maddubs::available(),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx512Gfni | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => false,
+            Isa::Amx | Isa::Avx512Gfni | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => false,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::available(),
             #[cfg(not(target_arch = "aarch64"))]
             Isa::Neon => false,
             Isa::Generic => true,
+        }
+    }
+
+    /// The path that takes one token: AMX is for many.
+    pub fn for_one_token(self) -> Isa {
+        match self {
+            Isa::Amx => Isa::Avx512Gfni,
+            other => other,
         }
     }
 
@@ -232,7 +247,7 @@ pub fn matvec(
     assert_eq!(tiles.len(), out.len() / TILE * geometry.tile_bytes());
     assert_eq!(x.q.len(), geometry.padded_cols());
     assert_eq!(x.offsets.len(), geometry.groups);
-    match isa {
+    match isa.for_one_token() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Gfni => avx512_one::matvec::<Affine>(tiles, geometry, x, out, reading),
         #[cfg(target_arch = "x86_64")]
@@ -243,6 +258,7 @@ pub fn matvec(
         Isa::Avx2 => avx2::matvec::<Maddubs>(tiles, geometry, x, out, reading.streams),
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Avx512Gfni | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => unreachable!("not available here"),
+        Isa::Amx => unreachable!("takes many tokens"),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => neon::matvec(tiles, geometry, x, out),
         #[cfg(not(target_arch = "aarch64"))]
@@ -256,21 +272,27 @@ pub struct Batch {
     pub n: usize,
     /// Inputs that a step of the kernels takes: 64, or a group of 32.
     pub step: usize,
-    /// int8 [padded_cols / step, n, step].
+    /// int8 [padded_cols / step, n, step], and [`Batch::SPARE`] more.
     pub q: Vec<i8>,
-    /// [groups, n].
+    /// [groups, n], and [`Batch::SPARE_TOKENS`] more.
     pub offsets: Vec<i32>,
     /// [n].
     pub scales: Vec<f32>,
 }
 
 impl Batch {
+    /// Tokens beyond the last that a path may read.
+    pub const SPARE_TOKENS: usize = 16;
+
+    /// Their activations.
+    pub const SPARE: usize = Self::SPARE_TOKENS * 64;
+
     pub fn new(tokens: &[Activations], geometry: &Geometry, threads: usize) -> Self {
         let n = tokens.len();
         let step = geometry.width.clamp(1, 64);
         let worth = (65_536 / geometry.padded_cols().max(1)).max(1);
         let steps = geometry.padded_cols() / step;
-        let q = pool::by_columns(steps, n * step, worth * step, threads, |part, columns| {
+        let mut q = pool::by_columns(steps, n * step, worth * step, threads, |part, columns| {
             let tokens = &tokens[part * worth..n.min((part + 1) * worth)];
             for i in 0..steps {
                 for token in tokens {
@@ -278,7 +300,10 @@ impl Batch {
                 }
             }
         });
-        let offsets = (0..geometry.groups).flat_map(|g| tokens.iter().map(move |t| t.offsets[g])).collect();
+        q.resize(q.len() + Self::SPARE, 0);
+        let mut offsets: Vec<i32> =
+            (0..geometry.groups).flat_map(|g| tokens.iter().map(move |t| t.offsets[g])).collect();
+        offsets.resize(offsets.len() + Self::SPARE_TOKENS, 0);
         Batch { n, step, q, offsets, scales: tokens.iter().map(|t| t.scale).collect() }
     }
 }
@@ -293,9 +318,13 @@ pub fn matmul(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut 
     let size = geometry.tile_bytes();
     assert!(tiles.len().is_multiple_of(size) && (1..=TILES).contains(&(tiles.len() / size)));
     assert_eq!(out.len() * size, tiles.len() * x.n * TILE);
-    assert_eq!(x.q.len(), geometry.padded_cols() * x.n);
-    assert_eq!(x.offsets.len(), geometry.groups * x.n);
+    assert_eq!(x.q.len(), geometry.padded_cols() * x.n + Batch::SPARE);
+    assert_eq!(x.offsets.len(), geometry.groups * x.n + Batch::SPARE_TOKENS);
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx if x.n >= amx::FEWEST => return amx::matmul(tiles, geometry, x, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => return avx512::matmul::<Affine>(tiles, geometry, x, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Gfni => return avx512::matmul::<Affine>(tiles, geometry, x, out),
         #[cfg(target_arch = "x86_64")]
@@ -313,7 +342,7 @@ fn one_tile(isa: Isa, tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f3
         Isa::AvxVnni => avx2::matmul::<Vnni>(tile, geometry, x, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::matmul::<Maddubs>(tile, geometry, x, out),
-        Isa::Avx512Gfni | Isa::Avx512Vnni => unreachable!("takes both tiles at once"),
+        Isa::Amx | Isa::Avx512Gfni | Isa::Avx512Vnni => unreachable!("takes all tiles at once"),
         #[cfg(not(target_arch = "x86_64"))]
         Isa::AvxVnni | Isa::Avx2 => unreachable!("not available here"),
         #[cfg(target_arch = "aarch64")]

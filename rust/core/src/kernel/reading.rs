@@ -29,9 +29,26 @@ impl Reading {
     /// What suits a path where nothing is known of the machine.
     pub fn usual(isa: Isa) -> Self {
         match isa {
-            Isa::Avx512Gfni | Isa::Avx512Vnni => Reading { streams: 4, ahead: 1024 },
+            Isa::Amx | Isa::Avx512Gfni | Isa::Avx512Vnni => Reading { streams: 4, ahead: 1024 },
             Isa::AvxVnni | Isa::Avx2 => Reading { streams: 2, ahead: 0 },
             Isa::Neon | Isa::Generic => Reading { streams: 1, ahead: 0 },
+        }
+    }
+
+    /// Call `each` with the numbers of tiles to read side by side, as far apart among `count` as can be, until all
+    /// have been named: four or two at a time where that many are to be read so, the rest one by one.
+    #[inline(always)]
+    pub fn walk(self, count: usize, mut each: impl FnMut(&[usize])) {
+        let mut done = 0;
+        for streams in [4, 2, 1] {
+            if streams <= self.streams.max(1) {
+                let far = (count - done) / streams;
+                for i in 0..far {
+                    let at: [usize; 4] = std::array::from_fn(|s| done + s * far + i);
+                    each(&at[..streams]);
+                }
+                done += streams * far;
+            }
         }
     }
 
@@ -41,7 +58,7 @@ impl Reading {
             streams.iter().flat_map(of).collect()
         };
         match isa {
-            Isa::Avx512Gfni | Isa::Avx512Vnni => all(&[4, 2, 1], &[1024, 2048, 0]),
+            Isa::Amx | Isa::Avx512Gfni | Isa::Avx512Vnni => all(&[4, 2, 1], &[1024, 2048, 0]),
             Isa::AvxVnni | Isa::Avx2 => all(&[2, 1], &[0]),
             Isa::Neon | Isa::Generic => vec![Reading::usual(isa)],
         }
@@ -114,6 +131,17 @@ fn drop_from_caches(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_tile_is_read_once() {
+        for streams in 0..6 {
+            for count in 0..40 {
+                let mut seen = vec![0; count];
+                Reading { streams, ahead: 0 }.walk(count, |at| at.iter().for_each(|&i| seen[i] += 1));
+                assert!(seen.iter().all(|&n| n == 1), "{streams} streams, {count} tiles: {seen:?}");
+            }
+        }
+    }
 
     #[test]
     fn what_is_chosen_is_a_candidate() {

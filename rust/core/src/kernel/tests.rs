@@ -54,9 +54,12 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
         let fastest = trits::Encoding::of(isa);
         for encoding in [trits::Encoding::Fraction, fastest] {
             let five = trits::TritTiles::pack(&tiles, encoding, 1);
-            let mut out = vec![0f32; tiles.geometry.tiles * TILE];
-            trits::matvec(isa, five.bytes.as_slice(), &five.layout, &x, &mut out);
-            assert_eq!(&out[..rows], &expected[..], "{}: {encoding:?}, {rows}x{cols}", isa.name());
+            for (streams, ahead) in [(1, 0), (4, 1024)] {
+                let mut out = vec![0f32; tiles.geometry.tiles * TILE];
+                let reading = Reading { streams, ahead };
+                trits::matvec(isa, five.bytes.as_slice(), &five.layout, &x, &mut out, reading);
+                assert_eq!(&out[..rows], &expected[..], "{}: {encoding:?}, {rows}x{cols}", isa.name());
+            }
             assert_eq!(five.expand(1).bytes.as_slice(), tiles.bytes.as_slice());
         }
         let others = naive::matvec(&matrix, &second);

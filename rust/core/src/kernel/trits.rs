@@ -9,7 +9,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::trits_vbmi;
-use super::{Activations, Isa};
+use super::{Activations, Isa, Reading};
 use crate::kernel::vectorized;
 use crate::pool;
 use crate::tiles::{block_scales, Aligned, Geometry, Tiles, CHUNK_BYTES, SCALE_BYTES, TILE};
@@ -32,7 +32,7 @@ impl Encoding {
     pub fn of(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Gfni | Isa::Avx512Vnni if trits_vbmi::available() => Encoding::Table,
+            Isa::Amx | Isa::Avx512Gfni | Isa::Avx512Vnni if trits_vbmi::available() => Encoding::Table,
             _ => Encoding::Fraction,
         }
     }
@@ -235,8 +235,16 @@ fn digits(encoding: Encoding, chunk: &[u8]) -> [[u8; CHUNK_BYTES]; DIGITS] {
     }
 }
 
-/// Products of whole tiles with one token; agrees with [`super::matvec`] bit for bit.
-pub fn matvec(isa: Isa, tiles: &[u8], layout: &Layout, x: &Activations, out: &mut [f32]) {
+/// Products of whole tiles with one token, read as `reading` says where a path can; agrees with [`super::matvec`]
+/// bit for bit.
+pub fn matvec(
+    isa: Isa,
+    tiles: &[u8],
+    layout: &Layout,
+    x: &Activations,
+    out: &mut [f32],
+    reading: Reading,
+) {
     let g = &layout.geometry;
     assert_eq!(out.len() % TILE, 0);
     assert_eq!(tiles.len(), out.len() / TILE * layout.tile_bytes());
@@ -244,10 +252,7 @@ pub fn matvec(isa: Isa, tiles: &[u8], layout: &Layout, x: &Activations, out: &mu
     assert_eq!(x.offsets.len(), g.groups);
     #[cfg(target_arch = "x86_64")]
     if layout.encoding == Encoding::Table && g.planes == 1 && g.group_size > 0 {
-        for (tile, out) in tiles.chunks_exact(layout.tile_bytes()).zip(out.chunks_exact_mut(TILE)) {
-            trits_vbmi::grouped_tile(tile, layout, x, out);
-        }
-        return;
+        return trits_vbmi::grouped_tiles(tiles, layout, x, out, reading);
     }
     // Five sums for each plane of a block.
     let mut sums = vec![[[0i32; TILE]; DIGITS]; g.planes];
@@ -350,7 +355,7 @@ fn add_sums(isa: Isa, encoding: Encoding, codes: &[u8], part: &Part<'_>, sums: &
         #[cfg(target_arch = "x86_64")]
         (Encoding::Table, _) => trits_vbmi::sums(codes, part, sums),
         #[cfg(target_arch = "x86_64")]
-        (_, Isa::Avx512Gfni | Isa::Avx512Vnni) => super::trits_avx512::sums(codes, part, sums),
+        (_, Isa::Amx | Isa::Avx512Gfni | Isa::Avx512Vnni) => super::trits_avx512::sums(codes, part, sums),
         _ => portable(codes, part, sums),
     }
 }

@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::trits::{Layout, Part, DIGITS};
-use super::Activations;
+use super::{Activations, Reading};
 use crate::tiles::{CHUNK_BYTES, SCALE_BYTES, TILE};
 
 /// Chunks after which sums are folded: each adds at most 4 * 128 * 127 to a lane.
@@ -72,35 +72,45 @@ fn look_up(bytes: __m512i, [direct, others, firsts]: &[__m512i; 3]) -> (__m512i,
 /// Factors that the sums of the five codes carry, as shifts.
 const SHIFTS: [u32; DIGITS] = [6, 0, 2, 4, 6];
 
-/// Exact sums of at most [`FOLD`] chunks for the first `N` codes.
+/// Exact sums of at most [`FOLD`] chunks of each tile for the first `N` codes.
 ///
 /// # Safety
-/// VBMI and VNNI; `chunks` chunks can be read at `p`, and the part's activations for as many.
+/// VBMI and VNNI; `chunks` chunks can be read at each `p`, and the part's activations for as many.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
-unsafe fn some_chunks<const N: usize>(
-    p: *const u8,
+unsafe fn some_chunks<const S: usize, const N: usize>(
+    p: [*const u8; S],
     chunks: usize,
     q: *const i8,
     (by_chunk, by_code): (usize, usize),
     tables: &[__m512i; 3],
-) -> [__m512i; N] {
+    ahead: usize,
+) -> [[__m512i; N]; S] {
     let masks = [0u8, 0x03, 0x0c, 0x30, 0xc0].map(|mask| _mm512_set1_epi8(mask as i8));
-    let mut sums = [_mm512_setzero_si512(); N];
+    let mut sums = [[_mm512_setzero_si512(); N]; S];
     for c in 0..chunks {
-        // SAFETY: c is below the number of chunks, s below the codes that are present.
+        // SAFETY: c is below the number of chunks, s below the codes that are present; asking for a line beyond
+        // the tiles is harmless.
         unsafe {
-            let bytes = _mm512_loadu_si512(p.add(c * CHUNK_BYTES).cast());
-            let (first, four) = look_up(bytes, tables);
+            let looked_up = p.map(|p| {
+                let p = p.add(c * CHUNK_BYTES);
+                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+                look_up(_mm512_loadu_si512(p.cast()), tables)
+            });
             for s in 0..N {
-                let codes = if s == 0 { first } else { _mm512_and_si512(four, masks[s]) };
                 let x = q.add(c * by_chunk + s * by_code).cast::<i32>().read_unaligned();
-                sums[s] = _mm512_dpbusd_epi32(sums[s], codes, _mm512_set1_epi32(x));
+                let x = _mm512_set1_epi32(x);
+                for (sums, (first, four)) in sums.iter_mut().zip(looked_up) {
+                    let codes = if s == 0 { first } else { _mm512_and_si512(four, masks[s]) };
+                    sums[s] = _mm512_dpbusd_epi32(sums[s], codes, x);
+                }
             }
         }
     }
-    for s in 0..N {
-        sums[s] = _mm512_sra_epi32(sums[s], _mm_cvtsi32_si128(SHIFTS[s] as i32));
+    for sums in &mut sums {
+        for (sum, shift) in sums.iter_mut().zip(SHIFTS) {
+            *sum = _mm512_sra_epi32(*sum, _mm_cvtsi32_si128(shift as i32));
+        }
     }
     sums
 }
@@ -142,7 +152,7 @@ unsafe fn add<const N: usize>(
     // SAFETY: the caller's promise; 16 lanes of 32 bits are stored.
     unsafe {
         let by = (part.by_chunk, part.by_code);
-        let found = some_chunks::<N>(p.as_ptr(), chunks, q.as_ptr(), by, &tables());
+        let [found] = some_chunks::<1, N>([p.as_ptr()], chunks, q.as_ptr(), by, &tables(), 0);
         for (sums, found) in sums.iter_mut().zip(found) {
             let at = sums.as_mut_ptr().cast();
             _mm512_storeu_si512(at, _mm512_add_epi32(_mm512_loadu_si512(at.cast_const()), found));
@@ -150,66 +160,93 @@ unsafe fn add<const N: usize>(
     }
 }
 
-/// One tile of one plane in groups (not whole rows) with one token.
-pub fn grouped_tile(tile: &[u8], layout: &Layout, x: &Activations, out: &mut [f32]) {
-    let g = &layout.geometry;
+/// Tiles of one plane in groups (not whole rows) with one token, `reading.streams` far-apart ones side by side.
+pub fn grouped_tiles(tiles: &[u8], layout: &Layout, x: &Activations, out: &mut [f32], reading: Reading) {
+    let (g, size, count) = (&layout.geometry, layout.tile_bytes(), out.len() / TILE);
     assert!(g.planes == 1 && g.group_size > 0 && available());
-    assert!(tile.len() >= layout.tile_bytes() && out.len() == TILE);
+    assert!(tiles.len() >= count * size && out.len() == count * TILE);
     assert!(x.q.len() >= g.padded_cols() && x.offsets.len() >= g.groups);
-    // SAFETY: the CPU was checked; the lengths above cover the tile, its activations and 16 floats.
-    unsafe { grouped(tile.as_ptr(), layout, x, out.as_mut_ptr()) }
+    let grouped = Grouped { layout, x, ahead: reading.ahead };
+    let (p, y) = (tiles.as_ptr(), out.as_mut_ptr());
+    // SAFETY: the CPU was checked; every tile is below `count`, and the lengths above cover the tiles, the token's
+    // activations and 16 floats a tile.
+    Reading { streams: reading.streams.min(STREAMS), ..reading }.walk(count, |at| unsafe {
+        let tile = |i: usize| p.add(at[i] * size);
+        let to = |i: usize| y.add(at[i] * TILE);
+        match at.len() {
+            2 => grouped.tiles::<2>(std::array::from_fn(tile), std::array::from_fn(to)),
+            _ => grouped.tiles::<1>([tile(0)], [to(0)]),
+        }
+    });
 }
 
-/// # Safety
-/// See [`grouped_tile`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
-unsafe fn grouped(p: *const u8, layout: &Layout, x: &Activations, y: *mut f32) {
-    let groups = layout.geometry.groups;
-    let tables = tables();
-    let mut total = _mm512_setzero_ps();
-    // SAFETY: blocks of the tile, each with the groups from `first` on.
-    unsafe {
-        for first in (0..groups).step_by(DIGITS) {
-            let p = p.add(first / DIGITS * layout.block_bytes());
-            total = match groups - first {
-                1 => block::<1>(total, p, layout, x, first, &tables),
-                2 => block::<2>(total, p, layout, x, first, &tables),
-                3 => block::<3>(total, p, layout, x, first, &tables),
-                4 => block::<4>(total, p, layout, x, first, &tables),
-                _ => block::<5>(total, p, layout, x, first, &tables),
-            };
-        }
-        _mm512_storeu_ps(y, _mm512_mul_ps(total, _mm512_set1_ps(x.scale)));
-    }
+/// Tiles side by side: the sums of two and what takes codes out of bytes fill the registers.
+const STREAMS: usize = 2;
+
+/// One token times tiles in groups.
+struct Grouped<'a> {
+    layout: &'a Layout,
+    x: &'a Activations,
+    /// Bytes between what is read and what is asked for.
+    ahead: usize,
 }
 
-/// `total` with a block of `N` groups from `first` on added.
-///
-/// # Safety
-/// See [`grouped_tile`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
-unsafe fn block<const N: usize>(
-    mut total: __m512,
-    p: *const u8,
-    layout: &Layout,
-    x: &Activations,
-    first: usize,
-    tables: &[__m512i; 3],
-) -> __m512 {
-    // SAFETY: the caller's promise; scales follow the block's codes.
-    unsafe {
-        let q = x.q.as_ptr().add(first * layout.geometry.width);
-        let by = (4, layout.geometry.width);
-        let found = some_chunks::<N>(p, layout.chunks, q, by, tables);
-        for (s, exact) in found.into_iter().enumerate() {
-            let scales = p.add(layout.code_bytes() + s * SCALE_BYTES);
-            let scales = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
-            let exact = _mm512_add_epi32(exact, _mm512_set1_epi32(*x.offsets.as_ptr().add(first + s)));
-            total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, total);
+impl Grouped<'_> {
+    /// # Safety
+    /// AVX-512 with VNNI and VBMI; a tile at each `p`, 16 floats at each `y`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
+    unsafe fn tiles<const S: usize>(&self, p: [*const u8; S], y: [*mut f32; S]) {
+        let groups = self.layout.geometry.groups;
+        let tables = tables();
+        let mut totals = [_mm512_setzero_ps(); S];
+        // SAFETY: blocks of the tiles, each with the groups from `first` on.
+        unsafe {
+            for first in (0..groups).step_by(DIGITS) {
+                let p = p.map(|p| p.add(first / DIGITS * self.layout.block_bytes()));
+                match groups - first {
+                    1 => self.block::<S, 1>(&mut totals, p, first, &tables),
+                    2 => self.block::<S, 2>(&mut totals, p, first, &tables),
+                    3 => self.block::<S, 3>(&mut totals, p, first, &tables),
+                    4 => self.block::<S, 4>(&mut totals, p, first, &tables),
+                    _ => self.block::<S, 5>(&mut totals, p, first, &tables),
+                }
+            }
+            for (total, y) in totals.into_iter().zip(y) {
+                _mm512_storeu_ps(y, _mm512_mul_ps(total, _mm512_set1_ps(self.x.scale)));
+            }
         }
     }
-    total
+
+    /// Add a block of `N` groups from `first` on.
+    ///
+    /// # Safety
+    /// See [`Grouped::tiles`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
+    unsafe fn block<const S: usize, const N: usize>(
+        &self,
+        totals: &mut [__m512; S],
+        p: [*const u8; S],
+        first: usize,
+        tables: &[__m512i; 3],
+    ) {
+        let (layout, x) = (self.layout, self.x);
+        // SAFETY: the caller's promise; scales follow the block's codes.
+        unsafe {
+            let q = x.q.as_ptr().add(first * layout.geometry.width);
+            let by = (4, layout.geometry.width);
+            let found = some_chunks::<S, N>(p, layout.chunks, q, by, tables, self.ahead);
+            for ((total, found), p) in totals.iter_mut().zip(found).zip(p) {
+                for (s, exact) in found.into_iter().enumerate() {
+                    let scales = p.add(layout.code_bytes() + s * SCALE_BYTES);
+                    let scales = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
+                    let exact =
+                        _mm512_add_epi32(exact, _mm512_set1_epi32(*x.offsets.as_ptr().add(first + s)));
+                    *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, *total);
+                }
+            }
+        }
+    }
 }
 
 /// The five codes of a chunk.

@@ -56,7 +56,7 @@ pub fn level() -> Level {
             false => Level::Portable,
         };
         let path = match super::isa() {
-            Ok(super::Isa::Avx512Gfni | super::Isa::Avx512Vnni) => Level::Avx512,
+            Ok(super::Isa::Amx | super::Isa::Avx512Gfni | super::Isa::Avx512Vnni) => Level::Avx512,
             Ok(super::Isa::AvxVnni | super::Isa::Avx2) => Level::Avx2,
             _ => Level::Portable,
         };

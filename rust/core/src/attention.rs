@@ -1,0 +1,305 @@
+//! One token's attention over cached keys and values.
+//!
+//! Positions are taken in spans that threads claim; each span gives its largest score, the sum of its exponentials
+//! and the values weighed by them, which are put together at the end (Milakov and Gimelshein 2018). The result does
+//! not depend on the number of threads.
+
+use crate::error::{Error, Result};
+use crate::kernel::vectorized;
+use crate::pool;
+use crate::scratch::Scratch;
+
+/// Positions of a block of the cache.
+pub const BLOCK: usize = 64;
+
+/// Blocks of a span.
+const SPAN: usize = 4;
+
+/// Numbers that are worked on at a time.
+const LANES: usize = 16;
+
+/// Queries that share what is read of the cache.
+const TOGETHER: usize = 4;
+
+/// Fewer products than this are not worth a second thread.
+const WORTH: usize = 1 << 17;
+
+/// Keys [blocks, kv_heads, head_size, BLOCK] and values [blocks, kv_heads, BLOCK, head_size].
+#[derive(Clone, Copy)]
+pub struct Cache<'a> {
+    pub keys: &'a [f32],
+    pub values: &'a [f32],
+    pub kv_heads: usize,
+    pub head_size: usize,
+}
+
+impl Cache<'_> {
+    /// Numbers of a head in a block.
+    fn piece(&self) -> usize {
+        self.head_size * BLOCK
+    }
+
+    fn blocks(&self) -> usize {
+        self.keys.len() / (self.kv_heads * self.piece()).max(1)
+    }
+}
+
+/// q [kv_heads, group, head_size], scaled already, over the positions start..stop -> [kv_heads, group, head_size].
+/// Errors: lengths that do not fit together, positions that the cache does not have, or none at all.
+pub fn attend(
+    q: &[f32],
+    cache: &Cache<'_>,
+    (start, stop): (usize, usize),
+    threads: usize,
+) -> Result<Vec<f32>> {
+    let (heads, size) = (cache.kv_heads, cache.head_size);
+    if heads == 0 || size == 0 || q.is_empty() || !q.len().is_multiple_of(heads * size) {
+        return Err(Error::shape(format!("q has {} values, not a multiple of {heads} x {size}", q.len())));
+    }
+    if cache.keys.len() != cache.values.len() || cache.blocks() * heads * cache.piece() != cache.keys.len() {
+        return Err(Error::shape(format!(
+            "keys ({}) and values ({}) must be whole blocks of {heads} x {size} x {BLOCK} values",
+            cache.keys.len(),
+            cache.values.len()
+        )));
+    }
+    if start >= stop || stop > cache.blocks() * BLOCK {
+        return Err(Error::shape(format!(
+            "positions {start} to {stop} are not among the cache's {}",
+            cache.blocks() * BLOCK
+        )));
+    }
+    let group = q.len() / (heads * size);
+    let (first, end) = (start / BLOCK, stop.div_ceil(BLOCK));
+    let spans = (end - first).div_ceil(SPAN);
+    // Of each head and span: [group, 2 + head_size], the largest score, the sum and the weighed values.
+    let width = group * (2 + size);
+    let mut parts = vec![0f32; heads * spans * width];
+    let threads = if (stop - start) * q.len() < WORTH { 1 } else { threads };
+    pool::chunks_mut(&mut parts, width, threads, |item, part| {
+        let (head, span) = (item / spans, item % spans);
+        let blocks = (first + span * SPAN, (first + (span + 1) * SPAN).min(end));
+        let seen = (start.max(blocks.0 * BLOCK), stop.min(blocks.1 * BLOCK));
+        span_of(cache, head, &q[head * group * size..][..group * size], seen, part);
+    });
+    let mut out = vec![0f32; q.len()];
+    for (at, out) in out.chunks_exact_mut(size).enumerate() {
+        let (head, query) = (at / group, at % group);
+        let of_span = |span: usize| &parts[(head * spans + span) * width + query * (2 + size)..][..2 + size];
+        let largest = (0..spans).fold(f32::NEG_INFINITY, |a, span| a.max(of_span(span)[0]));
+        let mut total = 0f32;
+        for span in 0..spans {
+            let [score, sum, values @ ..] = of_span(span) else { unreachable!("two and the values") };
+            let weight = (score - largest).exp();
+            total += weight * sum;
+            out.iter_mut().zip(values).for_each(|(out, value)| *out += weight * value);
+        }
+        out.iter_mut().for_each(|out| *out /= total);
+    }
+    Ok(out)
+}
+
+vectorized! {
+    /// The positions `seen` of one head, at most a span, for all of its queries: `part` [group, 2 + head_size].
+    fn span_of(cache: &Cache<'_>, head: usize, q: &[f32], seen: (usize, usize), part: &mut [f32]) = span_inlined;
+}
+
+#[inline(always)]
+fn span_inlined(cache: &Cache<'_>, head: usize, q: &[f32], seen: (usize, usize), part: &mut [f32]) {
+    let size = cache.head_size;
+    let mut scores = Scratch::<f32>::new(TOGETHER * SPAN * BLOCK);
+    let queries = q.chunks(TOGETHER * size).zip(part.chunks_mut(TOGETHER * (2 + size)));
+    for (q, part) in queries {
+        match q.len() / size {
+            4 => some_queries::<4>(cache, head, q, seen, &mut scores, part),
+            3 => some_queries::<3>(cache, head, q, seen, &mut scores, part),
+            2 => some_queries::<2>(cache, head, q, seen, &mut scores, part),
+            _ => some_queries::<1>(cache, head, q, seen, &mut scores, part),
+        }
+    }
+}
+
+#[inline(always)]
+fn some_queries<const Q: usize>(
+    cache: &Cache<'_>,
+    head: usize,
+    q: &[f32],
+    (start, stop): (usize, usize),
+    scores: &mut [f32],
+    part: &mut [f32],
+) {
+    let (size, piece) = (cache.head_size, cache.piece());
+    let (first, end) = (start / BLOCK, stop.div_ceil(BLOCK));
+    let length = (end - first) * BLOCK;
+    let at = |block: usize| (block * cache.kv_heads + head) * piece;
+    for block in first..end {
+        let keys = &cache.keys[at(block)..][..piece];
+        for lane in (0..BLOCK).step_by(LANES) {
+            let mut sums = [[0f32; LANES]; Q];
+            for (d, keys) in keys.chunks_exact(BLOCK).enumerate() {
+                let keys = &keys[lane..lane + LANES];
+                for (query, sums) in sums.iter_mut().enumerate() {
+                    let q = q[query * size + d];
+                    for i in 0..LANES {
+                        sums[i] += q * keys[i];
+                    }
+                }
+            }
+            for (query, sums) in sums.iter().enumerate() {
+                scores[query * length + (block - first) * BLOCK + lane..][..LANES].copy_from_slice(sums);
+            }
+        }
+    }
+    for (scores, part) in scores.chunks_exact_mut(length).zip(part.chunks_exact_mut(2 + size)) {
+        // Positions of the first and last block that are not asked for.
+        scores[..start - first * BLOCK].fill(f32::NEG_INFINITY);
+        scores[stop - first * BLOCK..].fill(f32::NEG_INFINITY);
+        (part[0], part[1]) = exponentials(scores);
+        part[2..].fill(0.0);
+    }
+    for block in first..end {
+        let values = &cache.values[at(block)..][..piece];
+        let scores = |query: usize| &scores[query * length + (block - first) * BLOCK..][..BLOCK];
+        for lane in (0..size).step_by(LANES) {
+            let count = LANES.min(size - lane);
+            let mut sums = [[0f32; LANES]; Q];
+            for (position, values) in values.chunks_exact(size).enumerate() {
+                let mut here = [0f32; LANES];
+                match values[lane..].first_chunk::<LANES>() {
+                    Some(all) => here = *all,
+                    None => here[..count].copy_from_slice(&values[lane..]),
+                }
+                for (query, sums) in sums.iter_mut().enumerate() {
+                    let weight = scores(query)[position];
+                    for i in 0..LANES {
+                        sums[i] += weight * here[i];
+                    }
+                }
+            }
+            for (query, sums) in sums.iter().enumerate() {
+                let out = &mut part[query * (2 + size) + 2 + lane..][..count];
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+            }
+        }
+    }
+}
+
+/// Scores (a multiple of [`LANES`] of them) become exp(score - largest); returns the largest and the sum.
+#[inline(always)]
+fn exponentials(scores: &mut [f32]) -> (f32, f32) {
+    let mut most = [f32::NEG_INFINITY; LANES];
+    for scores in scores.chunks_exact(LANES) {
+        for i in 0..LANES {
+            most[i] = if scores[i] > most[i] { scores[i] } else { most[i] };
+        }
+    }
+    let largest = most.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let mut sums = [0f32; LANES];
+    for scores in scores.chunks_exact_mut(LANES) {
+        for i in 0..LANES {
+            scores[i] = exp(scores[i] - largest);
+            sums[i] += scores[i];
+        }
+    }
+    (largest, sums.iter().sum())
+}
+
+/// exp of a number that is not above 0, to 2e-7 of it; 0 below -87. In steps that a compiler vectorizes: the power of
+/// two next to it from the bits, the rest by a polynomial (Cephes).
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    /// Adding it rounds to a whole number, which is then in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    const LEAST: f32 = -87.0;
+    // NaN stays what it is.
+    let bounded = if x < LEAST { LEAST } else { x };
+    let rounded = bounded * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = bounded - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = p * r + c;
+    }
+    let p = p * r * r + r + 1.0;
+    let power = f32::from_bits((rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127)) << 23);
+    if x <= LEAST {
+        0.0
+    } else {
+        p * power
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn value(i: usize) -> f32 {
+        ((i * 7919 + 13) % 2003) as f32 / 1000.0 - 1.0
+    }
+
+    /// The definition, in float64.
+    fn naive(q: &[f32], cache: &Cache<'_>, (start, stop): (usize, usize)) -> Vec<f64> {
+        let (heads, size) = (cache.kv_heads, cache.head_size);
+        let group = q.len() / heads / size;
+        let mut out = Vec::new();
+        for (at, q) in q.chunks(size).enumerate() {
+            let place = |p: usize| ((p / BLOCK) * heads + at / group) * cache.piece();
+            let scores: Vec<f64> = (start..stop)
+                .map(|p| {
+                    let key = |d: usize| cache.keys[place(p) + d * BLOCK + p % BLOCK] as f64;
+                    (0..size).map(|d| q[d] as f64 * key(d)).sum()
+                })
+                .collect();
+            let largest = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
+            let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..size {
+                let value = |p: usize| cache.values[place(p) + p % BLOCK * size + d] as f64;
+                let sum: f64 = (start..stop).zip(&weights).map(|(p, w)| w * value(p)).sum();
+                out.push(sum / total);
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn attention_is_that_of_the_definition(
+            kv_heads in 1usize..4, group in 1usize..10, size in 1usize..70, blocks in 1usize..12,
+            from in 0f64..1.0, to in 0f64..1.0, threads in 1usize..4, sharp in 0.1f32..4.0,
+        ) {
+            let held = blocks * BLOCK;
+            let start = (from * held as f64) as usize;
+            let stop = start + 1 + (to * (held - start - 1) as f64) as usize;
+            let count = held * kv_heads * size;
+            let keys: Vec<f32> = (0..count).map(value).collect();
+            let values: Vec<f32> = (0..count).map(|i| value(i + 5)).collect();
+            let q: Vec<f32> = (0..kv_heads * group * size).map(|i| sharp * value(i + 9)).collect();
+            let cache = Cache { keys: &keys, values: &values, kv_heads, head_size: size };
+            let found = attend(&q, &cache, (start, stop), threads).unwrap();
+            prop_assert_eq!(&found, &attend(&q, &cache, (start, stop), 1).unwrap());
+            for (found, expected) in found.iter().zip(naive(&q, &cache, (start, stop))) {
+                prop_assert!((*found as f64 - expected).abs() < 3e-5, "{found} {expected}");
+            }
+        }
+
+        #[test]
+        fn exponentials_are_near(x in -90f32..0.0) {
+            let (found, expected) = (exp(x) as f64, (x as f64).exp());
+            prop_assert!((found - expected).abs() <= 2e-7 * expected + 1.2e-38, "{x}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let held = vec![0f32; 2 * 8 * BLOCK];
+        let cache = Cache { keys: &held, values: &held, kv_heads: 2, head_size: 8 };
+        assert!(attend(&[0.0; 16], &cache, (0, BLOCK), 1).is_ok());
+        for (q, seen) in [(15, (0, 1)), (0, (0, 1)), (16, (0, 0)), (16, (5, 4)), (16, (0, BLOCK + 1))] {
+            assert!(attend(&vec![0.0; q], &cache, seen, 1).is_err(), "{q} {seen:?}");
+        }
+        let short = Cache { values: &held[1..], ..cache };
+        assert!(attend(&[0.0; 16], &short, (0, 1), 1).is_err());
+    }
+}
