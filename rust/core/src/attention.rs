@@ -287,7 +287,7 @@ mod tests {
         #[test]
         fn exponentials_are_near(x in -90f32..0.0) {
             let (found, expected) = (exp(x) as f64, (x as f64).exp());
-            prop_assert!((found - expected).abs() <= 2e-7 * expected + 1.2e-38, "{x}: {found} {expected}");
+            prop_assert!((found - expected).abs() <= 2e-7 * expected + 1.7e-38, "{x}: {found} {expected}");
         }
     }
 

@@ -1,9 +1,10 @@
 //! A persistent pool of threads for short parallel loops.
 //!
-//! A loop is `count` items claimed one after the other from a shared counter, by the caller and by as many
-//! helpers as it may use: a helper that loses its core holds back one item, not a fixed share. Helpers spin
-//! briefly for the next loop, then sleep; an idle pool uses no CPU. Many threads may run loops at once, a loop
-//! may start another, and after `fork` the child gets a pool of its own.
+//! The items of a loop are shared out evenly among the caller and as many helpers as it may use. Each claims those
+//! of its own share one after the other, then those of the others: a thread that loses its core holds back one item,
+//! not its share, and one that does not finds again what an earlier loop over the same data left in its caches.
+//! Helpers spin briefly for the next loop, then sleep; an idle pool uses no CPU. Many threads may run loops at once, a
+//! loop may start another, and after `fork` the child gets a pool of its own.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -54,10 +55,16 @@ unsafe impl Send for Body {}
 // SAFETY: as above; only shared calls are made through it.
 unsafe impl Sync for Body {}
 
+/// Items that one thread claims first, each on a cache line of its own.
+#[repr(align(64))]
+struct Share {
+    next: AtomicUsize,
+    end: usize,
+}
+
 struct Job {
     body: Body,
-    count: usize,
-    next: AtomicUsize,
+    shares: Vec<Share>,
     /// Helpers that may still join; changed under the queue's lock only.
     places: AtomicUsize,
     /// Helpers inside; raised under the queue's lock only.
@@ -66,15 +73,26 @@ struct Job {
 }
 
 impl Job {
-    fn work(&self) {
+    /// Claim items until there are none, those of share `own` first.
+    fn work(&self, own: usize) {
         // SAFETY: whoever is here is the caller of `Pool::run` or is counted in `inside`, which `run` waits for.
         let body = unsafe { &*self.body.0 };
-        loop {
-            let item = self.next.fetch_add(1, Ordering::Relaxed);
-            if item >= self.count {
-                return;
+        for at in 0..self.shares.len() {
+            let share = &self.shares[(own + at) % self.shares.len()];
+            loop {
+                let item = share.next.fetch_add(1, Ordering::Relaxed);
+                if item >= share.end {
+                    break;
+                }
+                body(item);
             }
-            body(item);
+        }
+    }
+
+    /// Nothing is claimed any more.
+    fn end(&self) {
+        for share in &self.shares {
+            share.next.store(share.end, Ordering::Relaxed);
         }
     }
 }
@@ -123,7 +141,8 @@ impl Pool {
         }
     }
 
-    fn helper(&'static self) {
+    /// The life of helper `number`, which begins with the share after the caller's that has its number.
+    fn helper(&'static self, number: usize) {
         let mut seen = self.epoch.load(Ordering::Acquire);
         loop {
             let mut queue = self.lock();
@@ -132,8 +151,8 @@ impl Pool {
                 job.places.fetch_sub(1, Ordering::Relaxed);
                 job.inside.fetch_add(1, Ordering::Relaxed);
                 drop(queue);
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job.work())) {
-                    job.next.store(job.count, Ordering::Relaxed);
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job.work(number + 1))) {
+                    job.end();
                     *job.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(panic);
                 }
                 job.inside.fetch_sub(1, Ordering::Release);
@@ -181,8 +200,12 @@ impl Pool {
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(body) };
         let job = Arc::new(Job {
             body: Body(body),
-            count,
-            next: AtomicUsize::new(0),
+            shares: (0..=helpers)
+                .map(|i| Share {
+                    next: AtomicUsize::new(count * i / (helpers + 1)),
+                    end: count * (i + 1) / (helpers + 1),
+                })
+                .collect(),
             places: AtomicUsize::new(helpers),
             inside: AtomicUsize::new(0),
             panic: Mutex::new(None),
@@ -190,8 +213,9 @@ impl Pool {
         let wake = {
             let mut queue = self.lock();
             while queue.helpers < helpers {
-                let name = format!("tritpress-{}", queue.helpers);
-                let spawned = std::thread::Builder::new().name(name).spawn(move || self.helper());
+                let number = queue.helpers;
+                let name = format!("tritpress-{number}");
+                let spawned = std::thread::Builder::new().name(name).spawn(move || self.helper(number));
                 if spawned.is_err() {
                     break; // no more threads to be had: the caller does the work
                 }
@@ -205,7 +229,7 @@ impl Pool {
             self.wake.notify_one();
         }
         let leave = Leave { pool: self, job: &job };
-        job.work();
+        job.work(0);
         drop(leave);
         let panic = job.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         if let Some(panic) = panic {
@@ -222,7 +246,7 @@ struct Leave<'a> {
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        self.job.next.store(self.job.count, Ordering::Relaxed);
+        self.job.end();
         self.pool.lock().jobs.retain(|job| !Arc::ptr_eq(job, self.job));
         let mut turns = 0u32;
         while self.job.inside.load(Ordering::Acquire) > 0 {
@@ -328,11 +352,40 @@ pub fn by_columns<T: Copy + Send>(
     threads: usize,
     body: impl Fn(usize, &mut Columns<'_, T>) + Sync,
 ) -> Vec<T> {
-    let (total, size) = (rows * width, size.max(1));
+    let total = rows * width;
     let mut out = Vec::with_capacity(total);
     let base = Base(out.as_mut_ptr());
-    let base = &base;
-    if total > 0 {
+    write_columns(&base, rows, width, size, threads, body);
+    // SAFETY: every part wrote all elements of its columns, and together they are all columns.
+    unsafe { out.set_len(total) };
+    out
+}
+
+/// As [`by_columns`] into an array that is there, [rows, width].
+pub fn columns_mut<T: Copy + Send>(
+    out: &mut [T],
+    width: usize,
+    size: usize,
+    threads: usize,
+    body: impl Fn(usize, &mut Columns<'_, T>) + Sync,
+) {
+    if !out.is_empty() {
+        assert!(out.len().is_multiple_of(width));
+        write_columns(&Base(out.as_mut_ptr()), out.len() / width, width, size, threads, body);
+    }
+}
+
+/// The array at `base` has room for `rows` x `width` elements, of which nobody else knows.
+fn write_columns<T: Copy + Send>(
+    base: &Base<T>,
+    rows: usize,
+    width: usize,
+    size: usize,
+    threads: usize,
+    body: impl Fn(usize, &mut Columns<'_, T>) + Sync,
+) {
+    let size = size.max(1);
+    if rows * width > 0 {
         run(threads, width.div_ceil(size), |part| {
             let first = part * size;
             let count = size.min(width - first);
@@ -341,9 +394,6 @@ pub fn by_columns<T: Copy + Send>(
             assert_eq!(columns.row, rows, "not all of the columns were written");
         });
     }
-    // SAFETY: every part wrote all elements of its columns, and together they are all columns.
-    unsafe { out.set_len(total) };
-    out
 }
 
 #[cfg(test)]
@@ -407,6 +457,15 @@ mod tests {
                 }
             });
             assert_eq!(made, (0..rows * width).collect::<Vec<_>>());
+            let mut there = vec![0; rows * width];
+            columns_mut(&mut there, width, size, threads, |part, columns| {
+                for row in 0..rows {
+                    for at in part * size..width.min((part + 1) * size) {
+                        columns.push(&[row * width + at]);
+                    }
+                }
+            });
+            assert_eq!(made, there);
         }
         assert!(catch_unwind(|| by_columns(2, 4, 2, 2, |_, columns| columns.push(&[0, 0]))).is_err());
         assert!(catch_unwind(|| by_columns(1, 2, 2, 1, |_, columns| columns.push(&[0, 0, 0]))).is_err());

@@ -31,7 +31,9 @@ pub fn attend<'py>(
     };
     if values.shape() != [keys.shape()[0], kv_heads, BLOCK, head_size] {
         let shape = values.shape();
-        return refuse(format!("values must be [blocks, kv_heads, {BLOCK}, head_size] as keys, not {shape:?}"));
+        return refuse(format!(
+            "values must be [blocks, kv_heads, {BLOCK}, head_size] as keys, not {shape:?}"
+        ));
     }
     match *q.shape() {
         [heads, _, size] if heads == kv_heads && size == head_size => {}

@@ -59,11 +59,7 @@ fn machine_limits(py: Python<'_>, threads: Option<i64>) -> PyResult<Bound<'_, py
 /// When so many bytes are read again and again in the best way: gb_s (10^9 bytes a second), streams, ahead.
 #[pyfunction]
 #[pyo3(signature = (nbytes, threads=None))]
-fn read_again(
-    py: Python<'_>,
-    nbytes: i64,
-    threads: Option<i64>,
-) -> PyResult<Bound<'_, pyo3::types::PyDict>> {
+fn read_again(py: Python<'_>, nbytes: i64, threads: Option<i64>) -> PyResult<Bound<'_, pyo3::types::PyDict>> {
     let (nbytes, threads) = (arrays::count("nbytes", nbytes)?, arrays::threads(threads)?);
     let read = py.detach(|| tritpress_core::kernel::limits::read_again(nbytes, threads));
     let dict = pyo3::types::PyDict::new(py);

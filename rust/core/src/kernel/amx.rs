@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 
 use super::unpack512::{Affine, Unpack};
 use super::Batch;
-use crate::scratch::Scratch;
-use crate::tiles::{Geometry, CHUNK_BYTES, TILE};
+use crate::scratch::{Line, Scratch};
+use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
 
 /// Tokens from which on this path is the faster one.
 pub const FEWEST: usize = 5;
@@ -19,11 +19,16 @@ pub const FEWEST: usize = 5;
 /// Tokens of one product.
 pub const TOKENS: usize = 16;
 
-/// Blocks whose products are under way at a time: none waits for another's.
-const SIDE_BY_SIDE: usize = 4;
+/// Steps whose codes are unpacked at a time: 4 KB of each tile. Twice that was slower: sums,
+/// totals and activations share the first-level cache with them.
+const SPAN: usize = 4;
 
-/// Steps from which on a block is long.
-const LONG: usize = 8;
+/// Tiles that share what is loaded of the activations.
+const PAIR: usize = 2;
+
+/// Runs whose sums are in memory at a time: products are begun one run before sums are used, so that the matrix unit
+/// and the vector unit both have work.
+const UNDER_WAY: usize = 2;
 
 /// What `ldtilecfg` takes: palette, and for each of eight registers bytes of a line and lines.
 #[repr(C, align(64))]
@@ -36,8 +41,28 @@ struct Shapes {
 }
 
 /// Sums of a product: [tokens, rows].
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Sums([[i32; TILE]; TOKENS]);
+
+/// Codes of a span of one tile.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Codes([[u8; 1024]; SPAN]);
+
+/// Steps of one block (a group of one plane) in a row, within a span.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    /// Its activations in the batch, and its codes in the span, in steps.
+    at: usize,
+    code: usize,
+    steps: usize,
+    group: usize,
+    /// It begins its block.
+    first: bool,
+    /// It ends its block: sums are multiplied with the scales.
+    last: bool,
+}
 
 /// AMX-INT8 beside GFNI and AVX-512, and the system lets this process use its registers.
 pub fn available() -> bool {
@@ -85,31 +110,29 @@ fn system_allows_it() -> bool {
 /// Operations of a product: 16 tokens, 16 rows, 64 inputs.
 pub const OPERATIONS: f64 = 2.0 * 16.0 * 16.0 * 64.0;
 
-/// `count` times four products on registers.
+/// `count` times two products on registers.
 pub fn multiply_loop(count: usize) {
     assert!(available());
     // SAFETY: the CPU was checked; only registers are used.
     unsafe {
         configure(TOKENS, 64);
         asm!(
-            "tilezero tmm4",
-            "tilezero tmm5",
             "2:",
-            "tdpbsud tmm0, tmm4, tmm5",
-            "tdpbsud tmm1, tmm4, tmm5",
-            "tdpbsud tmm2, tmm4, tmm5",
-            "tdpbsud tmm3, tmm4, tmm5",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tdpbsud tmm0, tmm2, tmm3",
+            "tdpbsud tmm1, tmm2, tmm4",
             "sub {n}, 1",
             "ja 2b",
             "tilerelease",
             n = inout(reg) count.max(1) => _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
             options(nomem, nostack),
         );
     }
 }
 
-/// Registers 0 to 3 are sums [tokens, 16], 4 and 6 activations [tokens, step], 5 and 7 codes [step / 4, 16 x 4].
+/// Registers 0 and 1 are sums [tokens, 16], 2 activations [tokens, step], 3 and 4 codes [step / 4, 16 x 4].
 ///
 /// # Safety
 /// AMX-INT8.
@@ -117,7 +140,7 @@ unsafe fn configure(tokens: usize, step: usize) {
     let mut shapes =
         Shapes { palette: 1, start_row: 0, reserved: [0; 14], line_bytes: [0; 16], lines: [0; 16] };
     for (registers, bytes, lines) in
-        [(&[0, 1, 2, 3][..], 64, tokens), (&[4, 6], step, tokens), (&[5, 7], 64, step / 4)]
+        [(&[0, 1][..], 64, tokens), (&[2], step, tokens), (&[3, 4], 64, step / 4)]
     {
         for &register in registers {
             (shapes.line_bytes[register], shapes.lines[register]) = (bytes as u16, lines as u8);
@@ -132,267 +155,229 @@ pub fn matmul(tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     let size = geometry.tile_bytes();
     let count = tiles.len() / size;
     assert!(available() && out.len() == count * x.n * TILE);
-    assert!(x.q.len() >= geometry.padded_cols() * x.n + Batch::SPARE && x.offsets.len() >= geometry.groups * x.n);
-    let many = Many::new(geometry, x);
-    let (lines, blocks) = (geometry.padded_cols() / 4 * geometry.planes, geometry.groups * geometry.planes);
-    // One line more, so that they can start at a multiple of 64 bytes.
-    let mut codes = Scratch::<[u32; 16]>::new(lines + 1);
-    let mut scales = Scratch::<[f32; 16]>::new(blocks);
-    let spare = codes.as_ptr().cast::<u8>().align_offset(64);
-    // SAFETY: the CPU was checked; the lengths above cover tiles, batch and output; `codes` and `scales` hold what a
-    // tile unpacks to.
+    assert!(x.q.len() >= geometry.padded_cols() * x.n + Batch::SPARE);
+    assert!(x.offsets.len() >= geometry.groups * x.n + Batch::SPARE_TOKENS);
+    // As even as can be: 20 tokens are 10 and 10.
+    let tokens = x.n.div_ceil(x.n.div_ceil(TOKENS));
+    let held = PAIR * x.n.next_multiple_of(TOKENS);
+    let mut totals = Scratch::<Line>::new(held);
+    let mut carried = Scratch::<Line>::new(held);
+    // SAFETY: the CPU was checked; the lengths above cover tiles, batch and output.
     unsafe {
-        let codes = codes.as_mut_ptr().cast::<u8>().add(spare);
-        configure(many.tokens, x.step);
-        for (tile, out) in tiles.chunks_exact(size).zip(out.chunks_exact_mut(x.n * TILE)) {
-            unpack(tile, geometry, codes, scales.as_mut_ptr());
-            many.times(codes, scales.as_ptr(), out.as_mut_ptr());
+        configure(tokens, x.step);
+        for (pair, out) in tiles.chunks(PAIR * size).zip(out.chunks_mut(PAIR * x.n * TILE)) {
+            totals.fill(Line::default());
+            let (totals, carried) = (totals.as_mut_ptr(), carried.as_mut_ptr());
+            Many { geometry, x, tokens, held: held / PAIR, totals, carried }.pair(pair, out);
         }
         asm!("tilerelease", options(nostack));
     }
 }
 
-/// Codes of a tile as lines [padded_cols * planes / 4] of 64 bytes, and the blocks' scales in float32.
-///
-/// # Safety
-/// AVX-512 BW and GFNI; a whole tile; `codes` (aligned) and `scales` have room.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn unpack(tile: &[u8], geometry: &Geometry, mut codes: *mut u8, mut scales: *mut [f32; 16]) {
-    let code_bytes = geometry.code_bytes();
-    for block in tile.chunks_exact(geometry.block_bytes()) {
-        let (packed, halves) = block.split_at(code_bytes);
-        // SAFETY: the caller's promise; scales are 32 bytes.
-        unsafe {
-            for chunk in packed.chunks_exact(CHUNK_BYTES) {
-                for line in Affine::plain(_mm512_loadu_si512(chunk.as_ptr().cast())) {
-                    _mm512_store_si512(codes.cast(), line);
-                    codes = codes.add(64);
-                }
-            }
-            let values = _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()));
-            _mm512_storeu_ps(scales.cast(), values);
-            scales = scales.add(1);
-        }
-    }
-}
-
-/// All tokens, at most 16 at a time and as even as can be.
+/// Two tiles, or one that stands in for both, with all tokens.
 struct Many<'a> {
     geometry: &'a Geometry,
     x: &'a Batch,
+    /// Tokens at a time.
     tokens: usize,
+    /// [tiles, held] lines: products so far, and sums of blocks that a span does not end.
+    held: usize,
+    totals: *mut Line,
+    carried: *mut Line,
 }
 
-impl<'a> Many<'a> {
-    fn new(geometry: &'a Geometry, x: &'a Batch) -> Self {
-        Many { geometry, x, tokens: x.n.div_ceil(x.n.div_ceil(TOKENS)) }
+impl Many<'_> {
+    /// # Safety
+    /// AMX-INT8, configured; whole tiles, `out` [tiles, n, 16].
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn pair(&self, tiles: &[u8], out: &mut [f32]) {
+        let (g, step) = (self.geometry, self.x.step);
+        let size = g.tile_bytes();
+        let mut p: [*const u8; PAIR] = std::array::from_fn(|tile| {
+            tiles.get(tile * size..).filter(|t| !t.is_empty()).unwrap_or(tiles).as_ptr()
+        });
+        let per_block = g.width / step;
+        let total = g.groups * g.planes * per_block;
+        let mut codes = [const { Codes([[0; 1024]; SPAN]) }; PAIR];
+        let mut sums = [const { [const { Sums([[0; TILE]; TOKENS]) }; PAIR] }; UNDER_WAY];
+        let mut scales = [[_mm512_setzero_ps(); PAIR]; SPAN];
+        let mut runs = [Run::default(); SPAN];
+        let mut next = 0;
+        // SAFETY: each p walks over its tile, `total` steps long.
+        unsafe {
+            while next < total {
+                let (mut count, mut code) = (0, 0);
+                while code < SPAN && next < total {
+                    let (block, first) = (next / per_block, next % per_block);
+                    let steps = (per_block - first).min(SPAN - code);
+                    let group = block / g.planes;
+                    let last = first + steps == per_block;
+                    runs[count] =
+                        Run { at: group * per_block + first, code, steps, group, first: first == 0, last };
+                    for ((p, codes), tile) in p.iter_mut().zip(&mut codes).zip(0..) {
+                        for codes in &mut codes.0[code..code + steps] {
+                            *p = unpack(*p, step, codes);
+                        }
+                        if last {
+                            scales[count][tile] = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
+                            *p = p.add(2 * TILE);
+                        }
+                    }
+                    (next, code, count) = (next + steps, code + steps, count + 1);
+                }
+                for first in (0..self.x.n).step_by(self.tokens) {
+                    self.span(&codes, &scales, &runs[..count], first, &mut sums);
+                }
+            }
+            for (at, out) in out.chunks_exact_mut(TILE).enumerate() {
+                let (tile, token) = (at / self.x.n, at % self.x.n);
+                let total = _mm512_load_ps(self.totals.add(tile * self.held + token).cast());
+                _mm512_storeu_ps(
+                    out.as_mut_ptr(),
+                    _mm512_mul_ps(total, _mm512_set1_ps(self.x.scales[token])),
+                );
+            }
+        }
     }
 
-    /// One tile, unpacked, with all tokens.
+    /// Add a span's runs for the tokens from `first` on.
     ///
     /// # Safety
-    /// See [`matmul`]; the registers are configured.
+    /// See [`Many::pair`]; at most [`SPAN`] runs, at least one.
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn times(&self, codes: *const u8, scales: *const [f32; 16], out: *mut f32) {
-        let n = self.x.n;
-        for first in (0..n).step_by(self.tokens) {
-            // SAFETY: the caller's promise; tokens from `first` on.
-            unsafe {
-                let count = self.tokens.min(n - first);
-                let y = out.add(first * TILE);
-                match count {
-                    1..=4 => self.some_tokens::<4>(codes, scales, y, first, count),
-                    5..=8 => self.some_tokens::<8>(codes, scales, y, first, count),
-                    _ => self.some_tokens::<16>(codes, scales, y, first, count),
+    unsafe fn span(
+        &self,
+        codes: &[Codes; PAIR],
+        scales: &[[__m512; PAIR]; SPAN],
+        runs: &[Run],
+        first: usize,
+        sums: &mut [[Sums; PAIR]; UNDER_WAY],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for ahead in 0..runs.len() + UNDER_WAY / 2 {
+                if let Some(run) = runs.get(ahead) {
+                    self.begin(codes, run, first, &mut sums[ahead % UNDER_WAY]);
+                }
+                if let Some(index) = ahead.checked_sub(UNDER_WAY / 2) {
+                    self.end(&scales[index], &runs[index], first, &sums[index % UNDER_WAY]);
                 }
             }
         }
     }
 
-    /// `count` tokens from `first` on, at most `T`.
+    /// The products of a run: sums of each tile.
     ///
     /// # Safety
-    /// See [`Many::times`].
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn some_tokens<const T: usize>(
-        &self,
-        codes: *const u8,
-        scales: *const [f32; 16],
-        y: *mut f32,
-        first: usize,
-        count: usize,
-    ) {
-        let (g, n, step) = (self.geometry, self.x.n, self.x.step);
-        let per_block = g.width / step;
-        let blocks = g.groups * g.planes;
-        let block_codes = per_block * step / 4 * 64;
-        let mut totals = [_mm512_setzero_ps(); T];
-        let mut sums = [const { Sums([[0; TILE]; TOKENS]) }; SIDE_BY_SIDE];
-        // SAFETY: the caller's promise; blocks stay below those of the tile. Offsets of tokens beyond the last
-        // are read from the spare ones.
+    /// See [`Many::span`].
+    #[inline]
+    unsafe fn begin(&self, codes: &[Codes; PAIR], run: &Run, first: usize, sums: &mut [Sums; PAIR]) {
+        let (n, step) = (self.x.n, self.x.step);
+        // SAFETY: the caller's promise; the batch has the steps of all groups.
         unsafe {
-            let q = self.x.q.as_ptr().add(first * step);
-            let mut block = 0;
-            while block < blocks && per_block >= LONG {
-                let group = block / g.planes;
-                let (q, codes) = (q.add(group * per_block * n * step), codes.add(block * block_codes));
-                let even = per_block / SIDE_BY_SIDE * SIDE_BY_SIDE;
-                long_product(q, n * step, step, codes, even, &mut sums);
-                let mut exact: [__m512i; T] = std::array::from_fn(|t| {
-                    let [a, b, c, d] = &sums;
-                    let [a, b, c, d] = [a, b, c, d].map(|s| _mm512_load_si512(s.0[t].as_ptr().cast()));
-                    _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d))
-                });
-                if even < per_block {
-                    let (q, codes) = (q.add(even * n * step), codes.add(even * step * 16));
-                    product(q, n * step, step, codes, per_block - even, &mut sums[0]);
-                    for (exact, more) in exact.iter_mut().zip(&sums[0].0) {
-                        *exact = _mm512_add_epi32(*exact, _mm512_load_si512(more.as_ptr().cast()));
+            let q = self.x.q.as_ptr().add((run.at * n + first) * step);
+            let codes = codes.each_ref().map(|codes| codes.0[run.code..].as_ptr());
+            products(q, n * step, step, codes, run.steps, sums);
+        }
+    }
+
+    /// Take a run's sums: into the totals where its block ends, else they are kept for the next run.
+    ///
+    /// # Safety
+    /// See [`Many::span`].
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn end(&self, scales: &[__m512; PAIR], run: &Run, first: usize, sums: &[Sums; PAIR]) {
+        // SAFETY: lines of tokens below `held`, offsets of spare ones.
+        unsafe {
+            let offsets = self.x.offsets.as_ptr().add(run.group * self.x.n + first);
+            for tile in 0..PAIR {
+                let at = tile * self.held + first;
+                let (totals, carried) = (self.totals.add(at), self.carried.add(at));
+                for t in 0..self.tokens {
+                    let sum = _mm512_load_si512(sums[tile].0[t].as_ptr().cast());
+                    let begun = match run.first {
+                        true => _mm512_set1_epi32(*offsets.add(t)),
+                        false => _mm512_load_si512(carried.add(t).cast()),
+                    };
+                    let sum = _mm512_add_epi32(sum, begun);
+                    match run.last {
+                        true => {
+                            let total = _mm512_load_ps(totals.add(t).cast());
+                            let total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales[tile], total);
+                            _mm512_store_ps(totals.add(t).cast(), total);
+                        }
+                        false => _mm512_store_si512(carried.add(t).cast(), sum),
                     }
                 }
-                let offsets = self.x.offsets.as_ptr().add(group * n + first);
-                add_scaled(&mut totals, exact, scales.add(block), offsets);
-                block += 1;
-            }
-            while block < blocks {
-                let some = SIDE_BY_SIDE.min(blocks - block);
-                for (i, sums) in sums.iter_mut().enumerate().take(some) {
-                    let group = (block + i) / g.planes;
-                    let q = q.add(group * per_block * n * step);
-                    product(q, n * step, step, codes.add((block + i) * block_codes), per_block, sums);
-                }
-                for (i, sums) in sums.iter().enumerate().take(some) {
-                    let exact = std::array::from_fn(|t| _mm512_load_si512(sums.0[t].as_ptr().cast()));
-                    let offsets = self.x.offsets.as_ptr().add((block + i) / g.planes * n + first);
-                    add_scaled(&mut totals, exact, scales.add(block + i), offsets);
-                }
-                block += some;
-            }
-            for (t, &total) in totals.iter().enumerate().take(count) {
-                let scale = _mm512_set1_ps(self.x.scales[first + t]);
-                _mm512_storeu_ps(y.add(t * TILE), _mm512_mul_ps(total, scale));
             }
         }
     }
 }
 
-/// Add a block's sums of `T` tokens, each with its offset, times the 16 scales.
+/// Codes of a step of one tile as lines of 16 rows x 4 inputs; returns where the next step's are.
 ///
 /// # Safety
-/// AVX-512; 16 floats and `T` offsets can be read.
+/// AVX-512 BW and GFNI; `step` is 32 or 64, and `step * 4` bytes can be read.
 #[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn add_scaled<const T: usize>(
-    totals: &mut [__m512; T],
-    exact: [__m512i; T],
-    scales: *const [f32; 16],
-    offsets: *const i32,
-) {
-    // SAFETY: the caller's promise.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn unpack(mut p: *const u8, step: usize, codes: &mut [u8; 1024]) -> *const u8 {
+    // SAFETY: the caller's promise; 256 bytes for each 16 inputs are written.
     unsafe {
-        let scales = _mm512_loadu_ps(scales.cast());
-        for (t, (total, exact)) in totals.iter_mut().zip(exact).enumerate() {
-            let sum = _mm512_add_epi32(exact, _mm512_set1_epi32(*offsets.add(t)));
-            *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales, *total);
+        for to in codes.chunks_exact_mut(4 * CHUNK_BYTES).take(step / CHUNK) {
+            for (line, to) in
+                Affine::plain(_mm512_loadu_si512(p.cast())).into_iter().zip(to.chunks_exact_mut(64))
+            {
+                _mm512_store_si512(to.as_mut_ptr().cast(), line);
+            }
+            p = p.add(CHUNK_BYTES);
         }
     }
+    p
 }
 
-/// `sums` = activations at `q` (a line for each token, every `line` bytes; `steps` of them every `stride`) times
-/// the codes at `codes`, `line` x 16 bytes a step.
+/// `sums` = activations at `q` (a line for each token, every `line` bytes; `steps` of them every `stride`) times the
+/// codes of each tile, 1024 bytes a step.
 ///
 /// # Safety
-/// AMX-INT8, configured; all can be read and written.
+/// AMX-INT8, configured; all can be read.
 #[inline(always)]
-unsafe fn product(q: *const i8, stride: usize, line: usize, codes: *const u8, steps: usize, sums: &mut Sums) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "2:",
-            "tileloadd tmm4, [{q} + {line} * 1]",
-            "tileloadd tmm5, [{codes} + {row} * 1]",
-            "tdpbsud tmm0, tmm4, tmm5",
-            "add {q}, {stride}",
-            "add {codes}, {per}",
-            "sub {steps}, 1",
-            "ja 2b",
-            "tilestored [{sums} + {row} * 1], tmm0",
-            q = inout(reg) q => _,
-            codes = inout(reg) codes => _,
-            steps = inout(reg) steps => _,
-            stride = in(reg) stride,
-            line = in(reg) line,
-            per = in(reg) line * 16,
-            row = in(reg) 64usize,
-            sums = in(reg) sums,
-            out("tmm0") _, out("tmm4") _, out("tmm5") _,
-            options(nostack),
-        );
-    }
-}
-
-/// As [`product`] for a long block: four sums take the steps in turn, because a product on a sum waits for the one
-/// before it for as long as three more take. The block's sums are those of all four.
-///
-/// # Safety
-/// As [`product`]; `steps` is a multiple of four and not zero.
-#[inline(always)]
-unsafe fn long_product(
+unsafe fn products(
     q: *const i8,
     stride: usize,
     line: usize,
-    codes: *const u8,
+    codes: [*const [u8; 1024]; PAIR],
     steps: usize,
-    sums: &mut [Sums; SIDE_BY_SIDE],
+    sums: &mut [Sums; PAIR],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
             "tilezero tmm0",
             "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
             "2:",
-            "tileloadd tmm4, [{q} + {line} * 1]",
-            "tileloadd tmm5, [{codes} + {row} * 1]",
+            "tileloadd tmm2, [{q} + {line} * 1]",
+            "tileloadd tmm3, [{a} + {row} * 1]",
+            "tdpbsud tmm0, tmm2, tmm3",
+            "tileloadd tmm4, [{b} + {row} * 1]",
+            "tdpbsud tmm1, tmm2, tmm4",
             "add {q}, {stride}",
-            "add {codes}, {per}",
-            "tdpbsud tmm0, tmm4, tmm5",
-            "tileloadd tmm6, [{q} + {line} * 1]",
-            "tileloadd tmm7, [{codes} + {row} * 1]",
-            "add {q}, {stride}",
-            "add {codes}, {per}",
-            "tdpbsud tmm1, tmm6, tmm7",
-            "tileloadd tmm4, [{q} + {line} * 1]",
-            "tileloadd tmm5, [{codes} + {row} * 1]",
-            "add {q}, {stride}",
-            "add {codes}, {per}",
-            "tdpbsud tmm2, tmm4, tmm5",
-            "tileloadd tmm6, [{q} + {line} * 1]",
-            "tileloadd tmm7, [{codes} + {row} * 1]",
-            "add {q}, {stride}",
-            "add {codes}, {per}",
-            "tdpbsud tmm3, tmm6, tmm7",
-            "sub {steps}, 4",
+            "add {a}, 1024",
+            "add {b}, 1024",
+            "sub {steps}, 1",
             "ja 2b",
             "tilestored [{sums} + {row} * 1], tmm0",
             "add {sums}, 1024",
             "tilestored [{sums} + {row} * 1], tmm1",
-            "add {sums}, 1024",
-            "tilestored [{sums} + {row} * 1], tmm2",
-            "add {sums}, 1024",
-            "tilestored [{sums} + {row} * 1], tmm3",
             q = inout(reg) q => _,
-            codes = inout(reg) codes => _,
+            a = inout(reg) codes[0] => _,
+            b = inout(reg) codes[1] => _,
             steps = inout(reg) steps => _,
             stride = in(reg) stride,
             line = in(reg) line,
-            per = in(reg) line * 16,
             row = in(reg) 64usize,
             sums = inout(reg) sums.as_mut_ptr() => _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
             options(nostack),
         );
     }

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use super::avx512::in_order;
 use super::unpack512::Unpack;
 use super::{Batch, TILES};
+use crate::scratch::Line;
 use crate::tiles::{Geometry, CHUNK_BYTES, TILE};
 
 /// Tokens that are multiplied at a time: their sums, the codes of four tiles and broadcasts fill the registers.
@@ -15,11 +16,6 @@ const MANY: usize = 6;
 /// Inputs whose codes are unpacked at a time: 16 KB, a third of the first-level cache. Sums of longer groups go to
 /// memory and back that often only.
 const SPAN: usize = 256;
-
-/// A vector in memory: aligned, because one that lies across two cache lines takes twice the time.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line([u32; TILE]);
 
 const NOTHING: Line = Line([0; TILE]);
 

@@ -45,6 +45,7 @@ use unpack512::{Affine, Mask, Unpack};
 
 use crate::error::{Error, Result};
 use crate::pool;
+use crate::scratch::AlignedBytes;
 use crate::tiles::{Geometry, TILE};
 
 /// An instruction set that a path is written for.
@@ -272,8 +273,8 @@ pub struct Batch {
     pub n: usize,
     /// Inputs that a step of the kernels takes: 64, or a group of 32.
     pub step: usize,
-    /// int8 [padded_cols / step, n, step], and [`Batch::SPARE`] more.
-    pub q: Vec<i8>,
+    /// int8 [padded_cols / step, n, step], and [`Batch::SPARE`] more; starts at a multiple of 64.
+    pub q: AlignedBytes,
     /// [groups, n], and [`Batch::SPARE_TOKENS`] more.
     pub offsets: Vec<i32>,
     /// [n].
@@ -292,7 +293,9 @@ impl Batch {
         let step = geometry.width.clamp(1, 64);
         let worth = (65_536 / geometry.padded_cols().max(1)).max(1);
         let steps = geometry.padded_cols() / step;
-        let mut q = pool::by_columns(steps, n * step, worth * step, threads, |part, columns| {
+        let mut q = AlignedBytes::new(steps * n * step + Self::SPARE);
+        let (used, spare) = q.split_at_mut(steps * n * step);
+        pool::columns_mut(used, n * step, worth * step, threads, |part, columns| {
             let tokens = &tokens[part * worth..n.min((part + 1) * worth)];
             for i in 0..steps {
                 for token in tokens {
@@ -300,7 +303,7 @@ impl Batch {
                 }
             }
         });
-        q.resize(q.len() + Self::SPARE, 0);
+        spare.fill(0);
         let mut offsets: Vec<i32> =
             (0..geometry.groups).flat_map(|g| tokens.iter().map(move |t| t.offsets[g])).collect();
         offsets.resize(offsets.len() + Self::SPARE_TOKENS, 0);
