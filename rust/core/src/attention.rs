@@ -132,21 +132,24 @@ fn some_queries<const Q: usize>(
     let (first, end) = (start / BLOCK, stop.div_ceil(BLOCK));
     let length = (end - first) * BLOCK;
     let at = |block: usize| (block * cache.kv_heads + head) * piece;
+    // Side by side what is multiplied with one line of the cache, so that the loops below need no index.
+    let q: Vec<[f32; Q]> = (0..size).map(|d| std::array::from_fn(|query| q[query * size + d])).collect();
+    // A line of the next piece is asked for with each line used: reading a head jumps from block to block, which the
+    // machine does not foresee.
+    let following = |of: &[f32], block: usize| of[at(block.min(end - 1))..].as_ptr();
     for block in first..end {
-        let keys = &cache.keys[at(block)..][..piece];
-        for lane in (0..BLOCK).step_by(LANES) {
+        let keys = cache.keys[at(block)..][..piece].as_chunks::<LANES>().0.as_chunks::<{ BLOCK / LANES }>().0;
+        let ahead =
+            if block + 1 < end { following(cache.keys, block + 1) } else { following(cache.values, first) };
+        for lanes in 0..BLOCK / LANES {
             let mut sums = [[0f32; LANES]; Q];
-            for (d, keys) in keys.chunks_exact(BLOCK).enumerate() {
-                let keys = &keys[lane..lane + LANES];
-                for (query, sums) in sums.iter_mut().enumerate() {
-                    let q = q[query * size + d];
-                    for i in 0..LANES {
-                        sums[i] += q * keys[i];
-                    }
-                }
+            for (d, (keys, q)) in keys.iter().zip(&q).enumerate() {
+                ask_for(ahead.wrapping_add(d * BLOCK + lanes * LANES));
+                add_products(&mut sums, q, &keys[lanes]);
             }
             for (query, sums) in sums.iter().enumerate() {
-                scores[query * length + (block - first) * BLOCK + lane..][..LANES].copy_from_slice(sums);
+                scores[query * length + (block - first) * BLOCK + lanes * LANES..][..LANES]
+                    .copy_from_slice(sums);
             }
         }
     }
@@ -157,22 +160,22 @@ fn some_queries<const Q: usize>(
         (part[0], part[1]) = exponentials(scores);
         part[2..].fill(0.0);
     }
-    for block in first..end {
+    let weights: Vec<[f32; Q]> =
+        (0..length).map(|p| std::array::from_fn(|query| scores[query * length + p])).collect();
+    for (block, weights) in (first..end).zip(weights.chunks_exact(BLOCK)) {
         let values = &cache.values[at(block)..][..piece];
-        let scores = |query: usize| &scores[query * length + (block - first) * BLOCK..][..BLOCK];
+        let ahead = following(cache.values, block + 1);
         for lane in (0..size).step_by(LANES) {
             let count = LANES.min(size - lane);
             let mut sums = [[0f32; LANES]; Q];
-            for (position, values) in values.chunks_exact(size).enumerate() {
-                let mut here = [0f32; LANES];
+            for (position, (values, weights)) in values.chunks_exact(size).zip(weights).enumerate() {
+                ask_for(ahead.wrapping_add(position * size + lane));
                 match values[lane..].first_chunk::<LANES>() {
-                    Some(all) => here = *all,
-                    None => here[..count].copy_from_slice(&values[lane..]),
-                }
-                for (query, sums) in sums.iter_mut().enumerate() {
-                    let weight = scores(query)[position];
-                    for i in 0..LANES {
-                        sums[i] += weight * here[i];
+                    Some(values) => add_products(&mut sums, weights, values),
+                    None => {
+                        let mut some = [0f32; LANES];
+                        some[..count].copy_from_slice(&values[lane..]);
+                        add_products(&mut sums, weights, &some);
                     }
                 }
             }
@@ -180,6 +183,29 @@ fn some_queries<const Q: usize>(
                 let out = &mut part[query * (2 + size) + 2 + lane..][..count];
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
             }
+        }
+    }
+}
+
+/// Hint that the line at an address will be wanted soon.
+#[inline(always)]
+fn ask_for(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, harmless for any address; SSE is part of the architecture.
+    unsafe {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Add each of `factors` times `line`.
+#[inline(always)]
+fn add_products<const Q: usize>(sums: &mut [[f32; LANES]; Q], factors: &[f32; Q], line: &[f32; LANES]) {
+    for query in 0..Q {
+        for i in 0..LANES {
+            sums[query][i] += factors[query] * line[i];
         }
     }
 }
