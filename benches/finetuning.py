@@ -304,13 +304,18 @@ def optimizers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         return bench.trained(name, work, student, layers, recipe, evaluate)
 
     print(f"{'optimizer':16} {'rate':>8} {'seeds':>5} {'loss':>7} {'kl':>15} {'change':>17}")
-    for kind in arguments.kinds.split(",") if arguments.kinds else OPTIMIZERS:
+    kinds = arguments.kinds.split(",") if arguments.kinds else list(OPTIMIZERS)
+    unknown = [kind for kind in kinds if kind not in OPTIMIZERS]
+    if unknown:
+        sys.exit(f"no optimizer {unknown[0]!r}; there are {', '.join(OPTIMIZERS)}")
+    for kind in kinds:
         stem = kind.replace(" ", "-")
         tuning = []
         for factor in RATE_FACTORS:
             name = f"tuning-{stem}-{arguments.tuning_tokens}-{factor:.3g}"
             made = bench.row(
-                name, lambda: train(name, kind, 0, arguments.tuning_tokens, factor, False)  # noqa: B023
+                name,
+                lambda: train(name, kind, 0, arguments.tuning_tokens, factor, False),  # noqa: B023
             )
             tuning.append((made["loss_best"], factor))
         factor = min(tuning)[1]

@@ -54,10 +54,10 @@ class Limits(TypedDict):
 def machine_limits(threads: int | None = None) -> Limits:
     """What this machine reaches at most with that many threads, measured for a second: reads from memory
     and from the last-level cache (10^9 bytes a second), unpacking and multiplying as a matvec does, and
-    multiplying alone (10^9 operations a second, with the instructions of the path `isa()`), the latter with its
-    matrix unit too if it has one (matrix_gop_s); memory_streams and memory_ahead, how memory was read fastest
-    (places in turn, bytes asked for ahead); and how large matrices are read for one token: tiles side by side and
-    bytes asked for ahead.
+    multiplying alone (10^9 operations a second, with the instructions of the path `isa()`), the latter with
+    its matrix unit too if it has one (matrix_gop_s); memory_streams and memory_ahead, how memory was read
+    fastest (places in turn, bytes asked for ahead); and how large matrices are read for one token: tiles side
+    by side and bytes asked for ahead.
     """
 
 class Read(TypedDict):
@@ -66,13 +66,13 @@ class Read(TypedDict):
     ahead: int
 
 def read_again(nbytes: int, threads: int | None = None) -> Read:
-    """When so many bytes are read again and again, in the best of several ways: 10^9 bytes a second, which is what
-    the cache that they fit in gives, and the way (places in turn, bytes asked for ahead).
+    """When so many bytes are read again and again, in the best of several ways: 10^9 bytes a second, which is
+    what the cache that they fit in gives, and the way (places in turn, bytes asked for ahead).
     """
 
 def read_once(matrix: PackedMatrix, streams: int, ahead: int, threads: int | None = None) -> None:
-    """Read a matrix's bytes once, each thread its part, `streams` places of it in turn and `ahead` bytes asked for
-    ahead: the least that a product can take.
+    """Read a matrix's bytes once, each thread its part, `streams` places of it in turn and `ahead` bytes
+    asked for ahead: the least that a product can take.
     """
 
 def attend(
@@ -84,9 +84,9 @@ def attend(
     *,
     threads: int | None = None,
 ) -> NDArray[np.float32]:
-    """One token's attention: q [kv_heads, group, head_size], scaled already, over the positions start..stop of keys
-    [blocks, kv_heads, head_size, 64] and values [blocks, kv_heads, 64, head_size] -> of q's shape. The same for any
-    number of threads.
+    """One token's attention: q [kv_heads, group, head_size], scaled already, over the positions start..stop
+    of keys [blocks, kv_heads, head_size, 64] and values [blocks, kv_heads, 64, head_size] -> of q's shape.
+    The same for any number of threads.
     """
 
 def ternarize(

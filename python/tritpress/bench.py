@@ -38,8 +38,8 @@ def run(name: str, threads: int | None = None, torch: bool = True) -> dict[str, 
     torch: whether products have torch's beside them, where torch is installed.
     Returns {"machine": limits measured first, "rows": [...]}, numbers in the units of their names
     (us microseconds, gb_s 10^9 bytes a second, gop_s 10^9 operations a second: a product and a sum are two).
-    floor_us is what the limits leave, the best of their measurement; reading_us the median time of reading the
-    same bytes in turns with the products, so that ratio_reading compares like with like on a busy machine.
+    floor_us is what the limits leave, the best of their measurement; reading_us the median time of reading
+    the same bytes in turns with the products, so that ratio_reading compares like with like on any machine.
     Raises `UsageError` for an unknown name or a bad thread count.
     """
     benches: dict[str, Callable[..., list[Row]]] = {
@@ -196,11 +196,12 @@ def _matvec(threads: int, limits: Any, torch: bool) -> list[Row]:
                 def ours(i: int, used: list = used, x: np.ndarray = x) -> object:
                     return used[i % len(used)].matvec(x, threads)
 
-                best = limits if memory else _core.read_again(first.nbytes, threads)
-                way = (limits["memory_streams"], limits["memory_ahead"]) if memory else (best["streams"], best["ahead"])
+                best = _of_memory(limits) if memory else _core.read_again(first.nbytes, threads)
+                way = best["streams"], best["ahead"]
 
                 def reading(i: int, used: list = used, way: tuple[int, int] = way) -> object:
-                    return _core.read_once(used[(i + len(used) // 2) % len(used)], *way, threads)
+                    _core.read_once(used[(i + len(used) // 2) % len(used)], *way, threads)
+                    return None
 
                 runners: Runners = {"tritpress": ours, "reading": reading}
                 if torch and (group_size, format) == (64, "2bit"):
@@ -208,14 +209,20 @@ def _matvec(threads: int, limits: Any, torch: bool) -> list[Row]:
                     runners |= _torch_runners(rows, cols, 1, torch_copies, threads)
                 times = _race(runners, warm=where == "cache")
                 operations = 2.0 * rows * cols / limits["unpack_gop_s"] / 1e3
-                bandwidth = limits["memory_gb_s"] if memory else best["gb_s"]
                 read, _ = _summary(times.pop("reading"))
-                row = _row(
-                    "matvec", first, 1, threads, where, times, max(first.nbytes / bandwidth / 1e3, operations)
-                )
+                floor = max(first.nbytes / best["gb_s"] / 1e3, operations)
+                row = _row("matvec", first, 1, threads, where, times, floor)
                 row |= {"reading_us": read, "ratio_reading": round(row["us"] / max(read, operations), 3)}
                 out.append(row)
     return out
+
+
+def _of_memory(limits: Any) -> Any:
+    return {
+        "gb_s": limits["memory_gb_s"],
+        "streams": limits["memory_streams"],
+        "ahead": limits["memory_ahead"],
+    }
 
 
 def _matmul(threads: int, limits: Any, torch: bool) -> list[Row]:
@@ -243,7 +250,8 @@ def _matmul(threads: int, limits: Any, torch: bool) -> list[Row]:
                 times = _race(runners | {"single": single}, warm=True)
                 one, _ = _summary(times.pop("single"))
                 operations = 2.0 * n * rows * cols / 1e3
-                row = _row("matmul", matrix, n, threads, "cache", times, operations / limits["multiply_gop_s"])
+                floor = operations / limits["multiply_gop_s"]
+                row = _row("matmul", matrix, n, threads, "cache", times, floor)
                 unit = limits.get("matrix_gop_s")
                 row["ratio_matrix_unit"] = round(row["us"] / operations * unit, 3) if unit else None
                 row["ratio_matvecs"] = round(one * n / row["us"], 2)

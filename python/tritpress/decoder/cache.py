@@ -7,8 +7,8 @@ import numpy as np
 from tritpress.decoder.architecture import Architecture
 
 BLOCK = 64
-"""Positions of a block, as `_core.attend` reads them: a key block runs along positions, a value block along the
-value's own numbers."""
+"""Positions of a block, as `_core.attend` reads them: a key block runs along positions, a value block along
+the value's own numbers."""
 
 
 class KVCache:

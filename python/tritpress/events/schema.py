@@ -25,6 +25,10 @@ class Event(TypedDict):
     type: str
 
 
+COMMON_KEYS = frozenset(Event.__annotations__)
+"""Names that no field of a type may have."""
+
+
 class RunStarted(Event):
     model: str
     out: str
@@ -240,11 +244,16 @@ EVENT_TYPES: dict[str, type] = {
 """Type -> its fields. Readers pass over types and keys that they do not know."""
 
 
+def check_fields(type: str, fields: dict[str, Any]) -> None:
+    """Raises ValueError when a field has the name of a common key."""
+    if not COMMON_KEYS.isdisjoint(fields):
+        taken = sorted(COMMON_KEYS & fields.keys())
+        raise ValueError(f"event {type!r}: the field {taken[0]!r} is one of the common keys")
+
+
 def make_event(run: str, seq: int, t: float, type: str, fields: dict[str, Any]) -> dict[str, Any]:
     """One event as a dict. Raises ValueError when a field has the name of a common key."""
-    taken = fields.keys() & Event.__annotations__.keys()
-    if taken:
-        raise ValueError(f"event {type!r}: the field {sorted(taken)[0]!r} is one of the common keys")
+    check_fields(type, fields)
     return {"v": SCHEMA_VERSION, "run": run, "seq": seq, "t": round(t, 6), "type": type, **fields}
 
 
@@ -255,10 +264,10 @@ def encode(value: Any) -> str:
     does not have (NaN, infinity) become null: a reader in any language can parse every line.
     """
     try:
-        return json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(value)
     except ValueError:
         finite = _finite(json.loads(json.dumps(value, default=_plain)))
-        return json.dumps(finite, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(finite)
 
 
 def _plain(value: Any) -> Any:
@@ -270,6 +279,9 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "__fspath__"):
         return value.__fspath__()
     raise TypeError(f"an event cannot hold a {type(value).__name__}")
+
+
+_ENCODER = json.JSONEncoder(default=_plain, allow_nan=False, separators=(",", ":"))
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tritpress.events.schema import SCHEMA_VERSION, STEP_NAMES, encode
+from tritpress.events.schema import COMMON_KEYS, SCHEMA_VERSION, STEP_NAMES, encode
 from tritpress.events.series import add_point, new_book
 
 FINETUNE_POINTS = 2000
@@ -16,7 +16,6 @@ LOG_LINES = 200
 ACKS = 50
 ALERTS = 200
 
-COMMON_KEYS = ("v", "run", "seq", "t", "type")
 FIGURES = (
     "bytes",
     "bytes_fp32",
