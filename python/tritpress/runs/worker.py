@@ -33,7 +33,7 @@ from tritpress.runs.queue import wait_for_turn
 COMMANDS_EVERY = 0.1
 WATCH_EVERY = 1.0
 
-EVENTS_TOGETHER = 0.05
+EVENTS_TOGETHER = 0.03
 """Seconds that events which come thick may wait for each other, to be written in one go."""
 
 Pipeline = Callable[[Any, RunDirectory, RunContext], dict[str, Any]]

@@ -174,11 +174,12 @@ def where_words(window: Window, where: Map) -> Markup:
 
 def legend(board: Board) -> Markup:
     """The signs that stand in the grid now, in words."""
-    there = {cell.state for cell in board.cells}
-    signs = [f"{MARKS[state]} {WORDS[state]}" for state in ("current", "waiting", "failed") if state in there]
+    signs = [
+        f"{MARKS[state]} {WORDS[state]}" for state in ("current", "waiting", "failed") if board.states[state]
+    ]
     if any(bar.inside is False for bar in board.bars):
         signs.append("! outside the band")
-    if any(len(cell.names) > 1 for cell in board.cells):
+    if board.folds:
         signs.append("3/8 so many of a cell's tensors pressed; when all are, their mean")
     words = "Click a cell, or choose one by keyboard, to see its tensor."
     return Markup('<p class="soft small" data-signs>{}</p>').format(

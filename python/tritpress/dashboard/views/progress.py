@@ -6,6 +6,7 @@ has all cells, and turning to another 32 layers moves its window alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -192,6 +193,10 @@ class Board:
         self.bars = [Bar(row, None, None, None, "", None) for row in where.rows]
         self.index = {(cell.y, cell.x): number for number, cell in enumerate(self.cells)}
         self._cell_of = {name: number for number, cell in enumerate(self.cells) for name in cell.names}
+        self.states = Counter(cell.state for cell in self.cells)
+        """How many cells there are of each state."""
+        self.folds = any(len(cell.names) > 1 for cell in self.cells)
+        """Whether some cell stands for several tensors."""
         self._seen: dict[str, Any] = {}
         self._marked: tuple[str | None, str] = (None, "")
 
@@ -201,11 +206,12 @@ class Board:
         marked = at_work(state, lost)
         looked = {self._cell_of[name] for name, _ in (marked, self._marked) if name in self._cell_of}
         # Most looks find a handful of new tensors among hundreds: those alone are gone into.
-        looked |= {
-            self._cell_of[name]
-            for name, layer in layers.items()
-            if seen.get(name) is not layer and name in self._cell_of
-        }
+        if layers is not seen:
+            looked |= {
+                self._cell_of[name]
+                for name, layer in layers.items()
+                if seen.get(name) is not layer and name in self._cell_of
+            }
         if len(layers) < len(seen):  # another log
             looked = set(range(len(self.cells)))
         self._seen = layers
@@ -215,6 +221,8 @@ class Board:
             found = tuple(layers.get(name) for name in cell.names)
             made = _cell(cell, found, self.where, marked)
             if made != cell:
+                self.states[cell.state] -= 1
+                self.states[made.state] += 1
                 self.cells[number] = made
                 changed.append(number)
         self._marked = marked

@@ -144,11 +144,7 @@ def headline(state: State) -> Headline:
         )
     plan = state.get("plan")
     if plan and known(plan.get("predicted_ratio")) and plan.get("tensors"):
-        weights = sum(tensor["rows"] * tensor["cols"] for tensor in plan["tensors"])
-        bits = sum(tensor["bits"] * tensor["rows"] * tensor["cols"] for tensor in plan["tensors"]) / weights
-        planes = (
-            sum(tensor["planes"] * tensor["rows"] * tensor["cols"] for tensor in plan["tensors"]) / weights
-        )
+        bits, planes = _planned_means(plan)
         return Headline(
             ratio(plan["predicted_ratio"]),
             f"{bits:.2f} bits a weight",
@@ -157,6 +153,25 @@ def headline(state: State) -> Headline:
             "planned",
         )
     return Headline(NOTHING, NOTHING, NOTHING, False, "known once the plan is made")
+
+
+def _planned_means(plan: State) -> tuple[float, float]:
+    """Bits a weight and planes that a plan comes to; remembered, for pages ask several times a second."""
+    kept = _PLANNED.get(id(plan))
+    if kept is None or kept[0] is not plan:
+        sizes = [tensor["rows"] * tensor["cols"] for tensor in plan["tensors"]]
+        means = [
+            sum(tensor[key] * size for tensor, size in zip(plan["tensors"], sizes)) / sum(sizes)
+            for key in ("bits", "planes")
+        ]
+        if len(_PLANNED) >= 64:
+            _PLANNED.clear()
+        _PLANNED[id(plan)] = kept = plan, (means[0], means[1])
+    return kept[1]
+
+
+_PLANNED: dict[int, tuple[State, tuple[float, float]]] = {}
+"""By the plan's identity; the plan itself is kept, so that no other can come to have it."""
 
 
 def planes_words(planes: float | None) -> str:
