@@ -257,9 +257,7 @@ class Bench:
                 base = server.memory
                 contexts = [self.browser.new_context() for _ in range(self.pages)]
                 for context in contexts:
-                    page = context.new_page()
-                    page.goto(f"{server.url}{query}", wait_until="commit")
-                    page.wait_for_selector("[data-where]", timeout=60_000)
+                    self._open(context, server, query)
                 time.sleep(2)
                 opened = server.memory
                 for context in contexts:
@@ -295,11 +293,16 @@ class Bench:
     def _open_and_close(self, server: Server, query: str, times: int) -> None:
         context = self.browser.new_context()
         for _ in range(times):
-            page = context.new_page()
-            page.goto(f"{server.url}{query}", wait_until="commit")
-            page.wait_for_selector("[data-status]", timeout=60_000)
-            page.close()
+            self._open(context, server, query).close()
         context.close()
+
+    def _open(self, context: Any, server: Server, query: str) -> Any:
+        """A page that stands: what is shown first, which has the same words, is gone."""
+        page = context.new_page()
+        page.goto(f"{server.url}{query}", wait_until="domcontentloaded")
+        page.wait_for_function("!document.getElementById('opening')", timeout=60_000)
+        page.wait_for_selector("[data-where]", timeout=60_000)
+        return page
 
 
 def _quantile(values: list[float], share: float) -> float | None:
