@@ -194,3 +194,12 @@ def test_what_has_no_option_goes_into_a_file_that_config_takes(tmp_path):
         "/venv/bin/tritpress compress m -o o --config c.toml --group-size 128 --text-field body "
         "--no-finetune --packed-only --text a --runs '/r s' --overwrite"
     )
+
+
+def test_the_line_that_repeats_a_run_names_its_tasks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my task.yaml").write_text("task: mine\n", encoding="utf-8")
+    config = CompressionConfig(tasks=["arc_easy", "my task.yaml"], task_limit=50)
+    line = str(Command.of(config, "model", "out"))
+    assert f"--tasks arc_easy --tasks '{tmp_path}/my task.yaml'" in line
+    assert beyond_options(config) == {"task_limit": 50}

@@ -36,7 +36,7 @@ OPTION_OF = {
 }
 """Fields of the configuration that take one value on the command line -> their option."""
 
-OWN_WORDS = frozenset({"text", "overwrite", "finetune", "outputs"})
+OWN_WORDS = frozenset({"text", "tasks", "overwrite", "finetune", "outputs"})
 """Fields that have words of their own there; what is in neither needs a file (`--config`)."""
 
 
@@ -51,6 +51,7 @@ class Command:
     out: str = "OUT"
     options: Mapping[str, Any] = field(default_factory=dict)
     text: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     program: str = "tritpress"
     settings: str | None = None
     runs: str | None = None
@@ -59,9 +60,11 @@ class Command:
     def of(cls, config: CompressionConfig, model: str, out: str, **more: Any) -> Command:
         """The command line that repeats a run: only what differs from the defaults is said."""
         given = config.model_dump(exclude_defaults=True)
-        carried = (OPTION_OF.keys() | OWN_WORDS) - {"text"}
+        carried = (OPTION_OF.keys() | OWN_WORDS) - {"text", "tasks"}
         known = {key: value for key, value in given.items() if key in carried}
-        return cls(model, out, known, tuple(config.text), **more)
+        # Task files are found from any folder, names of lm-eval's own tasks stay names.
+        tasks = (str(Path(task).absolute()) if Path(task).exists() else task for task in config.tasks or ())
+        return cls(model, out, known, tuple(config.text), tuple(tasks), **more)
 
     def changed(self, **options: Any) -> Command:
         """The same with options set anew; None takes one away."""
@@ -82,6 +85,8 @@ class Command:
             words.append(f"--{self.options['outputs']}-only")
         for path in self.text:
             words += ["--text", path]
+        for task in self.tasks:
+            words += ["--tasks", task]
         if self.runs is not None:
             words += ["--runs", self.runs]
         return f"{self.program} {shlex.join([*words, '--overwrite'])}"
