@@ -62,7 +62,14 @@ def test_a_text_too_short_for_a_window(
 
 
 @pytest.mark.parametrize(
-    "options,option", [({"method": "gptq"}, "--method gptq"), ({"finetune": True}, "--finetune")]
+    "options,option",
+    [
+        ({"method": "gptq"}, "--method gptq"),
+        ({"finetune": True}, "--finetune"),
+        ({"tokens": 5000}, "--tokens"),
+        ({"epochs": 1}, "--epochs"),
+        ({"minutes": 0.5}, "--minutes"),
+    ],
 )
 def test_calibration_asked_for_without_text(
     options: dict[str, Any], option: str, tiny_qwen3_dir: Path, tmp_path: Path

@@ -22,6 +22,7 @@ from tritpress.text import (
     split_of,
     token_windows,
 )
+from tritpress.text.duplicates import drop_near_duplicates
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +60,24 @@ def test_the_builtin_split_follows_the_rule() -> None:
         h = int(hashlib.md5(name.encode()).hexdigest(), 16) % 25
         expected[{0: "held_out", 1: "validation", 2: "calibration"}.get(h, "fine_tuning")].add(name)
     splits = builtin_splits()
+    assert [d.name for d in splits.held_out] == sorted(expected["held_out"]) != []
+    missing = 0
     for split in SPLITS:
-        documents = getattr(splits, split)
-        assert [d.name for d in documents] == sorted(expected[split]) != []
+        names = [d.name for d in getattr(splits, split)]
+        assert names == sorted(names) and set(names) <= expected[split]
+        missing += len(expected[split]) - len(names)
+    assert missing == splits.left_out > 0
     assert "standard library" in splits.source
     assert not any("unittest/" in d.name or "lib2to3/" in d.name for d in _all(splits))
+
+
+def test_nothing_held_out_of_the_builtin_text_is_like_what_was_seen() -> None:
+    splits = builtin_splits()
+    names = {d.name for d in splits.fine_tuning}
+    assert "encodings/cp858.py" in {d.name for d in splits.held_out}
+    assert "encodings/cp850.py" not in names and "json/decoder.py" in {d.name for d in _all(splits)}
+    parts = {split: list(getattr(splits, split)) for split in SPLITS}
+    assert drop_near_duplicates(parts) == (parts, [])
 
 
 def test_the_hash_can_be_redone() -> None:

@@ -504,6 +504,15 @@ def dashboard(
         list[str] | None,
         typer.Option("--allow-host", metavar="NAME", help="Further name of this server. Can be repeated."),
     ] = None,
+    allow_folder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-folder",
+            metavar="DIR",
+            help="Models and texts may lie below it and nowhere else. Can be repeated. "
+            "[dim](default: anywhere on 127.0.0.1, else the working folder)[/dim]",
+        ),
+    ] = None,
     run: Annotated[
         str | None, typer.Option("--run", metavar="RUN", help="Open the page on this run.")
     ] = None,
@@ -540,6 +549,7 @@ def dashboard(
             password=password,
             require_token=not no_token,
             hosts=allow_host or (),
+            folders=allow_folder or (),
             run=find_run(run, folder).id if run is not None else None,
             announce=announce,
         )

@@ -66,25 +66,29 @@ def serve(
     password: str | None = None,
     require_token: bool = True,
     hosts: Collection[str] = (),
+    folders: Collection[str | Path] = (),
     run: str | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> None:
     """Serve page and API at http://ADDRESS:PORT until interrupted.
 
     Nothing is answered without `token` (None makes one) or, where there is one, `password`; `require_token`
-    False is for loopback alone. `hosts` are further names that the server is reached by. Once it stands,
-    `announce` (default: print) gets the address to open, which carries the token.
+    False is for loopback alone. `hosts` are further names that the server is reached by, `folders` those in
+    which models and texts may lie (`folders.choose`). Once it stands, `announce` (default: print) gets the
+    address to open, which carries the token.
 
-    Raises `UsageError` when the port is taken, the address is not one of this machine, or others could reach
-    the server without a token or password.
+    Raises `UsageError` when the port is taken, the address is not one of this machine, a folder is none, or
+    others could reach the server without a token or password.
     """
     import webbrowser
 
+    from tritpress.dashboard import folders as allowed
     from tritpress.dashboard import security
 
     guard = security.make_guard(
         address, port, token=token, password=password, require_token=require_token, hosts=hosts
     )
+    chosen = allowed.choose(tuple(folders), Path(runs_dir).absolute(), guard.loopback)
     import panel as pn
     import panel_material_ui  # noqa: F401  (must stand before the server gathers its resources)
 
@@ -114,7 +118,7 @@ def serve(
         ) from None
     gate.install(server._tornado, guard)
     opening.install(server, shared_store(folder))
-    security.active = guard
+    security.active, allowed.allowed = guard, chosen
     url = page_url(address, port, guard, run)
     (announce or (lambda text: print(text, flush=True)))(url)
     if show:
@@ -123,7 +127,7 @@ def serve(
     try:
         server.io_loop.start()
     finally:
-        security.active = None
+        security.active = allowed.allowed = None
         server.stop()
 
 

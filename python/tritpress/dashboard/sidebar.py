@@ -197,6 +197,10 @@ class Sidebar:
         fields = self.fields
         if fields.filling:
             return
+        if not self.page.may_act:  # who may start nothing is told nothing of this machine's folders either
+            self.check = ModelCheck(False, "", (self.page.why_not,))
+            self._settle()
+            return
         self.check = check_model(fields.model.value_input or fields.model.value or "")
         if self.check.default_ratio is not None and fields.target.value == "class":
             put(fields.ratio, value=min(max(self.check.default_ratio, fields.ratio.start), fields.ratio.end))

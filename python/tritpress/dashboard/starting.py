@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from tritpress.dashboard.components.dialogs import Question
 from tritpress.dashboard.components.html import Markup, join
+from tritpress.dashboard.folders import refused
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.form import config_of
 from tritpress.dashboard.views.runs import LIVE
+from tritpress.errors import UsageError
 
 if TYPE_CHECKING:
     from tritpress.dashboard.session import Session
@@ -73,6 +75,8 @@ class Starting:
     def _want(self, wanted: Wanted) -> None:
         """Start it, or ask first when others are at work."""
         self.session.steering.check_may_act()
+        if (why := refused(wanted.model, wanted.config)) is not None:
+            raise UsageError(why)
         self.context.store.refresh_list()
         live = [run for run in self.context.store.runs if run["alive"] and run["status"] in LIVE]
         if not live:

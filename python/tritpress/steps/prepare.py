@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from tritpress.config import SELF_TEXT
+from tritpress.config import SELF_TEXT, CompressionConfig
 from tritpress.errors import UsageError
 from tritpress.formats.checks import check_finite
 from tritpress.formats.source import SourceModel, open_source
@@ -204,6 +204,15 @@ def has_reference_weights(source: SourceModel) -> bool:
     return sha256_of(source.weight_files[0]) == sha256_of(own)
 
 
+def _needs_text(config: CompressionConfig) -> list[str]:
+    """The options given that ask for calibration or fine-tuning, neither of which there is without text."""
+    asked = {"--method gptq": config.method == "gptq", "--finetune": bool(config.finetune)}
+    if config.finetune is not False:
+        budgets = ("tokens", "epochs", "minutes")
+        asked |= {f"--{budget}": getattr(config, budget) is not None for budget in budgets}
+    return [option for option, given in asked.items() if given]
+
+
 def _find_text(work: Work) -> None:
     config = work.config
     if config.text:
@@ -212,9 +221,8 @@ def _find_text(work: Work) -> None:
         work.splits = builtin_splits()
     else:
         work.no_text_reason = "no text was given (--text)"
-        for asked, option in ((config.method == "gptq", "--method gptq"), (config.finetune, "--finetune")):
-            if asked:
-                raise UsageError(f"{option} needs text: give files or folders of it with --text")
+        for option in _needs_text(config):
+            raise UsageError(f"{option} needs text: give files or folders of it with --text")
     if work.splits is not None:
         work.text_facts = {
             "source": work.splits.source,
@@ -241,9 +249,8 @@ def _given_splits(work: Work) -> Splits:
 def _choose_method(work: Work) -> None:
     config, missing = work.config, work.torch_missing
     if missing:
-        for asked, option in ((config.method == "gptq", "--method gptq"), (config.finetune, "--finetune")):
-            if asked:
-                raise UsageError(f"{option}: {missing}")
+        for option in _needs_text(config):
+            raise UsageError(f"{option}: {missing}")
     can_calibrate = work.splits is not None and not missing
     work.method = config.method if config.method != "auto" else ("gptq" if can_calibrate else "fast")
     if work.needs_torch:

@@ -71,8 +71,9 @@ def _part(remainder: int) -> str:
 def builtin_splits() -> Splits:
     """The running interpreter's own standard library, `*.py`.
 
-    Left out: every folder whose path below the library contains `test`, `lib2to3` or `site-packages`, and
-    files above 200,000 characters.
+    Left out: every folder whose path below the library contains `test`, `lib2to3` or `site-packages`, files
+    above 200,000 characters, and near duplicates of a file in another part (`drop_near_duplicates`; the
+    held-out ones stay): tables of encodings mostly, of which one is like the other.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     documents = []
@@ -94,8 +95,9 @@ def builtin_splits() -> Splits:
     parts: dict[str, list[Document]] = {part: [] for part in SPLITS}
     for document in sorted(documents, key=lambda d: d.name):
         parts[split_of(document.name)].append(document)
-    version = sysconfig.get_python_version()
-    return Splits(source=f"standard library of Python {version}", **parts)  # type: ignore[arg-type]
+    parts, dropped = drop_near_duplicates(parts)
+    source = f"standard library of Python {sysconfig.get_python_version()}"
+    return Splits(source, **parts, left_out=len(dropped))
 
 
 def _read_library_file(path: Path) -> str | None:

@@ -17,6 +17,7 @@ from tornado import web
 from tritpress.dashboard.api.errors import ApiError
 from tritpress.dashboard.api.pushed import push
 from tritpress.dashboard.api.seek import offset_after, read_lines
+from tritpress.dashboard.folders import refused
 from tritpress.dashboard.gate import API_BODY
 from tritpress.dashboard.security import TOKEN_VARIABLE, Guard
 from tritpress.dashboard.store import RunStore
@@ -279,6 +280,8 @@ def start(runs_dir: Path, body: dict[str, Any]) -> dict[str, Any]:
         raise ApiError(400, f"'name' must be a text of at most {NAME} characters")
     try:
         config, title = make_config(values), name.strip() if name else None
+        if (why := refused(model, config)) is not None:
+            raise ApiError(403, why)
         run = launch(model, None, config, runs_dir, name=title, queue=body.get("queue") is True)
     except (ValueError, OSError) as error:  # a path with a NUL, one that is too long
         raise ApiError(400, f"the run cannot be started: {error}") from None

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tritpress.config import SELF_TEXT
+from tritpress.dashboard.folders import refusal
 from tritpress.dashboard.views import figures as fig
 from tritpress.errors import TritpressError
 
@@ -37,6 +39,8 @@ def check_model(path: str) -> ModelCheck:
             False, "", ("Give the folder of a Hugging Face model (config.json and safetensors).",)
         )
     full = os.path.abspath(os.path.expanduser(text))
+    if (why := refusal(full)) is not None:
+        return ModelCheck(False, full, (why,))
     try:
         source = open_source(full)
         targets = find_targets(source)
@@ -72,14 +76,18 @@ def check_text(paths: Sequence[str], reference: bool) -> TextCheck:
         return TextCheck(
             True, "No text: nothing is calibrated, fine-tuned or measured; only the ratio can be judged."
         )
+    if list(paths) == [SELF_TEXT]:
+        return TextCheck(True, "The model writes its own text first.")
     files, size = 0, 0
     for path in paths:
+        if (why := refusal(path)) is not None:
+            return TextCheck(False, why)
         found = Path(path).expanduser()
         if not found.exists():
             return TextCheck(False, f"There is no text at {path}.")
         inside = _text_files(found)
         if not inside:
-            return TextCheck(False, f"{path} holds no .txt, .md, .py or .jsonl file.")
+            return TextCheck(False, f"{path} holds no .txt, .md, .py, .jsonl or .parquet file.")
         files += len(inside)
         size += sum(inside)
     more = "more than " if files >= FILES_LOOKED_AT else ""

@@ -156,7 +156,7 @@ def controls(
         resume=can_resume and free,
         stop=can_stop and free,
         reset=status is not None,
-        form=not at_work,
+        form=not at_work and may_act,
         toggle="Resume" if can_resume else "Pause",
         why=why,
     )

@@ -1,0 +1,55 @@
+"""A server opens models, texts and plans below its allowed folders alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tritpress.config import CompressionConfig
+from tritpress.dashboard import folders
+from tritpress.dashboard.views.checks import check_model, check_text
+from tritpress.errors import UsageError
+from tritpress.reference import reference_model_path
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    allowed, runs = tmp_path / "allowed", tmp_path / "runs"
+    for folder in (allowed, runs, tmp_path / "elsewhere"):
+        folder.mkdir()
+    monkeypatch.setattr(folders, "allowed", folders.choose([allowed], runs, loopback=True))
+    return allowed
+
+
+def test_what_suits_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    assert folders.choose([], runs, loopback=True) is None
+    assert folders.choose([], runs, loopback=False) == (tmp_path.resolve(), runs.resolve())
+    with pytest.raises(UsageError, match=r"--allow-folder .*/nowhere: there is no such folder"):
+        folders.choose([tmp_path / "nowhere"], runs, loopback=True)
+
+
+def test_paths_outside_are_refused(inside: Path) -> None:
+    (inside / "notes.txt").write_text("text", encoding="utf-8")
+    outside = inside.parent / "elsewhere"
+    assert folders.refusal(inside) is None and folders.refusal(inside / "sub" / "model") is None
+    assert folders.refusal(reference_model_path()) is None
+    outer = (outside, inside / ".." / "elsewhere", inside.parent / "allowed-too", "~nobody-here/x", "a\0b")
+    for path in outer:
+        assert folders.refusal(path) is not None, path
+    (inside / "link").symlink_to(outside)
+    assert "lies outside the folders" in str(folders.refusal(inside / "link"))
+    assert folders.refused(str(inside), CompressionConfig(text=["self"])) is None
+    assert folders.refused(str(inside), CompressionConfig(text=[str(outside)])) is not None
+    assert folders.refused(str(inside), CompressionConfig(plan=str(outside / "plan.json"))) is not None
+
+
+def test_the_sidebar_says_nothing_of_what_lies_outside(inside: Path) -> None:
+    outside = inside.parent / "elsewhere"
+    (outside / "secret.txt").write_text("text", encoding="utf-8")
+    found = check_model(str(outside))
+    assert not found.ok and "--allow-folder" in found.lines[0]
+    told = check_text([str(outside / "secret.txt")], reference=False)
+    assert not told.ok and "--allow-folder" in told.words
+    assert check_text(["self"], reference=False).ok
