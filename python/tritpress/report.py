@@ -57,6 +57,7 @@ def build_report(work: Work) -> dict[str, Any]:
                 "perplexity_change",
                 "perplexity_interval",
                 "accuracy_kept",
+                "accuracy_interval",
                 "prediction",
             )
         },

@@ -144,6 +144,7 @@ def before_after(report: dict[str, Any]) -> Table:
         ("  95 % interval", [DASH, _span(interval), DASH]),
         ("top-1", [percent(column.get("top1")) for column in columns]),
         ("  kept", [DASH, percent(report.get("accuracy_kept")), _kept(columns[2], columns[0])]),
+        ("  95 % interval", [DASH, _span(report.get("accuracy_interval"), sign=False), DASH]),
         ("KL divergence, nats", [figure(column.get("kl"), 3) for column in columns]),
         ("same top-1", [percent(column.get("agreement")) for column in columns]),
         ("latency, ms a token", [figure(column.get("latency_ms"), 3) for column in columns]),
@@ -227,7 +228,7 @@ def _kept(after: dict[str, Any], before: dict[str, Any]) -> str:
     return percent(after["top1"] / before["top1"])
 
 
-def _span(interval: list[float] | None) -> str:
+def _span(interval: list[float] | None, sign: bool = True) -> str:
     if not interval:
         return DASH
-    return f"{percent(interval[0], sign=True)} to {percent(interval[1], sign=True)}"
+    return f"{percent(interval[0], sign=sign)} to {percent(interval[1], sign=sign)}"

@@ -9,10 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tritpress.evaluate import advice
-from tritpress.evaluate.bootstrap import ratio_interval
 
 if TYPE_CHECKING:
     from tritpress.evaluate.gradient_flow import GradientFlow
@@ -140,9 +137,7 @@ def judge(
             perplexity_interval=figures.get("perplexity_interval"),
             sparsity=figures.get("sparsity"),
             gradients=gradients,
-            accuracy_interval=_tasks_interval(tasks)
-            if tasks
-            else _accuracy_interval(work.evaluations, work.config.seed),
+            accuracy_interval=_tasks_interval(tasks) if tasks else figures.get("accuracy_interval"),
             accuracy_reason="the original answers no question of the tasks right" if tasks else None,
             reason=not_measured,
             layers=list(work.layers.values()),
@@ -186,10 +181,3 @@ def _crossing(interval: tuple[float, float] | None, limit: float, what: str, *, 
 def _tasks_interval(tasks: Mapping[str, Any]) -> tuple[float, float] | None:
     found = tasks.get("interval")
     return None if found is None else (found[0], found[1])
-
-
-def _accuracy_interval(evaluations: Mapping[str, Any], seed: int) -> tuple[float, float] | None:
-    hits = [(evaluations.get(when) or {}).get("hits_per_window") for when in ("packed", "before")]
-    if hits[0] is None or hits[1] is None:
-        return None
-    return ratio_interval(np.asarray(hits[0]), np.asarray(hits[1]), seed=seed)

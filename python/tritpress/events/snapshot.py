@@ -29,6 +29,7 @@ FIGURES = (
     "perplexity_change",
     "perplexity_interval",
     "accuracy_kept",
+    "accuracy_interval",
 )
 
 State = dict[str, Any]

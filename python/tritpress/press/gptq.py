@@ -188,7 +188,9 @@ def _press_stage(
         if not bool(torch.isfinite(found.hessian).all()):
             raise InputError(f"{names[0]} is given inputs that are not finite")
         begun = time.perf_counter()
+        give_back_freed()  # what the forward passes and the group before left is of other sizes
         ready = {size: curvature(found.hessian, size) for size in {plan.tensors[n].group_size for n in names}}
+        give_back_freed()
         shared += (time.perf_counter() - begun) / len(missing)
         for path in group:
             layer = layers[path]

@@ -172,7 +172,7 @@ def _size_figures(work: Work) -> None:
 
 def _evaluate_outputs(work: Work) -> dict[str, Any]:
     """Evaluate both models as read back from disk against the original, then time all three in turns."""
-    from tritpress.evaluate.bootstrap import perplexity_interval
+    from tritpress.evaluate.bootstrap import perplexity_interval, ratio_interval
     from tritpress.formats.source import open_source
     from tritpress.nn.paging import is_paged
 
@@ -203,6 +203,11 @@ def _evaluate_outputs(work: Work) -> dict[str, Any]:
             seed=work.config.seed,
         ),
         accuracy_kept=after["top1"] / before["top1"] if before["top1"] else None,
+        accuracy_interval=ratio_interval(
+            np.asarray(after["hits_per_window"]),
+            np.asarray(before["hits_per_window"]),
+            seed=work.config.seed,
+        ),
     )
     work.context.emit("figures", **work.figures)
     work.forget_reference()

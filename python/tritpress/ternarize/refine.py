@@ -18,7 +18,7 @@ from tritpress.ternarize.zeros import ZeroBudget, choose_flips
 
 PASSES = 2
 
-_NORMAL_BYTES = 256 << 20
+_NORMAL_BYTES = 32 << 20
 """Memory for the normal equations of the rows that are solved at a time."""
 
 Blocks = list[tuple[int, slice]]

@@ -85,11 +85,10 @@ def _figures(facts: Facts, state: dict[str, Any]) -> Table:
     keys = list(dict.fromkeys(key for when in WHENS for key in found.get(when) or {}))
     rows = [(key, *((found.get(when) or {}).get(key) for when in WHENS)) for key in keys]
     rows += [(key, None, value, None) for key, value in state["figures"].items() if fig.known(value)]
-    interval = state["figures"].get("perplexity_interval")
-    if interval:
-        rows += [
-            (f"perplexity_interval_{end}", None, value, None) for end, value in zip(("low", "high"), interval)
-        ]
+    for key in ("perplexity_interval", "accuracy_interval"):
+        interval = state["figures"].get(key)
+        if interval:
+            rows += [(f"{key}_{end}", None, value, None) for end, value in zip(("low", "high"), interval)]
     return Table("before-after", ("figure", "original", "packed", "dequantized"), tuple(rows))
 
 

@@ -62,7 +62,7 @@ def table(state: State) -> list[Row]:
             "against the original",
             (
                 fig.NOTHING,
-                _with_interval(figures),
+                _with_interval(figures, "perplexity_change", "perplexity_interval", fig.change),
                 _relative(found, "dequantized", "perplexity"),
             ),
         ),
@@ -73,7 +73,7 @@ def table(state: State) -> list[Row]:
             "of the original",
             (
                 fig.NOTHING,
-                fig.percent(figures.get("accuracy_kept"), 2),
+                _with_interval(figures, "accuracy_kept", "accuracy_interval", fig.percent),
                 _kept(found, "dequantized"),
             ),
         ),
@@ -113,11 +113,11 @@ def _dtype_bits(name: str | None) -> str:
     return bits.get(name or "", fig.NOTHING)
 
 
-def _with_interval(figures: dict[str, Any]) -> str:
-    text = fig.change(figures.get("perplexity_change"), 2)
-    interval = figures.get("perplexity_interval")
+def _with_interval(figures: dict[str, Any], key: str, span: str, words: Callable[..., str]) -> str:
+    text = words(figures.get(key), 2)
+    interval = figures.get(span)
     if isinstance(interval, list | tuple) and len(interval) == 2 and all(fig.known(end) for end in interval):
-        low, high = (fig.change(end).removesuffix(" %") for end in interval)
+        low, high = (words(end).removesuffix(" %") for end in interval)
         text += f" ({low} to {high})"
     return text
 
