@@ -155,7 +155,7 @@ for group_size, form in ((0, "2bit"), (64, "2bit"), (0, "1.6bit"), (64, "1.6bit"
     scales = rng.random((2, 50, -(-400 // group_size) if group_size else 1)).astype(np.float16)
     matrix = _core.PackedMatrix(_core.pack(trits), scales, group_size, (50, 400), form)
     assert matrix.isa == _core.isa()
-    for n in (2, 3, 5, 9, 31, 70):
+    for n in (1, 2, 3, 5, 9, 31, 70):
         sys.stdout.buffer.write(matrix.matmul(rng.standard_normal((n, 400)).astype(np.float32)).tobytes())
 for threads, options in enumerate(
     [{"fit": "absmean"}, {"planes": 2}, {"max_sparsity": 0.3}, {"fit": "twn", "group_size": 0}], 1
@@ -178,12 +178,20 @@ def test_every_path_gives_the_same_bytes_and_says_which_it_is():
         child = run_child({"TRITPRESS_ISA": isa})
         assert (child.returncode, child.stderr.decode()) == (0, isa)
         results[isa] = child.stdout
+    for streams, ahead in ((1, 0), (2, 512), (4, 4096)):
+        told = {"TRITPRESS_STREAMS": str(streams), "TRITPRESS_AHEAD": str(ahead)}
+        results[str(told)] = run_child(told).stdout
     assert len(set(results.values())) == 1 and len(results["generic"]) > 4 * 19 * 50 * 4
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
-    [("TRITPRESS_ISA", "mmx", "TRITPRESS_ISA=mmx is unknown"), ("TRITPRESS_NUM_THREADS", "x", "not 'x'")],
+    [
+        ("TRITPRESS_ISA", "mmx", "TRITPRESS_ISA=mmx is unknown"),
+        ("TRITPRESS_NUM_THREADS", "x", "not 'x'"),
+        ("TRITPRESS_STREAMS", "3", "TRITPRESS_STREAMS must be 1, 2 or 4, not '3'"),
+        ("TRITPRESS_AHEAD", "-64", "TRITPRESS_AHEAD must be a number of bytes up to 65536, not '-64'"),
+    ],
 )
 def test_bad_environment_is_refused(variable, value, words):
     child = run_child({variable: value})

@@ -17,6 +17,7 @@ from tritpress import steps
 from tritpress.config import CompressionConfig
 from tritpress.errors import StopRequested
 from tritpress.events.context import RunContext
+from tritpress.nn.allocator import give_back_freed
 from tritpress.report import build_report
 
 STEPS: tuple[tuple[str, Callable[[steps.Work], str | None]], ...] = (
@@ -50,6 +51,7 @@ def run(config: CompressionConfig, directory: steps.RunFolder, context: RunConte
             steps.recall(work, number)
         else:
             record = _carry_out(work, number, name, function, record)
+            give_back_freed()  # no step needs what the one before it has done with
         work.records.append(record)
         context.emit(
             "step.finished",

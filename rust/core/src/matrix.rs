@@ -48,6 +48,7 @@ enum Codes {
 impl PackedMatrix {
     pub fn new(from: &Canonical<'_>, format: Format, threads: usize) -> Result<Self> {
         let isa = kernel::isa()?;
+        Reading::told()?;
         let tiles = Tiles::pack(from, threads);
         let codes = match format {
             Format::TwoBit => Codes::Two(tiles),

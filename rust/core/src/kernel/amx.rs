@@ -40,6 +40,11 @@ struct Shapes {
     lines: [u8; 16],
 }
 
+impl Shapes {
+    const NONE: Shapes =
+        Shapes { palette: 1, start_row: 0, reserved: [0; 14], line_bytes: [0; 16], lines: [0; 16] };
+}
+
 /// Sums of a product: [tokens, rows].
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -110,23 +115,26 @@ fn system_allows_it() -> bool {
 /// Operations of a product: 16 tokens, 16 rows, 64 inputs.
 pub const OPERATIONS: f64 = 2.0 * 16.0 * 16.0 * 64.0;
 
-/// `count` times two products on registers.
+/// `count` times four products on registers.
 pub fn multiply_loop(count: usize) {
     assert!(available());
     // SAFETY: the CPU was checked; only registers are used.
     unsafe {
-        configure(TOKENS, 64);
+        let mut all = Shapes::NONE;
+        all.line_bytes[..8].fill(64);
+        all.lines[..8].fill(16);
+        load(&all);
         asm!(
             "2:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tdpbsud tmm0, tmm2, tmm3",
-            "tdpbsud tmm1, tmm2, tmm4",
+            "tdpbsud tmm0, tmm4, tmm5",
+            "tdpbsud tmm1, tmm4, tmm5",
+            "tdpbsud tmm2, tmm4, tmm5",
+            "tdpbsud tmm3, tmm4, tmm5",
             "sub {n}, 1",
             "ja 2b",
             "tilerelease",
             n = inout(reg) count.max(1) => _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
             options(nomem, nostack),
         );
     }
@@ -137,8 +145,7 @@ pub fn multiply_loop(count: usize) {
 /// # Safety
 /// AMX-INT8.
 unsafe fn configure(tokens: usize, step: usize) {
-    let mut shapes =
-        Shapes { palette: 1, start_row: 0, reserved: [0; 14], line_bytes: [0; 16], lines: [0; 16] };
+    let mut shapes = Shapes::NONE;
     for (registers, bytes, lines) in
         [(&[0, 1][..], 64, tokens), (&[2], step, tokens), (&[3, 4], 64, step / 4)]
     {
@@ -146,8 +153,15 @@ unsafe fn configure(tokens: usize, step: usize) {
             (shapes.line_bytes[register], shapes.lines[register]) = (bytes as u16, lines as u8);
         }
     }
-    // SAFETY: a valid configuration of palette 1.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &shapes, options(readonly, nostack)) };
+    // SAFETY: the caller's promise.
+    unsafe { load(&shapes) };
+}
+
+/// # Safety
+/// AMX.
+unsafe fn load(shapes: &Shapes) {
+    // SAFETY: a configuration of palette 1.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) shapes, options(readonly, nostack)) };
 }
 
 /// Some tiles with every token; `out` is [tiles, n, 16].

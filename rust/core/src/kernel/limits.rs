@@ -175,7 +175,7 @@ fn has_matrix_unit(_: Isa) -> bool {
 
 fn matrix_rate(time: Duration) -> f64 {
     #[cfg(target_arch = "x86_64")]
-    return best_rate(2.0 * 5_000.0 * super::amx::OPERATIONS, time, || super::amx::multiply_loop(5_000));
+    return best_rate(4.0 * 5_000.0 * super::amx::OPERATIONS, time, || super::amx::multiply_loop(5_000));
     #[cfg(not(target_arch = "x86_64"))]
     unreachable!("no matrix unit here: {time:?}")
 }
@@ -194,6 +194,7 @@ pub fn affine_costs_no_more() -> bool {
     for _ in 0..8 {
         // SAFETY: the CPU was just checked.
         affine = affine.min(seconds(&|| unsafe { loops::avx512_affine_loop(1500) }));
+        // SAFETY: as above.
         mask = mask.min(seconds(&|| unsafe { loops::avx512_mask_loop(1500) }));
     }
     affine <= 1.15 * mask

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::{matvec, Activations};
+use crate::error::{Error, Result};
 #[cfg(target_arch = "x86_64")]
 use crate::tiles::{Aligned, Geometry, TILE};
 
@@ -21,6 +22,9 @@ pub struct Reading {
     /// Bytes between what is read and what is asked for ahead; 0 leaves that to the machine. The AVX-512 paths only.
     pub ahead: usize,
 }
+
+/// Lines further ahead than this are gone from the first-level cache when they are read.
+const MOST_AHEAD: usize = 1 << 16;
 
 /// Matrices below this many bytes may well be in a cache, where the choice matters little.
 const LARGE: usize = 1 << 20;
@@ -64,15 +68,32 @@ impl Reading {
         }
     }
 
-    /// The reading of a matrix of `bytes`: what `TRITPRESS_STREAMS` and `TRITPRESS_AHEAD` say, else for large
-    /// matrices the fastest from memory, measured when the first of them asks (20 ms).
+    /// What `TRITPRESS_STREAMS` and `TRITPRESS_AHEAD` say. Errors: what is no number, or one that no path can do.
+    pub fn told() -> Result<[Option<usize>; 2]> {
+        static TOLD: OnceLock<std::result::Result<[Option<usize>; 2], String>> = OnceLock::new();
+        let read = |name: &str, good: fn(usize) -> bool, right: &str| match std::env::var(name) {
+            Err(_) => Ok(None),
+            Ok(text) if text.trim().is_empty() => Ok(None),
+            Ok(text) => match text.trim().parse() {
+                Ok(n) if good(n) => Ok(Some(n)),
+                _ => Err(format!("{name} must be {right}, not '{text}'")),
+            },
+        };
+        TOLD.get_or_init(|| {
+            Ok([
+                read("TRITPRESS_STREAMS", |n| [1, 2, 4].contains(&n), "1, 2 or 4")?,
+                read("TRITPRESS_AHEAD", |n| n <= MOST_AHEAD, "a number of bytes up to 65536")?,
+            ])
+        })
+        .clone()
+        .map_err(Error::Option)
+    }
+
+    /// The reading of a matrix of `bytes`: what the environment says ([`Reading::told`]), else for large matrices
+    /// the fastest from memory, measured when the first of them asks (20 ms).
     pub fn of(isa: Isa, bytes: usize) -> Self {
-        static TOLD: OnceLock<[Option<usize>; 2]> = OnceLock::new();
         static MEASURED: OnceLock<Reading> = OnceLock::new();
-        let [streams, ahead] = *TOLD.get_or_init(|| {
-            ["TRITPRESS_STREAMS", "TRITPRESS_AHEAD"]
-                .map(|name| std::env::var(name).ok().and_then(|text| text.trim().parse().ok()))
-        });
+        let [streams, ahead] = Reading::told().unwrap_or_default();
         let mut reading = match (streams, ahead) {
             (None, _) | (_, None) if bytes >= LARGE => *MEASURED.get_or_init(|| measured(isa)),
             _ => Reading::usual(isa),

@@ -41,8 +41,10 @@ unsafe fn add<const N: usize>(codes: &[u8], part: &Part<'_>, sums: &mut [[i32; T
             let less = _mm512_subs_epu8(q, one);
             let high = _mm512_avg_epu8(less, _mm512_avg_epu8(less, zero));
             // SAFETY: c is below the number of chunks, s below `present`.
-            let x = unsafe { part.q.as_ptr().add(c * part.by_chunk + s * part.by_code).cast::<i32>() };
-            let x = _mm512_set1_epi32(unsafe { x.read_unaligned() });
+            let x = unsafe {
+                part.q.as_ptr().add(c * part.by_chunk + s * part.by_code).cast::<i32>().read_unaligned()
+            };
+            let x = _mm512_set1_epi32(x);
             *acc = _mm512_dpbusd_epi32(*acc, _mm512_and_si512(high, top), x);
             if s + 1 < N {
                 q = _mm512_add_epi8(q, _mm512_add_epi8(q, q));

@@ -21,9 +21,10 @@ macro_rules! vectorized {
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
                     $inner($($arg),*)
                 }
-                // SAFETY: the level says that the features were detected.
                 match $crate::kernel::level() {
+                    // SAFETY: the level says that the features were detected.
                     $crate::kernel::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
                     $crate::kernel::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::kernel::Level::Portable => {}
                 }
