@@ -178,6 +178,16 @@ def basis_words(basis: Basis) -> str:
     return f"{MODEL_WORDS} {basis.note}"
 
 
+def unforeseen_words(state: State, scope: Scope) -> str:
+    """Why a setting of these tensors can be given, but not foretold."""
+    if any(name in state["layers"] for name in scope.names(state)):
+        return f"Of {scope.words} no curves were kept: what a setting would change cannot be foretold."
+    return (
+        f"No tensor of {scope.words} is pressed yet, and the curves come with each one: what a setting would "
+        "change cannot be foretold. It can be given all the same."
+    )
+
+
 @dataclass(frozen=True)
 class Choice:
     """What can be done with a setting, and if not, why."""
@@ -195,7 +205,8 @@ def choice(state: State, lost: bool, names: list[str], setting: Setting | None, 
     left = tuple(name for name in names if name not in state["layers"] and name != current) if at_work else ()
     why = why_not
     if not why and setting is None:
-        why = "Move the slider first: this is what the run has now."
+        now = ": this is what the run has now" if any(name in state["layers"] for name in names) else ""
+        why = f"Move the slider first{now}."
     if not why and not (state.get("model") or {}).get("path"):
         why = "The run has not read its model yet."
     if not why and not state.get("plan"):
