@@ -15,6 +15,7 @@ import pytest
 import tritpress as tp
 from dashboard_log import events, make_run, write_run
 from tritpress.config import make_config
+from tritpress.dashboard.views.status import ELSEWHERE
 from tritpress.dashboard.views.tuning import (
     Scope,
     basis_words,
@@ -29,7 +30,7 @@ from tritpress.errors import InputError, UsageError
 from tritpress.events import EventWriter
 from tritpress.plan import Plan
 from tritpress.runs.details import load_details
-from tritpress.runs.directory import RunDirectory
+from tritpress.runs.directory import REMOTE, RunDirectory
 from tritpress.runs.history import run_state
 from tritpress.runs.tuning import (
     Setting,
@@ -201,6 +202,13 @@ def test_tensors_not_pressed_yet_can_be_set_without_a_forecast(tmp_path: Path) -
     write_run(tmp_path, "older")
     session.context.open_run("older", "tuning", layer="3", threshold="0.9")
     assert not tab.set.visible or tab.set.disabled, "its worker is done"
+    elsewhere = write_run(tmp_path, "elsewhere", until="layer.started")
+    elsewhere.update_run(origin=REMOTE, host=REMOTE, pid=0)
+    session.context.open_run("elsewhere", "tuning", layer="3", threshold="0.9")
+    assert tab.set.visible and tab.set.disabled and "worked on elsewhere" in tab.equal.pane.object
+    sidebar = session.sidebar
+    assert sidebar.toggle.disabled and sidebar.stop.disabled
+    assert sidebar.hints["stop"].title == sidebar.hints["toggle"].title == ELSEWHERE
 
 
 def test_a_tuned_plan_changes_only_what_was_chosen(

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tritpress.errors import TritpressError
 from tritpress.events import StateReader
 from tritpress.events.reader import parse
 from tritpress.runs.history import RunIndex
@@ -68,6 +69,7 @@ class Feed:
         self.samples: dict[int, list[tuple[float, float]]] = {}  # step -> (time, done), evenly thinned
         self.labels = Labels()
         self.gone = False  # the folder was deleted or moved away
+        self.remote = _is_remote(path)
         self._labels_sign: tuple[int, int] | None = None
         self._next_labels = 0.0
         self._types: dict[str, int] = {}
@@ -289,6 +291,16 @@ def _tail(path: Path, end: int) -> list[dict[str, Any]]:
         if line and not any(kind in head for kind in thick) and (event := parse(line)) is not None:
             found.append(_brief(event))
     return found[::-1]
+
+
+def _is_remote(path: Path) -> bool:
+    """Whether the run is worked on elsewhere and only told of here; that never changes."""
+    from tritpress.runs.directory import REMOTE, RunDirectory
+
+    try:
+        return bool(RunDirectory(path).read_run().get("origin") == REMOTE)
+    except TritpressError:
+        return False
 
 
 def _is_alive(path: Path) -> bool | None:

@@ -32,6 +32,8 @@ class Shown:
     """Step -> (time, done) of its progress so far, evenly thinned."""
     recent: list[dict[str, Any]] = field(default_factory=list)
     """The last events, those apart that come too thick to be read."""
+    remote: bool = False
+    """The run is worked on elsewhere: it hears no commands from here."""
 
 
 def shown_of(feed: Feed | None) -> Shown | None:
@@ -39,7 +41,7 @@ def shown_of(feed: Feed | None) -> Shown | None:
     if feed is None:
         return None
     bases, samples = dict(feed.progress_base), dict(feed.samples)
-    return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, feed.recent)
+    return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, feed.recent, feed.remote)
 
 
 class Tab(ABC):

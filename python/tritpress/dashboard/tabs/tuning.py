@@ -261,26 +261,25 @@ class Tuning(Tab):
 
     def _show_actions(self, shown: Shown, names: list[str]) -> None:
         why_not = "" if self.page.may_act else self.page.why_not or "This page only shows runs."
-        can = choice(shown.state, shown.lost, names, self.setting, why_not)
+        can = choice(shown.state, shown.lost, names, self.setting, why_not, shown.remote)
         for part in (self.apply, self.save):
             self._quietly(part, disabled=not can.new_run)
         self._quietly(
             self.set,
             visible=can.live,
-            disabled=bool(why_not) or self.setting is None or not can.left,
+            disabled=bool(can.why_no_set) or self.setting is None,
             label=f"Set for {fig.plural(len(can.left), 'tensor')} not begun",
         )
         answer = _answer(shown.state)
+        live = Markup("")
+        if can.live and can.why_no_set and not why_not:
+            live = Markup('<p class="soft small" data-why-no-set>{}</p>').format(can.why_no_set)
         if self.setting is None or not can.new_run:
-            self.equal.set(Markup('<p class="soft small">{}</p>').format(can.why_no_run) + answer + self.said)
+            why = Markup('<p class="soft small">{}</p>').format(can.why_no_run)
+            self.equal.set(why + live + answer + self.said)
             return
         path = plan_path(self.page.store.runs_dir, shown.path.name, self.scope, self.setting)
         command = command_of_plan(shown.state["model"]["path"], path)
-        live = Markup("")
-        if can.live and not can.left:
-            live = Markup('<p class="soft small">{}</p>').format(
-                "Every one of these tensors is pressed or at work: only a new run can press them anew."
-            )
         self.equal.set(
             answer
             + self.said

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.diff import error_words
-from tritpress.dashboard.views.status import State
+from tritpress.dashboard.views.status import ELSEWHERE, State
 from tritpress.runs.tuning import Basis, Forecast, Setting, Sweep, TensorCurve
 
 ALL = "all"
@@ -196,9 +196,17 @@ class Choice:
     why_no_run: str
     live: bool
     left: tuple[str, ...]
+    why_no_set: str
 
 
-def choice(state: State, lost: bool, names: list[str], setting: Setting | None, why_not: str) -> Choice:
+def choice(
+    state: State,
+    lost: bool,
+    names: list[str],
+    setting: Setting | None,
+    why_not: str,
+    remote: bool = False,
+) -> Choice:
     """`left` are the tensors that a run at work has not pressed yet; the worker itself knows best."""
     at_work = state["status"] in ("created", "running", "paused") and not lost
     current = (state.get("current") or {}).get("name")
@@ -211,7 +219,10 @@ def choice(state: State, lost: bool, names: list[str], setting: Setting | None, 
         why = "The run has not read its model yet."
     if not why and not state.get("plan"):
         why = "The run has not made its plan yet."
-    return Choice(not why, why, at_work, left)
+    why_no_set = why_not or (ELSEWHERE + "." if remote else "")
+    if not why_no_set and not left:
+        why_no_set = "Every one of these tensors is pressed or at work: only a new run can press them anew."
+    return Choice(not why, why, at_work, left, why_no_set)
 
 
 def plan_path(runs_dir: Path, run_id: str, scope: Scope, setting: Setting) -> Path:
