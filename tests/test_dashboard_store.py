@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +117,17 @@ def test_a_session_shows_every_tab(tmp_path: Path) -> None:
     session.open("nope")
     assert session.feed is None and "no run" in session.sidebar.message.pane.object
     session.open("")
+
+
+def test_lists_carry_what_is_saved_of_them(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", name='a "quoted" name')
+    session = Session(RunStore(tmp_path))
+    session.context.open_run("r")
+    page = session.tab.steps.pane.object
+    lines = [json.loads(html.unescape(line)) for line in re.findall(r'data-line="([^"]*)"', page)]
+    assert lines[0] == ["Step", "Title", "State", "Time", "About"] and len(lines) == 8
+    assert [line[0] for line in lines[1:]] == list(range(1, 8)) and 'data-csv="steps"' in page
+    assert lines[4][1:4] == ["Ternarization", "done", "6.0 s"]
 
 
 def test_hidden_tabs_do_no_work(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ import panel_material_ui as pmui
 from panel import Column, FlexBox
 
 from tritpress.dashboard.components.eventlog import EventLog
+from tritpress.dashboard.components.export import csv_button
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.plugins import plugin_cards
@@ -230,7 +232,9 @@ def _tiles(shown: Shown) -> Markup:
 
 def _steps(shown: Shown) -> Markup:
     lines = step_lines(shown.state, shown.now, shown.progress_bases, shown.lost, shown.samples)
-    return panel("Steps", Markup('<ol class="steps">{}</ol>').format(join(map(_step, lines))))
+    heads = json.dumps(["Step", "Title", "State", "Time", "About"])
+    listed = Markup('<ol class="steps" data-line="{}">{}</ol>').format(heads, join(map(_step, lines)))
+    return panel("Steps", listed, csv_button("steps"))
 
 
 def _status(shown: Shown) -> Markup:
@@ -269,11 +273,12 @@ def _step(line: StepLine) -> Markup:
     word = line.word if line.state != "done" else ""
     when = " · ".join(part for part in (word, line.time) if part)
     return Markup(
-        '<li class="{}" data-step="{}"><span class="mark {}" aria-hidden="true">{}</span>'
+        '<li class="{}" data-step="{}" data-line="{}"><span class="mark {}" aria-hidden="true">{}</span>'
         '<span class="title">{}</span><span class="when">{}</span><div class="about">{}{}</div></li>'
     ).format(
         line.state,
         line.n,
+        json.dumps([line.n, line.title, line.word, line.time, line.detail], ensure_ascii=False),
         STEP_TONES.get(line.state, "neutral"),
         STEP_MARKS.get(line.state) or line.n,
         line.title,
