@@ -307,6 +307,18 @@ def test_tables_of_progress_and_quality(page: Any, server: str, run: RunDirector
     assert found == shown(page, "[data-scales]") and found[0] == ["Plane", "Least", "Median", "Largest"]
 
 
+def test_steps_and_events_as_csv(page: Any, server: str, run: RunDirectory) -> None:
+    opened(page, server, "overview")
+    _, found = table(page, "steps")
+    assert found[0] == ["Step", "Title", "State", "Time", "About"] and len(found) == 8
+    assert found[2][:3] == ["2", "Baseline", "done"] and found[2][3].endswith(" s")
+    page.locator("li[data-level]").first.wait_for()
+    _, found = table(page, "events")
+    told = page.locator("li[data-level]").evaluate_all("items => items.map(i => i.dataset.level)")
+    assert found[0] == ["Time", "About", "Level", "Event"]
+    assert [line[2] for line in found[1:]] == told and len(told) > 20
+
+
 def test_every_tensor_and_every_run_as_csv(page: Any, server: str, run: RunDirectory, runs_dir: Path) -> None:
     opened(page, server, "diff", "&find=mlp&sort=cosine")
     button = page.get_by_role("button", name="All as CSV")

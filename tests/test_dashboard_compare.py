@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from dashboard_log import write_run
 from tritpress.cli import app
-from tritpress.dashboard.views.compare import compare, overlays, value_words
+from tritpress.dashboard.views.compare import compare, metrics_left_out, overlays, value_words
 from tritpress.events.snapshot import initial_state
 from tritpress.runs.comparison import Side, comparison, figures, gates, settings
 from tritpress.runs.history import run_state
@@ -81,17 +82,46 @@ def test_gates_stand_side_by_side(sides: list[Side]) -> None:
 
 
 def test_curves_share_an_axis(sides: list[Side]) -> None:
-    loss, kl = overlays(sides)
-    assert (loss.key, kl.key) == ("loss", "kl") and not loss.empty
-    for overlay in (loss, kl):
-        assert len(overlay.lines) == 3
+    made = {overlay.key: overlay for overlay in overlays(sides)}
+    assert list(made) == ["loss", "validation_loss", "kl", "lr", "grad_norm", "tokens_per_s"]
+    for key, overlay in made.items():
+        assert len(overlay.lines) == 3 and not overlay.empty and overlay.x_label == "Tokens trained on"
+        assert overlay.dots == (key == "validation_loss"), "measured now and then"
         for side, (x, y) in zip(sides, overlay.lines):
-            points = [*side.state["finetune"]]
+            points = [point for point in side.state["finetune"] if key in point]
             assert len(x) == len(y) and list(x) == sorted(x)
-            assert y[0] == points[0][overlay.key]
-    assert len(loss.lines[2][0]) == 40
+            assert (x[0], y[0]) == (points[0]["tokens"], points[0][key])
+    assert len(made["loss"].lines[2][0]) == 40 and len(made["validation_loss"].lines[2][0]) == 2
     empty = overlays([with_figures(), with_figures()])
     assert all(overlay.empty for overlay in empty)
+
+
+def test_custom_metrics_of_any_run_are_laid_over(sides: list[Side]) -> None:
+    def having(**metrics: Any) -> Side:
+        return dataclasses.replace(sides[0], state={**sides[0].state, "metrics": metrics})
+
+    start = sides[0].state["started"]
+    trained = [[start + 60, 1.0, 1, 512], [start + 120, 2.0, 2, 1024]]
+    apart = [[start + 60, 5.0, None, None]]
+    found = {o.key: o for o in overlays([having(acc=trained, both=trained), having(both=apart)])}
+    assert list(found)[-2:] == ["metric:acc", "metric:both"]
+    accuracy, both = found["metric:acc"], found["metric:both"]
+    assert accuracy.x_label == "Tokens trained on" and accuracy.lines == (((512, 1024), (1, 2)), ((), ()))
+    assert both.x_label.startswith("Minutes"), "a value outside training is placed by time alone"
+    assert both.lines == (((1, 2), (1, 2)), ((1,), (5,))) and both.dots, "a single value is a point"
+    many = having(**{f"m{i}": trained for i in range(70)})
+    assert metrics_left_out([many, many]) == 10 and metrics_left_out(sides) == 0
+
+
+def test_memory_and_the_dequantized_model_where_known(sides: list[Side]) -> None:
+    rows = {row.key: row for row in compare(sides).figures}
+    assert [cell.text for cell in rows["memory_bytes"].cells] == ["9.12 MB", "9.12 MB", "–"]
+    assert rows["memory_bytes_before"].cells[2].text == "21.4 MB"
+    assert rows["perplexity_dequantized"].cells[0].text == "9.691"
+    assert rows["top1_dequantized"].cells[0].text == "52.54 %"
+    assert rows["latency_ms_dequantized"].cells[0].text == "4.21 ms"
+    without = {row.key for row in figures([with_figures(), with_figures()])}
+    assert not any("memory" in key or "dequantized" in key for key in without)
 
 
 def test_settings_in_words() -> None:

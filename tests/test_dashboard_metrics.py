@@ -157,6 +157,23 @@ def test_gradients_mark_what_is_dead_and_what_explodes(tmp_path: Path) -> None:
     assert quality.gradients(without).bad == 0 and quality.gradients(without).points[0].before == "–"
 
 
+def test_the_table_of_gradients_is_in_the_url(tmp_path: Path) -> None:
+    pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
+    from tritpress.dashboard.session import Session
+    from tritpress.dashboard.store import RunStore
+
+    write_run(tmp_path, "r")
+    session = Session(RunStore(tmp_path))
+    session.context.open_run("r", "quality", twin="1")
+    tab: Any = session.tab
+    assert tab.twin_switch.value and "data-gradient-table" in tab.twin.pane.object
+    assert session.routing.url() == {"run": "r", "tab": "quality", "twin": "1"}
+    session.context.open_run("r", "quality")
+    assert not tab.twin_switch.value and tab.twin.pane.object == "" and tab.query() == {}
+    tab.twin_switch.value = True
+    assert tab.query() == {"twin": "1"} and "data-gradient-table" in tab.twin.pane.object
+
+
 def test_gradients_come_in_pages_of_layers(tmp_path: Path) -> None:
     state = state_until(tmp_path, layers=70)
     pages = [quality.gradients(state, page) for page in range(3)]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from bokeh.models import ColumnDataSource
 from dashboard_log import events, make_run, targets, write_run
+from tritpress.dashboard.components.heatmap import HOVER
 from tritpress.dashboard.session import Session
 from tritpress.dashboard.store import RunStore
 from tritpress.dashboard.views import figures as fig
@@ -158,7 +159,22 @@ def test_colours_have_units_and_one_scale_for_all_pages(script: Any) -> None:
     told = all_figures(cell)
     assert told["Ratio"] == fig.ratio(layer["ratio"])
     assert told["Cosine"] == fig.significant(layer["cosine"], 4)
+    assert list(told) == list(HOVER.values()), "the pointer tells every figure by its own name"
+    assert told["Group size"] == "64" and told["Method"] == "gptq"
+    assert told["Threshold"] == told["Sign flips"] == told["Time"] == fig.NOTHING, "not in this log"
     assert "Layer 0 · q" in cell_words(cell) and fig.ratio(layer["ratio"]) in cell_words(cell)
+
+
+def test_figures_of_single_and_folded_tensors(tmp_path: Path) -> None:
+    recorded = {"threshold_used": 0.71, "sign_flips": 0.004, "seconds": 2.0, "group_size": 64, "planes": 2}
+    experts = [{"name": n, "layer": 0, "kind": "expert", "rows": 4, "cols": 4} for n in ("e0", "e1")]
+    board = Board(map_targets(experts))
+    planned = [{"name": "e0", "method": "gptq"}, {"name": "e1", "method": "fast"}]
+    layers = {"e0": recorded, "e1": {**recorded, "threshold_used": 0.73, "seconds": 3.0}}
+    board.update({"layers": layers, "current": None, "plan": {"tensors": planned}})
+    told = all_figures(board.cells[0])
+    assert (told["Threshold"], told["Group size"], told["Sign flips"]) == ("0.720", "64", "0.40 %")
+    assert told["Method"] == "fast, gptq" and told["Time"] == "5.0 s", "the time of all of them"
 
 
 def test_sparsity_target() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,21 @@ def test_deleting_and_restoring(tmp_path: Path) -> None:
         restore_run("r.2", tmp_path)
     with pytest.raises(InputError, match="no run"):
         restore_run("other", tmp_path)
+
+
+def test_a_column_that_a_narrow_page_hides_is_told_in_the_first(tmp_path: Path) -> None:
+    pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
+    from tritpress.dashboard.components.runtable import CSS, ESM
+
+    hidden = {}
+    for width, rules in re.findall(r"@media \(max-width: (\d+)px\) \{((?:[^{}]*\{[^}]*\})+)\s*\}", CSS):
+        for selectors in re.findall(r"([^{}]*)\{ display: none; \}", rules):
+            for key in set(re.findall(r"\.(model|perplexity|gates)\b", selectors)):
+                hidden[key] = width
+                shown = re.findall(r"([^{}]*)\{ display: inline; \}", rules)
+                assert any(f".also-{key}" in told for told in shown), key
+                assert f'["{key}", ' in ESM
+    assert hidden == {"model": "820", "gates": "620", "perplexity": "620"}
 
 
 def test_a_run_at_work_is_not_deleted(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +20,10 @@ from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.app import app_path
 from tritpress.dashboard.components.html import Markup, note
 from tritpress.dashboard.components.sources import sync
+from tritpress.dashboard.kept import GRAVE, RECENT, Kept
 from tritpress.dashboard.session import Session
-from tritpress.dashboard.store import RunStore
+from tritpress.dashboard.store import Feed, RunStore
+from tritpress.dashboard.views.events import SHOWN, EventSearch, event_lines, left_out_words
 from tritpress.events import EventWriter, StateReader
 
 
@@ -114,6 +119,77 @@ def test_a_session_shows_every_tab(tmp_path: Path) -> None:
     session.open("nope")
     assert session.feed is None and "no run" in session.sidebar.message.pane.object
     session.open("")
+
+
+def noisy_log(folder: Path) -> tuple[Path, EventWriter]:
+    """A long log with warnings at its beginning and a failed gate in the middle."""
+    run = make_run(folder, "noisy")
+    writer = EventWriter(run.path)
+    writer.emit("run.started", model="/m", out="/o", config={}, name="n", resumed=False, pid=1, host="h")
+    writer.emit("alert", rule="nan", level="critical", message="the loss is not finite")
+    writer.emit("log", level="warning", message='a "type":"alert" that is none')
+    for number in range(800):
+        writer.emit("step.progress", step=4, done=number, total=800, detail="")
+        writer.emit("log", message=f"ordinary {number}")
+        if number == 400:
+            writer.emit("gate", name="ratio", target=6.0, actual=5.0, passed=False)
+    writer.flush()
+    return run.path, writer
+
+
+def test_early_warnings_stay_in_the_list_of_events(tmp_path: Path) -> None:
+    path, writer = noisy_log(tmp_path)
+    opened = Feed(path)
+    assert len(opened.kept.recent) == RECENT and not opened.kept.grave
+    assert opened.kept.recent[0]["message"] == "ordinary 301", "what has no line is not kept"
+    version = opened.version
+    opened.poll(time.monotonic())
+    opened.poll(time.monotonic())
+    assert opened.version > version and "log" in opened.changed_since(version)
+    kept = opened.kept
+    assert [event["type"] for event in kept.grave] == ["alert", "log"]
+    assert (kept.older, kept.older_grave) == (1 + 301, 0), "the beginning and the first messages"
+    lines, more = event_lines(kept.events, EventSearch(level="warning"))
+    assert [line["level"] for line in lines] == ["warning", "warning", "error"] and more == 0
+    assert len(event_lines(kept.events, EventSearch(level="error"))[0]) == 1
+    lines, more = event_lines(kept.events)
+    total = 1 + 2 + 800 + 1
+    assert len(lines) == SHOWN and len(lines) + more + kept.older == total
+    words = left_out_words(EventSearch(), more, kept.older, kept.older_grave)
+    assert words.startswith(f"{total - SHOWN} older events not shown.")
+    assert event_lines(kept.events, EventSearch("finite"))[0][0]["text"] == "the loss is not finite"
+    for number in range(2 * RECENT):
+        writer.emit("log", message=f"later {number}", level="warning" if number % 2 else "info")
+    writer.close()
+    opened.poll(time.monotonic() + 60)
+    assert len(opened.kept.events) == RECENT + 3 + 250 and opened.kept.older == total + 750 - 3 - RECENT
+    again = Feed(path)
+    while again._history is not None:
+        again.poll(time.monotonic() + 60)
+    assert again.kept == opened.kept, "who opens late and who followed see the same"
+
+
+def test_only_the_newest_warnings_are_kept() -> None:
+    warning = {"type": "log", "t": 0.0, "level": "warning"}
+    warnings = [{**warning, "seq": n, "message": str(n)} for n in range(1300)]
+    kept = Kept().with_new(warnings)
+    assert len(kept.grave) == GRAVE and kept.older_grave == 1300 - RECENT - GRAVE and kept.older == 0
+    lines, more = event_lines(kept.events, EventSearch(level="warning"))
+    assert lines[0]["text"] == "1299" and len(lines) == 500 and more == 500
+    said = left_out_words(EventSearch(level="warning"), more, kept.older, kept.older_grave)
+    assert said == "800 older warnings and errors not shown."
+    assert left_out_words(EventSearch("x"), 0, 0, 0) == ""
+
+
+def test_lists_carry_what_is_saved_of_them(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", name='a "quoted" name')
+    session = Session(RunStore(tmp_path))
+    session.context.open_run("r")
+    page = session.tab.steps.pane.object
+    lines = [json.loads(html.unescape(line)) for line in re.findall(r'data-line="([^"]*)"', page)]
+    assert lines[0] == ["Step", "Title", "State", "Time", "About"] and len(lines) == 8
+    assert [line[0] for line in lines[1:]] == list(range(1, 8)) and 'data-csv="steps"' in page
+    assert lines[4][1:4] == ["Ternarization", "done", "6.0 s"]
 
 
 def test_hidden_tabs_do_no_work(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 import tomllib
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tritpress as tp
-from dashboard_log import write_run
+from dashboard_log import events, make_run, write_run
 from tritpress.config import make_config
+from tritpress.dashboard.views.status import ELSEWHERE
 from tritpress.dashboard.views.tuning import (
     Scope,
     basis_words,
@@ -25,9 +27,10 @@ from tritpress.dashboard.views.tuning import (
     scopes,
 )
 from tritpress.errors import InputError, UsageError
+from tritpress.events import EventWriter
 from tritpress.plan import Plan
 from tritpress.runs.details import load_details
-from tritpress.runs.directory import RunDirectory
+from tritpress.runs.directory import REMOTE, RunDirectory
 from tritpress.runs.history import run_state
 from tritpress.runs.tuning import (
     Setting,
@@ -167,6 +170,45 @@ def test_what_can_be_done_and_why_not(state: dict[str, Any]) -> None:
     live = {**state, "status": "running", "layers": half, "current": {"name": names[10]}}
     assert choice(live, False, names, setting, "").left == tuple(names[11:])
     assert choice(live, True, names, setting, "").left == (), "no worker is there to hear it"
+
+
+def test_tensors_not_pressed_yet_can_be_set_without_a_forecast(tmp_path: Path) -> None:
+    pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
+    from tritpress.dashboard.session import Session
+    from tritpress.dashboard.store import RunStore
+
+    live = make_run(tmp_path, "live")
+    writer, pressed = EventWriter(live.path), 0
+    for kind, fields in events(live, 4, details=True):
+        pressed += kind == "layer.finished"
+        if pressed == 9:
+            break
+        writer.emit(kind, **fields)
+    writer.close()
+    write_run(tmp_path, "first", until="layer.started")
+    session = Session(RunStore(tmp_path))
+    for run, query in (("live", {"layer": "3"}), ("first", {})):
+        session.context.open_run(run, "tuning", **query)
+        tab: Any = session.tab
+        assert tab.body.visible and not tab.charts.row.visible and not tab.placeholder.pane.visible
+        assert "cannot be foretold" in tab.table.pane.object
+        assert tab.set.visible and tab.set.disabled, "nothing is chosen yet"
+        session.context.open_run(run, "tuning", **query, threshold="0.9")
+        assert not tab.set.disabled and not tab.slider.disabled and tab.slider.value == 0.9
+    session.context.open_run("live", "tuning", layer="3", threshold="0.9")
+    tab._set()
+    command = json.loads(live.commands_path.read_text())
+    assert command["args"] == {"tensors": Scope(layer="3").names(session.feed.state), "threshold": 0.9}
+    write_run(tmp_path, "older")
+    session.context.open_run("older", "tuning", layer="3", threshold="0.9")
+    assert not tab.set.visible or tab.set.disabled, "its worker is done"
+    elsewhere = write_run(tmp_path, "elsewhere", until="layer.started")
+    elsewhere.update_run(origin=REMOTE, host=REMOTE, pid=0)
+    session.context.open_run("elsewhere", "tuning", layer="3", threshold="0.9")
+    assert tab.set.visible and tab.set.disabled and "worked on elsewhere" in tab.equal.pane.object
+    sidebar = session.sidebar
+    assert sidebar.toggle.disabled and sidebar.stop.disabled
+    assert sidebar.hints["stop"].title == sidebar.hints["toggle"].title == ELSEWHERE
 
 
 def test_a_tuned_plan_changes_only_what_was_chosen(

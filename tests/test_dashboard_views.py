@@ -219,6 +219,19 @@ def test_buttons_mean_something(tmp_path: Path) -> None:
     assert not (waiting.pause or waiting.stop)
 
 
+def test_a_run_worked_on_elsewhere_is_not_steered_from_here(tmp_path: Path) -> None:
+    here = state_until(tmp_path, "layer.finished")
+    running = controls(here, False, True, remote=True)
+    assert not (running.pause or running.stop) and running.reset and running.toggle == "Pause"
+    assert running.why["toggle"] == running.why["stop"] == status.ELSEWHERE
+    for state in ("paused", "stopped", "failed"):
+        found = controls({**here, "status": state}, False, True, remote=True)
+        assert not found.resume and found.why["toggle"] == status.ELSEWHERE
+        assert found.start == (state != "paused"), "another run can start beside it"
+    over = controls({**here, "status": "finished"}, False, True, remote=True)
+    assert over.why["toggle"] == "The run is finished" and over.start
+
+
 def test_list_of_runs(tmp_path: Path) -> None:
     write_run(tmp_path, "old", name="same")
     write_run(tmp_path, "new", name="same", failing_gate="ratio")

@@ -10,11 +10,13 @@ from rich.text import Text
 
 from tritpress.console.numbers import DASH, duration, figure, percent, size, times
 from tritpress.console.tables import right, simple_table
-from tritpress.runs.comparison import Side, figures, gates, settings
+from tritpress.runs.comparison import DEQUANTIZED, Side, figures, gates, settings
 from tritpress.runs.diff import TensorDiff
 
 SHOW = {
     "bytes": size,
+    "memory_bytes": size,
+    "memory_bytes_before": size,
     "ratio_file": times,
     "ratio_layers": times,
     "ratio_disk": times,
@@ -63,7 +65,7 @@ def print_comparison(screen: Console, sides: list[Side]) -> None:
     table = simple_table("figure", *heads, title="Figures (* best)")
     table.add_row("status", *(side.status for side in sides))
     for found in figures(sides):
-        show = SHOW.get(found.key, figure)
+        show = SHOW.get(found.key.removesuffix(DEQUANTIZED), figure)
         cells = [
             show(value) + (" *" if place in found.best else "") for place, value in enumerate(found.values)
         ]

@@ -231,6 +231,7 @@ class Session:
                 self.steering.waiting,
                 self.context.may_act,
                 self.context.why_not,
+                feed is not None and feed.remote,
             )
         )
 

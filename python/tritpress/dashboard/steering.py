@@ -163,9 +163,9 @@ class Steering:
     # Reset
 
     def ask_reset(self) -> None:
-        """Go back to the empty page; a run at work is asked about first."""
+        """Go back to the empty page; a run at work that could be stopped is asked about first."""
         feed = self.session.feed
-        if feed is not None and not feed.lost and feed.state["status"] in AT_WORK:
+        if feed is not None and not (feed.lost or feed.remote) and feed.state["status"] in AT_WORK:
             self.question.ask(
                 Markup(
                     "<p>A stopped run keeps what is finished and can be resumed. "

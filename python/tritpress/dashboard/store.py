@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tritpress.dashboard.kept import Kept, look_back, tail
+from tritpress.errors import TritpressError
 from tritpress.events import StateReader
-from tritpress.events.reader import parse
 from tritpress.runs.history import RunIndex
 from tritpress.runs.labels import FILE as LABELS_FILE
 from tritpress.runs.labels import Labels, load_labels
@@ -40,15 +41,6 @@ LIST_INTERVAL = 2.0
 
 UNFINISHED = ("created", "queued", "running", "paused")
 
-RECENT = 500
-"""So many of the last events are kept to be listed, those of `THICK` types apart."""
-
-THICK = ("step.progress", "finetune.step", "metric", "gradient")
-"""Types that come too often to be read one by one: charts show them."""
-
-TAIL = 4 << 20
-"""Bytes at the end of a log that are looked through for its last events when it is opened."""
-
 SAMPLES = 64
 """Points of progress of a step that its pace is judged by."""
 
@@ -68,6 +60,7 @@ class Feed:
         self.samples: dict[int, list[tuple[float, float]]] = {}  # step -> (time, done), evenly thinned
         self.labels = Labels()
         self.gone = False  # the folder was deleted or moved away
+        self.remote = _is_remote(path)
         self._labels_sign: tuple[int, int] | None = None
         self._next_labels = 0.0
         self._types: dict[str, int] = {}
@@ -76,7 +69,9 @@ class Feed:
         self._next_liveness = 0.0
         self._reader.poll()
         self.state: State = _copy(self._reader.state)
-        self.recent: list[dict[str, Any]] = _tail(path / "events.jsonl", self._reader.events.offset)
+        log = path / "events.jsonl"
+        self.kept, before = tail(log, self._reader.events.offset)
+        self._history, self._earlier = (look_back(log, before) if before else None), Kept()
         self._look_for_labels(time.monotonic())
         self._look_for_worker(time.monotonic())
 
@@ -99,6 +94,7 @@ class Feed:
         if now >= self._next_look:
             self._read()
             self._next_look = now + (LIVE_INTERVAL if self.unfinished else QUIET_INTERVAL)
+        self._look_back()
         self._look_for_worker(now)
         self._look_for_labels(now)
         return self.version != version
@@ -111,13 +107,25 @@ class Feed:
             return
         for event in events:
             self._note_progress(event)
-        self.recent = [*self.recent, *(_brief(e) for e in events if e["type"] not in THICK)][-RECENT:]
+        self.kept = self.kept.with_new(events)
         state = self._named(_copy(self._reader.state))
         version = self.version + 1
         for event in events:
             self._types[event["type"]] = version
         self.state = state
         self.version = version  # last: a page that sees the version finds the state in place
+
+    def _look_back(self) -> None:
+        """Look through a piece of the log from before the events that it was opened with."""
+        if self._history is None:
+            return
+        found = next(self._history, None)
+        if found is not None:
+            self._earlier = found
+            return
+        self.kept, self._history = self.kept.with_older(self._earlier), None
+        self._types["log"] = self.version + 1
+        self.version += 1
 
     def _note_progress(self, event: dict[str, Any]) -> None:
         step = event.get("step")
@@ -266,29 +274,14 @@ def _copy(state: State) -> State:
     return copy
 
 
-def _brief(event: dict[str, Any]) -> dict[str, Any]:
-    """The event without what is long in it: it is kept to be listed."""
-    return {key: value for key, value in event.items() if key not in ("histogram", "targets", "tensors")}
+def _is_remote(path: Path) -> bool:
+    """Whether the run is worked on elsewhere and only told of here; that never changes."""
+    from tritpress.runs.directory import REMOTE, RunDirectory
 
-
-def _tail(path: Path, end: int) -> list[dict[str, Any]]:
-    """The last events before `end` (an offset at a line's end) that are worth listing."""
-    start = max(end - TAIL, 0)
     try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            lines = file.read(end - start).split(b"\n")
-    except OSError:
-        return []
-    thick = [f'"{kind}"'.encode() for kind in THICK]
-    found: list[dict[str, Any]] = []
-    for line in reversed(lines[1:] if start else lines):
-        if len(found) == RECENT:
-            break
-        head = line[:200]  # the type stands in front, before anything that a run wrote
-        if line and not any(kind in head for kind in thick) and (event := parse(line)) is not None:
-            found.append(_brief(event))
-    return found[::-1]
+        return bool(RunDirectory(path).read_run().get("origin") == REMOTE)
+    except TritpressError:
+        return False
 
 
 def _is_alive(path: Path) -> bool | None:

@@ -73,6 +73,30 @@ FIGURES: tuple[tuple[str, str, Better, tuple[str, ...]], ...] = (
 )
 """Key, title, which is better, and where it stands in a run's state."""
 
+DEQUANTIZED = "_dequantized"
+"""Ends the key of a figure of the dequantized model; before it stands the packed model's."""
+
+OF_DEQUANTIZED: tuple[tuple[str, str, Better], ...] = (
+    ("bytes", "Size", "low"),
+    ("perplexity", "Perplexity", "low"),
+    ("top1", "Top-1", "high"),
+    ("kl", "KL divergence", "low"),
+    ("agreement", "Same top-1", "high"),
+    ("latency_ms", "Latency", "low"),
+    ("tokens_per_s", "Evaluation speed", "high"),
+    ("memory_bytes", "Memory", "low"),
+)
+
+WHERE_KNOWN: tuple[tuple[str, str, Better, tuple[str, ...]], ...] = (
+    ("memory_bytes_before", "Memory, original", None, ("evaluations", "before", "memory_bytes")),
+    ("memory_bytes", "Memory, packed", "low", ("evaluations", "packed", "memory_bytes")),
+    *(
+        (f"{key}{DEQUANTIZED}", f"{title}, dequantized", better, ("evaluations", "dequantized", key))
+        for key, title, better in OF_DEQUANTIZED
+    ),
+)
+"""Further figures, left out where no run has them."""
+
 
 def settings(sides: Sequence[Side]) -> list[Setting]:
     """The model and every setting; those that differ first, in their own order."""
@@ -83,7 +107,7 @@ def settings(sides: Sequence[Side]) -> list[Setting]:
 
 
 def figures(sides: Sequence[Side]) -> list[Figure]:
-    """Every figure; None where a run has not measured it (yet)."""
+    """Every figure, those of `WHERE_KNOWN` last; None where a run has not measured it (yet)."""
     rows = []
     for key, title, better, place in FIGURES:
         values = tuple(_number(_at(side.state, place)) for side in sides)
@@ -94,7 +118,11 @@ def figures(sides: Sequence[Side]) -> list[Figure]:
             intervals = tuple(_interval(side.state) for side in sides)
         rows.append(Figure(key, title, better, values, intervals))
     rows.append(Figure("seconds", "Time of the steps", "low", tuple(_seconds(side.state) for side in sides)))
-    return rows
+    further = [
+        Figure(key, title, better, tuple(_number(_at(side.state, place)) for side in sides))
+        for key, title, better, place in WHERE_KNOWN
+    ]
+    return rows + [row for row in further if any(value is not None for value in row.values)]
 
 
 def gates(sides: Sequence[Side]) -> list[tuple[str, tuple[Mapping[str, Any] | None, ...]]]:

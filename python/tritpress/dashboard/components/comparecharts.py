@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bokeh.models import ColumnDataSource, NumeralTickFormatter
+from bokeh.models import BasicTickFormatter, ColumnDataSource, NumeralTickFormatter
 from panel import FlexBox
 
 from tritpress.dashboard.components.charts import figure, hover, legend, pane
@@ -14,6 +14,7 @@ from tritpress.dashboard.theme import OKABE_ITO
 from tritpress.dashboard.views.compare import Overlay
 
 DASHES: tuple[Any, ...] = ("solid", "dashed", "dotdash", "dotted", "dashdot", [14, 3, 2, 3, 2, 3])
+MARKERS: tuple[Any, ...] = ("diamond", "circle", "square", "triangle", "inverted_triangle", "plus")
 
 
 class OverlayCharts:
@@ -27,7 +28,7 @@ class OverlayCharts:
     def show(self, names: Sequence[str], overlays: Sequence[Overlay]) -> None:
         """`names` are the runs' names in the order of the lines."""
         shown = [overlay for overlay in overlays if not overlay.empty]
-        kind = (tuple(names), tuple((overlay.key, overlay.x_label) for overlay in shown))
+        kind = (tuple(names), tuple((overlay.key, overlay.x_label, overlay.dots) for overlay in shown))
         if kind != self.made:
             self.made = kind
             self.row.objects = [self._chart(names, overlay) for overlay in shown]
@@ -44,7 +45,8 @@ class OverlayCharts:
             height=320,
             zoom=True,
         )
-        made.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        made.xaxis.formatter = NumeralTickFormatter(format="0,0[.]0")
+        made.yaxis.formatter = BasicTickFormatter(power_limit_low=-4, power_limit_high=6)
         items, lines = [], []
         self.sources[overlay.key] = []
         for place, name in enumerate(names):
@@ -55,10 +57,14 @@ class OverlayCharts:
                 line_color=OKABE_ITO[place], line_dash=DASHES[place],
             )  # fmt: skip
             lines.append(line)
+            if overlay.dots:
+                made.scatter("x", "y", source=source, size=7, marker=MARKERS[place], color=OKABE_ITO[place])
             items.append((name if len(name) < 40 else f"{name[:38]}…", [line]))
         added = legend(made, items)
         added.orientation = "vertical" if len(names) > 3 else "horizontal"
-        rows = [("Run", "$name"), (overlay.x_label, "@x{0,0}"), (overlay.title, "@y{0.0000}")]
+        small = max((abs(y) for _, ys in overlay.lines for y in ys if y == y), default=1.0) < 0.01
+        y = "@y{0.000e+0}" if small else "@y{0,0.[0000]}"
+        rows = [("Run", "$name"), (overlay.x_label, "@x{0,0.[0]}"), (overlay.title, y)]
         made.add_tools(hover(lines, rows))
         part = pane(made, overlay.title)
         part.styles = {"flex": "1 1 420px", "min-width": "0"}

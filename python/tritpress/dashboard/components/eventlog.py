@@ -8,9 +8,11 @@ from typing import Any
 import param
 from panel.custom import JSComponent
 
+from tritpress.dashboard.components.export import csv_tools
 from tritpress.dashboard.theme import STYLES
 
 CSS = """
+.table-tools { margin: 0 0 4px; }
 ol { list-style: none; margin: 0; padding: 0; max-height: 340px; overflow-y: auto; }
 ol:focus-visible { outline: 2px solid var(--accent); }
 li {
@@ -34,6 +36,10 @@ class EventLog(JSComponent):
       const list = document.createElement("ol")
       list.tabIndex = 0
       list.setAttribute("aria-label", "Events, newest first")
+      list.dataset.line = JSON.stringify(["Time", "About", "Level", "Event"])
+      const box = document.createElement("div")
+      box.innerHTML = CSV_TOOLS
+      box.append(list)
       let shown = new Map()
       const part = (name, text) => {
         const made = document.createElement("span")
@@ -48,6 +54,7 @@ class EventLog(JSComponent):
           if (!row) {
             row = document.createElement("li")
             row.dataset.level = line.level
+            row.dataset.line = JSON.stringify([line.time, line.kind, line.level, line.text])
             row.append(part("soft", line.time), part("soft kind", line.kind),
                        part(line.tone, line.mark ? `${line.mark} ${line.text}` : line.text))
           }
@@ -63,9 +70,9 @@ class EventLog(JSComponent):
       }
       model.on("lines", draw)
       draw()
-      return list
+      return box
     }
-    """
+    """.replace("CSV_TOOLS", json.dumps(csv_tools("events")))
 
     def __init__(self, **params: Any) -> None:
         super().__init__(sizing_mode="stretch_width", margin=0, stylesheets=[STYLES, CSS], **params)

@@ -31,11 +31,14 @@ const csv_cell = (value) => {
 
 const csv = (rows) => rows.map((row) => row.map(csv_cell).join(",") + "\r\n").join("")
 
-const table_csv = (table) => csv(Array.from(table.rows, (row) => Array.from(row.cells, (cell) => {
-  const copy = cell.cloneNode(true)
-  for (const part of copy.querySelectorAll("[data-no-csv]")) part.remove()
-  return copy.textContent.replace(/\s+/g, " ").replace(/ [▲▼]$/, "").trim().replace("−", "-")
-})))
+// A table, or a list that carries its headings and each item's cells as JSON in data-line.
+const table_csv = (table) => table.rows
+  ? csv(Array.from(table.rows, (row) => Array.from(row.cells, (cell) => {
+    const copy = cell.cloneNode(true)
+    for (const part of copy.querySelectorAll("[data-no-csv]")) part.remove()
+    return copy.textContent.replace(/\s+/g, " ").replace(/ [▲▼]$/, "").trim().replace("−", "-")
+  })))
+  : csv([table, ...table.querySelectorAll("[data-line]")].map((line) => JSON.parse(line.dataset.line)))
 
 // Puts text on the clipboard, on plain http too.
 const copied = async (text) => {
@@ -54,10 +57,10 @@ const copied = async (text) => {
 
 const table_beside = (button) => {
   for (let place = button.parentElement; place; place = place.parentElement) {
-    const table = place.querySelector("table")
+    const table = place.querySelector("table, ol[data-line]")
     if (table) return table
   }
-  return button.getRootNode().querySelector("table")
+  return button.getRootNode().querySelector("table, ol[data-line]")
 }
 
 // Buttons in any fragment of the page: data-csv="NAME" saves the table beside it, data-copy="TEXT" copies TEXT.

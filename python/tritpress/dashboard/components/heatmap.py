@@ -39,7 +39,13 @@ HOVER = {
     "mse": "Mean squared error",
     "cosine": "Cosine",
     "weights": "Weights",
+    "threshold": "Threshold",
+    "group": "Group size",
+    "method": "Method",
+    "flips": "Sign flips",
+    "time": "Time",
 }
+"""Columns of what is told of a cell under the pointer: `all_figures` in its order."""
 COLOURED = ("value", "text", "ink")
 COLUMNS = ("x", "y", "row", "column", "name", "state", *COLOURED, "edge", "width", *HOVER)
 

@@ -79,6 +79,10 @@ export function render({ model }) {
       name.append(link)
     } else name.append(el("b", {}, row.name))
     for (const tag of row.tags) name.append(" ", el("span", { className: "tag" }, tag))
+    const also = el("div", { className: "also soft small" })
+    for (const [key, before] of [["model", ""], ["perplexity", "Perplexity "], ["gates", "Gates: "]])
+      if (row[key] !== "–") also.append(el("span", { className: `also-${key}` }, before + row[key]))
+    name.append(also)
     if (row.note) name.append(el("div", { className: "note-line soft small", title: row.note }, row.note))
     made.append(
       name,
@@ -157,8 +161,16 @@ CSS = """
   .runs td.actions { white-space: normal; width: 76px; }
   .act { margin: 0 0 4px; width: 66px; }
 }
-@media (max-width: 820px) { .runs .model { display: none; } }
-@media (max-width: 620px) { .runs td.gates, .runs th.gates, .runs .perplexity { display: none; } }
+.also span { display: none; }
+.also span + span::before { content: " · "; }
+@media (max-width: 820px) {
+  .runs .model { display: none; }
+  .also .also-model { display: inline; }
+}
+@media (max-width: 620px) {
+  .runs td.gates, .runs th.gates, .runs .perplexity { display: none; }
+  .also .also-gates, .also .also-perplexity { display: inline; }
+}
 .act {
   font: inherit; font-size: 12.5px; color: var(--accent); background: none; cursor: pointer;
   border: 1px solid var(--line); border-radius: 6px; padding: 2px 8px; margin-left: 6px;

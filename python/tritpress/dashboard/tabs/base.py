@@ -13,6 +13,7 @@ import panel as pn
 
 from tritpress.dashboard.components.html import Fragment, Markup
 from tritpress.dashboard.context import PageContext
+from tritpress.dashboard.kept import Kept
 from tritpress.dashboard.store import Feed
 
 CLOCK = "clock"
@@ -30,8 +31,10 @@ class Shown:
     path: Path
     samples: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     """Step -> (time, done) of its progress so far, evenly thinned."""
-    recent: list[dict[str, Any]] = field(default_factory=list)
-    """The last events, those apart that come too thick to be read."""
+    kept: Kept = field(default_factory=Kept)
+    """The events to be listed."""
+    remote: bool = False
+    """The run is worked on elsewhere: it hears no commands from here."""
 
 
 def shown_of(feed: Feed | None) -> Shown | None:
@@ -39,7 +42,7 @@ def shown_of(feed: Feed | None) -> Shown | None:
     if feed is None:
         return None
     bases, samples = dict(feed.progress_base), dict(feed.samples)
-    return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, feed.recent)
+    return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, feed.kept, feed.remote)
 
 
 class Tab(ABC):

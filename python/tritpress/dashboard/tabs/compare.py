@@ -15,12 +15,14 @@ from tritpress.dashboard.components.export import csv_button, csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.store import Feed
 from tritpress.dashboard.tabs.base import Shown, Tab
+from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.compare import (
     Cell,
     Comparison,
     Head,
     Row,
     compare,
+    metrics_left_out,
     overlay_rows,
     overlays,
 )
@@ -101,7 +103,11 @@ class Compare(Tab):
             for curve in curves
             if not curve.empty
         )
-        self.twin.set(twins.folded("The curves as tables", tables))
+        left = metrics_left_out(sides)
+        more = Markup('<p class="soft small">{}</p>').format(
+            f"{fig.plural(left, 'custom metric')} more not drawn: the Metrics tab of each run has its own."
+        )
+        self.twin.set(twins.folded("The curves as tables", tables) + (more if left else Markup("")))
 
     def _sides(self) -> list[Side]:
         sides = []

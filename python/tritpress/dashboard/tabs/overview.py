@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,12 +12,14 @@ import panel_material_ui as pmui
 from panel import Column, FlexBox
 
 from tritpress.dashboard.components.eventlog import EventLog
+from tritpress.dashboard.components.export import csv_button
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.context import PageContext
+from tritpress.dashboard.kept import Kept
 from tritpress.dashboard.plugins import plugin_cards
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.events import KINDS, LEVELS, EventSearch, event_lines
+from tritpress.dashboard.views.events import KINDS, LEVELS, EventSearch, event_lines, left_out_words
 from tritpress.dashboard.views.overview import StepLine, Tile, facts, step_lines, tiles
 from tritpress.dashboard.views.status import elapsed, next_words, status_of
 
@@ -59,7 +62,7 @@ class Overview(Tab):
         super().__init__(page)
         self.search = EventSearch()
         self.last: Shown | None = None
-        self.listed: list[dict[str, Any]] | None = None
+        self.listed: Kept | None = None
         self.listed_at = 0.0
         self._quiet = False
 
@@ -115,7 +118,8 @@ class Overview(Tab):
             styles={"flex": "1 1 150px", "width": "auto"},
             **field,
         )
-        self.events, self.no_events = EventLog(), Fragment()
+        self.events, self.no_events, self.left_out = EventLog(), Fragment(), Fragment()
+        self.left_out.pane.margin = (8, 0, 0, 0)
         title = Fragment(Markup('<h2 style="margin:0">Events</h2>'))
         self._show_search()
         self.find.param.watch(lambda event: self._searched(words=event.new.strip()), "value_input")
@@ -134,6 +138,7 @@ class Overview(Tab):
             tools,
             self.no_events.pane,
             self.events,
+            self.left_out.pane,
             sizing_mode="stretch_width",
             margin=0,
             styles={
@@ -180,7 +185,7 @@ class Overview(Tab):
         return (
             self.built
             and self.last is not None
-            and self.last.recent is not self.listed
+            and self.last.kept is not self.listed
             and time.monotonic() - self.listed_at >= LOG_EVERY
         )
 
@@ -188,12 +193,16 @@ class Overview(Tab):
         """Show the events that came."""
         if self.last is None:
             return
-        self.listed, self.listed_at = self.last.recent, time.monotonic()
+        kept = self.listed = self.last.kept
+        self.listed_at = time.monotonic()
         self.added.set(plugin_cards("overview", self.last.state))
-        lines = event_lines(self.listed, self.search)
+        lines, more = event_lines(kept.events, self.search)
         self.events.show(lines)
         self.events.visible = bool(lines)
         self.no_events.set(self._no_events(bool(lines)))
+        words = left_out_words(self.search, more, kept.older, kept.older_grave)
+        said = Markup('<p class="soft small" data-left-out>{}</p>').format(words)
+        self.left_out.set(said if words else Markup(""))
 
     def _no_events(self, some: bool) -> Markup:
         if some:
@@ -230,7 +239,9 @@ def _tiles(shown: Shown) -> Markup:
 
 def _steps(shown: Shown) -> Markup:
     lines = step_lines(shown.state, shown.now, shown.progress_bases, shown.lost, shown.samples)
-    return panel("Steps", Markup('<ol class="steps">{}</ol>').format(join(map(_step, lines))))
+    heads = json.dumps(["Step", "Title", "State", "Time", "About"])
+    listed = Markup('<ol class="steps" data-line="{}">{}</ol>').format(heads, join(map(_step, lines)))
+    return panel("Steps", listed, csv_button("steps"))
 
 
 def _status(shown: Shown) -> Markup:
@@ -269,11 +280,12 @@ def _step(line: StepLine) -> Markup:
     word = line.word if line.state != "done" else ""
     when = " · ".join(part for part in (word, line.time) if part)
     return Markup(
-        '<li class="{}" data-step="{}"><span class="mark {}" aria-hidden="true">{}</span>'
+        '<li class="{}" data-step="{}" data-line="{}"><span class="mark {}" aria-hidden="true">{}</span>'
         '<span class="title">{}</span><span class="when">{}</span><div class="about">{}{}</div></li>'
     ).format(
         line.state,
         line.n,
+        json.dumps([line.n, line.title, line.word, line.time, line.detail], ensure_ascii=False),
         STEP_TONES.get(line.state, "neutral"),
         STEP_MARKS.get(line.state) or line.n,
         line.title,

@@ -42,20 +42,24 @@ class Quality(Tab):
 
     def __init__(self, page: PageContext) -> None:
         super().__init__(page)
-        self.wanted = 0
+        self.wanted, self.as_table = 0, False
         self.last: Shown | None = None
         self._quiet = False
 
     def query(self) -> dict[str, str]:
-        return {"page": str(self.wanted + 1)} if self.wanted else {}
+        found = {"page": str(self.wanted + 1)} if self.wanted else {}
+        return found | ({"twin": "1"} if self.as_table else {})
 
     def go(self, query: Mapping[str, str]) -> None:
         page = query.get("page", "")
         self.wanted = int(page) - 1 if page.isdigit() and 1 <= int(page) < 10_000 else 0
+        self.as_table = query.get("twin") == "1"
+        if self.built:
+            self._set_switch()
 
     def forget(self) -> None:
         super().forget()
-        self.wanted = 0
+        self.wanted, self.as_table = 0, False
 
     def build(self) -> list[Any]:
         self.gates, self.under, self.twin = Fragment(), Fragment(), Fragment()
@@ -74,8 +78,8 @@ class Quality(Tab):
         )
         self.pages.param.watch(self._turned, "value")
         self.where = Fragment()
-        self.twin_switch = pmui.Switch(label="As a table", size="small", margin=0)
-        self.twin_switch.param.watch(lambda _: self.update(self.last, None), "value")
+        self.twin_switch = pmui.Switch(label="As a table", value=self.as_table, size="small", margin=0)
+        self.twin_switch.param.watch(self._switched, "value")
         self.tools = pn.FlexBox(
             self.pages, self.twin_switch, sizing_mode="stretch_width", align_items="center", gap="8px 16px"
         )
@@ -94,6 +98,21 @@ class Quality(Tab):
         if self._quiet or event.new is None:
             return
         self.wanted = event.new
+        if self.last is not None:
+            self._show_gradients(self.last)
+        self.page.navigate()
+
+    def _set_switch(self) -> None:
+        self._quiet = True
+        try:
+            self.twin_switch.value = self.as_table
+        finally:
+            self._quiet = False
+
+    def _switched(self, event: Any) -> None:
+        if self._quiet:
+            return
+        self.as_table = bool(event.new)
         if self.last is not None:
             self._show_gradients(self.last)
         self.page.navigate()
@@ -131,7 +150,7 @@ class Quality(Tab):
             )
         else:
             self.under.set(empty("No gradient norms", found.words))
-        self.twin.set(_twin(found) if some and self.twin_switch.value else Markup(""))
+        self.twin.set(_twin(found) if some and self.as_table else Markup(""))
 
 
 def _card(card: GateCard) -> Markup:

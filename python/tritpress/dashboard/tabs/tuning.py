@@ -20,6 +20,7 @@ from tritpress.dashboard.views.tuning import (
     ALL,
     Charts,
     Line,
+    Mark,
     Scope,
     basis_words,
     charts,
@@ -29,6 +30,7 @@ from tritpress.dashboard.views.tuning import (
     plan_path,
     run_name,
     scopes,
+    unforeseen_words,
 )
 from tritpress.errors import TritpressError
 from tritpress.runs.tuning import (
@@ -172,17 +174,21 @@ class Tuning(Tab):
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
         self.last = shown
-        if shown is None or not shown.state["layers"]:
+        if shown is not None and shown.state["targets"]:
+            self._offer_scopes(shown.state)
+        if shown is None or not (shown.state["layers"] or self._may_set(shown)):
             self._nothing(shown)
             return
         self._load(shown)
-        kinds, layers = scopes(shown.state)
+        self._draw(shown)
+
+    def _offer_scopes(self, state: dict[str, Any]) -> None:
+        kinds, layers = scopes(state)
         kind = self.scope.kind if self.scope.kind in kinds.values() else ALL
         layer = self.scope.layer if self.scope.layer in layers.values() else ALL
         self._quietly(self.kind, options=kinds, value=kind)
         self._quietly(self.layer, options=layers, value=layer)
         self.scope = Scope(kind, layer)
-        self._draw(shown)
 
     # Curves come from files: beside the server's loop, new ones only
 
@@ -218,11 +224,14 @@ class Tuning(Tab):
             self.swept = ((self.scope, id(self.curves), basis), sweep(self.curves, names, basis))
         swept = self.swept[1]
         if found is None or swept is None:
-            self._no_curves(shown)
+            if self._may_set(shown):
+                self._unforeseen(shown, names)
+            else:
+                self._no_curves(shown)
             return
         made = charts(swept, found, self.curves, names, self.setting)
         self.placeholder.pane.visible, self.body.visible = False, True
-        self._place_slider(made)
+        self._place_slider(made.now)
         missing = len(names) - found.tensors
         self.table.set(_table(lines(found, self.scope, self.setting is not None), found.tensors, missing))
         self.charts.show(made)
@@ -234,11 +243,11 @@ class Tuning(Tab):
         self._show_actions(shown, names)
         self.drawn_at = time.monotonic()
 
-    def _place_slider(self, made: Charts) -> None:
+    def _place_slider(self, now: Mark | None) -> None:
         low, high, step = MODES[self.mode]
         value = self.value
         if value is None:
-            value = made.now.threshold if self.mode == "threshold" else made.now.zeros
+            value = low if now is None else now.threshold if self.mode == "threshold" else now.zeros
             value = min(max(round(value / step) * step, low), high)
         self._quietly(self.which, value=self.mode)
         title = "Threshold, relative to the group's mean |w|" if self.mode == "threshold" else "Zero codes"
@@ -252,26 +261,25 @@ class Tuning(Tab):
 
     def _show_actions(self, shown: Shown, names: list[str]) -> None:
         why_not = "" if self.page.may_act else self.page.why_not or "This page only shows runs."
-        can = choice(shown.state, shown.lost, names, self.setting, why_not)
+        can = choice(shown.state, shown.lost, names, self.setting, why_not, shown.remote)
         for part in (self.apply, self.save):
             self._quietly(part, disabled=not can.new_run)
         self._quietly(
             self.set,
             visible=can.live,
-            disabled=bool(why_not) or self.setting is None or not can.left,
+            disabled=bool(can.why_no_set) or self.setting is None,
             label=f"Set for {fig.plural(len(can.left), 'tensor')} not begun",
         )
         answer = _answer(shown.state)
+        live = Markup("")
+        if can.live and can.why_no_set and not why_not:
+            live = Markup('<p class="soft small" data-why-no-set>{}</p>').format(can.why_no_set)
         if self.setting is None or not can.new_run:
-            self.equal.set(Markup('<p class="soft small">{}</p>').format(can.why_no_run) + answer + self.said)
+            why = Markup('<p class="soft small">{}</p>').format(can.why_no_run)
+            self.equal.set(why + live + answer + self.said)
             return
         path = plan_path(self.page.store.runs_dir, shown.path.name, self.scope, self.setting)
         command = command_of_plan(shown.state["model"]["path"], path)
-        live = Markup("")
-        if can.live and not can.left:
-            live = Markup('<p class="soft small">{}</p>').format(
-                "Every one of these tensors is pressed or at work: only a new run can press them anew."
-            )
         self.equal.set(
             answer
             + self.said
@@ -357,6 +365,21 @@ class Tuning(Tab):
             self._show_actions(self.last, self.scope.names(self.last.state))
 
     # States without curves
+
+    def _may_set(self, shown: Shown) -> bool:
+        """Whether some of the chosen tensors can still be set, curves or none."""
+        names = self.scope.names(shown.state)
+        waits = self.loading and any(name in shown.state["layers"] for name in names)
+        return not waits and bool(choice(shown.state, shown.lost, names, self.setting, "").left)
+
+    def _unforeseen(self, shown: Shown, names: list[str]) -> None:
+        self.placeholder.pane.visible, self.body.visible = False, True
+        self._place_slider(None)
+        self.table.set(empty("No forecast", unforeseen_words(shown.state, self.scope)))
+        self.charts.hide()
+        self.under.set(Markup(""))
+        self._show_actions(shown, names)
+        self.drawn_at = time.monotonic()
 
     def _no_curves(self, shown: Shown) -> None:
         self.body.visible = bool(self.curves)

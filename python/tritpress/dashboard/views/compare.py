@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -9,14 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.curves import training_charts
+from tritpress.dashboard.views.curves import (
+    CUSTOM_CHARTS,
+    X_LABELS,
+    Chart,
+    Line,
+    custom_charts,
+    training_charts,
+)
 from tritpress.dashboard.views.quality import actual_words
 from tritpress.dashboard.views.runs import WORDS
 from tritpress.dashboard.views.status import gate_title
-from tritpress.runs.comparison import Figure, Side, figures, gates, settings
+from tritpress.runs.comparison import DEQUANTIZED, Figure, Side, figures, gates, settings
 
 SHOW: dict[str, Callable[[Any], str]] = {
     "bytes": fig.size,
+    "memory_bytes": fig.size,
+    "memory_bytes_before": fig.size,
     "ratio_file": fig.ratio,
     "ratio_layers": fig.ratio,
     "ratio_disk": fig.ratio,
@@ -115,7 +125,7 @@ def value_words(value: Any) -> str:
 
 
 def _figure(row: Figure) -> Row:
-    show = SHOW.get(row.key, fig.significant)
+    show = SHOW.get(row.key.removesuffix(DEQUANTIZED), fig.significant)
     cells = []
     for place, value in enumerate(row.values):
         text = show(value)
@@ -133,18 +143,29 @@ def _gate(name: str, gate: Any) -> Cell:
     return Cell(actual_words(name, gate.get("actual")), mark=mark, tone=tone, word=word)
 
 
-CURVES = {"loss": ("Loss", "Nats a token"), "kl": ("KL divergence from the original", "Nats a token")}
+CURVES = {
+    "loss": ("Loss", "Nats a token"),
+    "validation_loss": ("Validation loss", "Nats a token"),
+    "kl": ("KL divergence from the original", "Nats a token"),
+    "lr": ("Learning rate", "Rate"),
+    "grad_norm": ("Gradient norm", "Norm"),
+    "tokens_per_s": ("Training speed", "Tokens a second"),
+}
+"""Series of fine-tuning that are laid over one another: title and y label."""
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """One curve of each run; `x` is tokens trained on, or the training step where tokens are not known."""
+    """One curve of each run; `x` is tokens trained on, or the training step where tokens are not known.
+    `dots` marks single points, for series with few.
+    """
 
     key: str
     title: str
     x_label: str
     y_label: str
     lines: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+    dots: bool = False
 
     @property
     def empty(self) -> bool:
@@ -173,24 +194,48 @@ def _value_at(line: tuple[tuple[float, ...], tuple[float, ...]], x: float) -> st
 
 
 def overlays(sides: Sequence[Side]) -> list[Overlay]:
-    """Loss and KL of every run over the same axis."""
-    for axis, label in (("tokens", "Tokens trained on"), ("step", "Training step")):
-        found = [{chart.key: chart for chart in training_charts(dict(side.state), axis)} for side in sides]
+    """The curves of fine-tuning over the same axis, then every custom metric that a run has."""
+    for axis in ("tokens", "step"):
         made = [
-            Overlay(
-                key,
-                title,
-                label,
-                y_label,
-                tuple(
-                    (tuple(charts[key].lines[0].x), tuple(charts[key].lines[0].y))
-                    if key in charts
-                    else ((), ())
-                    for charts in found
-                ),
-            )
-            for key, (title, y_label) in CURVES.items()
+            _overlay(key, *words, X_LABELS[axis], [lines.get(key) for lines in _training(sides, axis)])
+            for key, words in CURVES.items()
         ]
         if any(not overlay.empty for overlay in made):
-            return made
+            break
+    return made + _custom(sides, axis)
+
+
+def _training(sides: Sequence[Side], axis: str) -> list[dict[str, Line]]:
+    """Each run's series of fine-tuning by key."""
+    return [
+        {line.key: line for chart in training_charts(dict(side.state), axis) for line in chart.lines}
+        for side in sides
+    ]
+
+
+def _custom(sides: Sequence[Side], axis: str) -> list[Overlay]:
+    """The custom metrics; by time where a run has values that belong to no step of training."""
+
+    @functools.cache
+    def by(x: str) -> list[dict[str, Chart]]:
+        return [{chart.key: chart for chart in custom_charts(dict(side.state), x)} for side in sides]
+
+    made = []
+    for key in list(dict.fromkeys(key for found in by(axis) for key in found))[:CUSTOM_CHARTS]:
+        placed = all(found[key].x_label == X_LABELS[axis] for found in by(axis) if key in found)
+        there = by(axis if placed else "time")
+        chart = next(found[key] for found in there if key in found)
+        lines = [found[key].lines[0] if key in found else None for found in there]
+        made.append(_overlay(key, chart.title, chart.y_label, chart.x_label, lines))
     return made
+
+
+def metrics_left_out(sides: Sequence[Side]) -> int:
+    """Custom metrics beyond those that are laid over one another."""
+    return max(len({name for side in sides for name in side.state["metrics"]}) - CUSTOM_CHARTS, 0)
+
+
+def _overlay(key: str, title: str, y_label: str, x_label: str, found: Sequence[Line | None]) -> Overlay:
+    lines = tuple((tuple(line.x), tuple(line.y)) if line is not None else ((), ()) for line in found)
+    few = any(line is not None and (line.dots or len(line.x) == 1) for line in found)
+    return Overlay(key, title, x_label, y_label, lines, few)

@@ -28,7 +28,8 @@ KINDS = {
 LEVELS = {"info": "Everything", "warning": "Warnings and worse", "error": "Errors"}
 MARKS = {"info": "", "warning": "!", "error": "✕"}
 TONES = {"info": "", "warning": "warning", "error": "bad"}
-SHOWN = 200
+SHOWN, GRAVE_SHOWN = 200, 500
+"""At most so many lines are listed; the second where warnings and errors alone are asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,27 @@ class EventSearch:
     level: str = "info"
 
 
-def event_lines(events: Sequence[Event], search: EventSearch = EventSearch()) -> list[dict[str, Any]]:
-    """The last lines that `search` finds, newest first, as plain dicts with mark and tone."""
-    found = []
+def event_lines(
+    events: Sequence[Event], search: EventSearch = EventSearch()
+) -> tuple[list[dict[str, Any]], int]:
+    """The last lines that `search` finds, newest first, as plain dicts with mark and tone, and how many more
+    it finds.
+    """
+    found: list[dict[str, Any]] = []
+    more, most = 0, SHOWN if search.level == "info" else GRAVE_SHOWN
     least = list(LEVELS).index(search.level) if search.level in LEVELS else 0
     words = search.words.casefold().split()
-    for event in reversed(events):
+    for place, event in enumerate(reversed(events)):
+        if len(found) == most and search == EventSearch():
+            return found, len(events) - place
         line = event_line(event)
         if line is None or (search.kind and line.kind != search.kind):
             continue
         text = line.text.casefold()
         if list(LEVELS).index(line.level) < least or not all(word in text for word in words):
+            continue
+        if len(found) == most:
+            more += 1
             continue
         found.append(
             {
@@ -69,9 +80,25 @@ def event_lines(events: Sequence[Event], search: EventSearch = EventSearch()) ->
                 "tone": TONES[line.level],
             }
         )
-        if len(found) == SHOWN:
-            break
-    return found
+    return found, more
+
+
+def left_out_words(search: EventSearch, more: int, older: int, older_grave: int) -> str:
+    """What the list does not show: `more` lines that are found, and events from before those that are kept,
+    `older` ordinary ones and `older_grave` warnings and errors. "" when it shows all.
+    """
+    if search.level != "info":
+        hidden = more + older_grave
+        what = fig.plural(hidden, "older warning or error", "older warnings and errors")
+        return f"{what} not shown." if hidden else ""
+    if search == EventSearch():
+        hidden = more + older + older_grave
+        about = "The warnings and errors among them are found by the level above."
+        return f"{fig.plural(hidden, 'older event')} not shown. {about}" if hidden else ""
+    words = [f"{fig.plural(more, 'older match', 'older matches')} not shown."] if more else []
+    if older:
+        words.append(f"{fig.plural(older, 'older ordinary event')} not looked through.")
+    return " ".join(words)
 
 
 def event_line(event: Event) -> EventLine | None:

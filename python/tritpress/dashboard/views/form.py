@@ -10,7 +10,7 @@ from typing import Any
 
 from tritpress.config import SIZE_CLASSES, UNSAFE_OVER_API, CompressionConfig, make_config
 from tritpress.config import toml_of as toml_lines
-from tritpress.dashboard.views.status import State
+from tritpress.dashboard.views.status import ELSEWHERE, State
 from tritpress.evaluate.rerun import OPTION_OF
 
 BUDGETS = ("epochs", "tokens", "minutes")
@@ -128,13 +128,16 @@ def controls(
     waiting: bool = False,
     may_act: bool = True,
     why_not: str = "",
+    remote: bool = False,
 ) -> Controls:
-    """`waiting`: a command was sent and not yet acknowledged. `may_act` False: the page only shows."""
+    """`waiting`: a command was sent and not yet acknowledged. `may_act` False: the page only shows. `remote`:
+    the run is worked on elsewhere and only told of here.
+    """
     status = None if state is None else "lost" if lost else state["status"]
     at_work = status in ("created", "queued", "running", "paused")
     can_resume = status in ("paused", "stopped", "failed", "lost")
     can_stop = status in ("queued", "running", "paused")
-    free = may_act and not waiting
+    free = may_act and not waiting and not remote
     why = {}
     if at_work:
         why["start"] = "This run is not over. For another one choose New run above, or Reset"
@@ -147,11 +150,14 @@ def controls(
         "queued": "The run has not begun: it waits for others",
     }.get(status, "")
     why["stop"] = "" if can_stop else "No run is open" if status is None else "The run is not at work"
+    if remote:
+        steered = {"toggle": can_resume or status == "running", "stop": can_stop}
+        why.update({name: ELSEWHERE for name, meant in steered.items() if meant})
     why["reset"] = "No run is open" if status is None else ""
     for name in ("start", "toggle", "stop"):
         why[name] = why_not if not may_act else WAITING if waiting else why.get(name, "")
     return Controls(
-        start=not at_work and model_ok and free,
+        start=not at_work and model_ok and may_act and not waiting,
         pause=status == "running" and free,
         resume=can_resume and free,
         stop=can_stop and free,

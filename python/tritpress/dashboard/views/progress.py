@@ -28,7 +28,11 @@ SPARSITY_CEILING = 0.44
 OUTSIDE = "other"
 """Row of tensors that belong to no layer."""
 
-FIGURES = ("planes", "bits", "ratio", "sparsity", "zeros_all_planes", "mse", "cosine", "relative_error")
+FIGURES = (
+    "planes", "bits", "ratio", "sparsity", "zeros_all_planes", "mse", "cosine", "relative_error",
+    "sign_flips", "threshold_used",
+)  # fmt: skip
+"""Means by weights where several tensors are folded into a cell; seconds are their sum."""
 
 WORDS = {
     "done": "pressed",
@@ -63,6 +67,11 @@ class Cell:
     mse: float | None = None
     cosine: float | None = None
     relative_error: float | None = None
+    sign_flips: float | None = None
+    threshold_used: float | None = None
+    seconds: float | None = None
+    group_sizes: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
 
     @property
     def error(self) -> float | None:
@@ -198,11 +207,16 @@ class Board:
         self.folds = any(len(cell.names) > 1 for cell in self.cells)
         """Whether some cell stands for several tensors."""
         self._seen: dict[str, Any] = {}
+        self._plan: Any = None
+        self._methods: dict[str, str] = {}
         self._marked: tuple[str | None, str] = (None, "")
 
     def update(self, state: State, lost: bool = False) -> tuple[list[int], list[int]]:
         """Take in a newer state; returns the numbers of the cells and of the rows that changed."""
         layers, seen = state["layers"], self._seen
+        if (plan := state.get("plan")) is not self._plan:
+            self._plan, tensors = plan, (plan or {}).get("tensors") or ()
+            self._methods = {t["name"]: str(t["method"]) for t in tensors if t.get("method")}
         marked = at_work(state, lost)
         looked = {self._cell_of[name] for name, _ in (marked, self._marked) if name in self._cell_of}
         # Most looks find a handful of new tensors among hundreds: those alone are gone into.
@@ -219,7 +233,7 @@ class Board:
         for number in sorted(looked):
             cell = self.cells[number]
             found = tuple(layers.get(name) for name in cell.names)
-            made = _cell(cell, found, self.where, marked)
+            made = _cell(cell, found, self.where, marked, self._methods)
             if made != cell:
                 self.states[cell.state] -= 1
                 self.states[made.state] += 1
@@ -262,13 +276,31 @@ def at_work(state: State, lost: bool = False) -> tuple[str | None, str]:
     return name, "failed" if lost else "current"
 
 
-def _cell(cell: Cell, found: tuple[Any, ...], where: Map, marked: tuple[str | None, str]) -> Cell:
+def _cell(
+    cell: Cell,
+    found: tuple[Any, ...],
+    where: Map,
+    marked: tuple[str | None, str],
+    methods: dict[str, str],
+) -> Cell:
     pressed = [(layer, where.weights.get(name, 1)) for name, layer in zip(cell.names, found) if layer]
     base = Cell(cell.row, cell.column, cell.y, cell.x, cell.names, weights=cell.weights)
     if len(pressed) < len(cell.names):
         state = marked[1] if marked[0] in cell.names else "waiting"
         return replace(base, state=state, done=len(pressed))
-    return replace(base, state="done", done=len(pressed), **{key: _mean(pressed, key) for key in FIGURES})  # type: ignore[arg-type]
+    means: dict[str, Any] = {key: _mean(pressed, key) for key in FIGURES}
+    seconds = [layer["seconds"] for layer, _ in pressed if fig.known(layer.get("seconds"))]
+    return replace(
+        base,
+        state="done",
+        done=len(pressed),
+        seconds=sum(seconds) if seconds else None,
+        group_sizes=tuple(
+            sorted({layer["group_size"] for layer, _ in pressed if fig.known(layer.get("group_size"))})
+        ),
+        methods=tuple(sorted({methods[name] for name in cell.names if name in methods})),
+        **means,
+    )
 
 
 def _mean(found: list[tuple[dict[str, Any], int]], key: str) -> float | None:

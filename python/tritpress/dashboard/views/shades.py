@@ -114,6 +114,11 @@ def all_figures(cell: Cell) -> dict[str, str]:
         "Mean squared error": fig.significant(cell.mse),
         "Cosine": fig.significant(cell.cosine, 4),
         "Weights": fig.large_count(cell.weights),
+        "Threshold": fig.significant(cell.threshold_used),
+        "Group size": ", ".join(map(fig.count, cell.group_sizes)) or fig.NOTHING,
+        "Method": ", ".join(cell.methods) or fig.NOTHING,
+        "Sign flips": fig.percent(cell.sign_flips, 2),
+        "Time": fig.duration(cell.seconds),
     }
 
 

@@ -18,6 +18,9 @@ from tritpress.dashboard.views.figures import (
 
 State = dict[str, Any]
 
+ELSEWHERE = "This run is worked on elsewhere: it hears no commands from here"
+"""Why a run that is only told of here cannot be steered."""
+
 GATE_NAMES = ("ratio", "accuracy", "perplexity", "sparsity", "gradient_flow")
 
 STEP_TITLES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.diff import error_words
-from tritpress.dashboard.views.status import State
+from tritpress.dashboard.views.status import ELSEWHERE, State
 from tritpress.runs.tuning import Basis, Forecast, Setting, Sweep, TensorCurve
 
 ALL = "all"
@@ -178,6 +178,16 @@ def basis_words(basis: Basis) -> str:
     return f"{MODEL_WORDS} {basis.note}"
 
 
+def unforeseen_words(state: State, scope: Scope) -> str:
+    """Why a setting of these tensors can be given, but not foretold."""
+    if any(name in state["layers"] for name in scope.names(state)):
+        return f"Of {scope.words} no curves were kept: what a setting would change cannot be foretold."
+    return (
+        f"No tensor of {scope.words} is pressed yet, and the curves come with each one: what a setting would "
+        "change cannot be foretold. It can be given all the same."
+    )
+
+
 @dataclass(frozen=True)
 class Choice:
     """What can be done with a setting, and if not, why."""
@@ -186,21 +196,33 @@ class Choice:
     why_no_run: str
     live: bool
     left: tuple[str, ...]
+    why_no_set: str
 
 
-def choice(state: State, lost: bool, names: list[str], setting: Setting | None, why_not: str) -> Choice:
+def choice(
+    state: State,
+    lost: bool,
+    names: list[str],
+    setting: Setting | None,
+    why_not: str,
+    remote: bool = False,
+) -> Choice:
     """`left` are the tensors that a run at work has not pressed yet; the worker itself knows best."""
     at_work = state["status"] in ("created", "running", "paused") and not lost
     current = (state.get("current") or {}).get("name")
     left = tuple(name for name in names if name not in state["layers"] and name != current) if at_work else ()
     why = why_not
     if not why and setting is None:
-        why = "Move the slider first: this is what the run has now."
+        now = ": this is what the run has now" if any(name in state["layers"] for name in names) else ""
+        why = f"Move the slider first{now}."
     if not why and not (state.get("model") or {}).get("path"):
         why = "The run has not read its model yet."
     if not why and not state.get("plan"):
         why = "The run has not made its plan yet."
-    return Choice(not why, why, at_work, left)
+    why_no_set = why_not or (ELSEWHERE + "." if remote else "")
+    if not why_no_set and not left:
+        why_no_set = "Every one of these tensors is pressed or at work: only a new run can press them anew."
+    return Choice(not why, why, at_work, left, why_no_set)
 
 
 def plan_path(runs_dir: Path, run_id: str, scope: Scope, setting: Setting) -> Path:
