@@ -222,7 +222,7 @@ def test_charts_of_quality_and_tuning(page: Any, server: str, run: RunDirectory)
 
 def test_charts_of_compare_and_diff(page: Any, server: str, run: RunDirectory) -> None:
     opened(page, server, "compare", run="exports,other")
-    made = check_charts(page, 2)
+    made = check_charts(page, 7)
     assert {row["series"] for row in made["compare-loss"]} == {"Exports", "The other one"}
     opened(page, server, "diff", f"&tensor={TENSOR}")
     made = check_charts(page, 5)

@@ -109,6 +109,8 @@ def test_custom_metrics_of_any_run_are_laid_over(sides: list[Side]) -> None:
     assert accuracy.x_label == "Tokens trained on" and accuracy.lines == (((512, 1024), (1, 2)), ((), ()))
     assert both.x_label.startswith("Minutes"), "a value outside training is placed by time alone"
     assert both.lines == (((1, 2), (1, 2)), ((1,), (5,))) and both.dots, "a single value is a point"
+    gaps = [[start + 60 * i, v, i, 512 * i] for i, v in enumerate((0.5, None, 0.25))]
+    assert overlays([having(gaps=gaps), having(gaps=trained)])[-1].dots, "no line leads to a value alone"
     many = having(**{f"m{i}": trained for i in range(70)})
     assert metrics_left_out([many, many]) == 10 and metrics_left_out(sides) == 0
 

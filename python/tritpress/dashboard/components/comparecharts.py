@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bokeh.models import BasicTickFormatter, ColumnDataSource, NumeralTickFormatter
+from bokeh.models import BasicTickFormatter, ColumnDataSource, DataRange1d, NumeralTickFormatter
 from panel import FlexBox
 
 from tritpress.dashboard.components.charts import figure, hover, legend, pane
@@ -37,6 +37,7 @@ class OverlayCharts:
                 sync(source, {"x": x, "y": y})
 
     def _chart(self, names: Sequence[str], overlay: Overlay) -> Any:
+        largest = max((abs(y) for _, ys in overlay.lines for y in ys if y == y), default=1.0)
         made = figure(
             overlay.title,
             x_label=overlay.x_label,
@@ -44,6 +45,7 @@ class OverlayCharts:
             export_name=f"compare {overlay.key}",
             height=320,
             zoom=True,
+            y_range=DataRange1d(default_span=largest or 1.0),  # the height while all values are the same
         )
         made.xaxis.formatter = NumeralTickFormatter(format="0,0[.]0")
         made.yaxis.formatter = BasicTickFormatter(power_limit_low=-4, power_limit_high=6)
@@ -58,12 +60,12 @@ class OverlayCharts:
             )  # fmt: skip
             lines.append(line)
             if overlay.dots:
-                made.scatter("x", "y", source=source, size=7, marker=MARKERS[place], color=OKABE_ITO[place])
+                dot = {"size": 7, "marker": MARKERS[place], "color": OKABE_ITO[place]}
+                lines.append(made.scatter("x", "y", source=source, name=name, **dot))
             items.append((name if len(name) < 40 else f"{name[:38]}…", [line]))
         added = legend(made, items)
         added.orientation = "vertical" if len(names) > 3 else "horizontal"
-        small = max((abs(y) for _, ys in overlay.lines for y in ys if y == y), default=1.0) < 0.01
-        y = "@y{0.000e+0}" if small else "@y{0,0.[0000]}"
+        y = "@y{0.000e+0}" if largest < 0.01 else "@y{0,0.[0000]}"
         rows = [("Run", "$name"), (overlay.x_label, "@x{0,0.[0]}"), (overlay.title, y)]
         made.add_tools(hover(lines, rows))
         part = pane(made, overlay.title)
