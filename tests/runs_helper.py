@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SLOW, FAST, FAILS, CRASHES, WRONG_OPTION, FULL_DISK, GATE_FAILS = 0, 1, 2, 3, 4, 5, 6
+SLOW, FAST, FAILS, CRASHES, WRONG_OPTION, FULL_DISK, GATE_FAILS, SLOWER = 0, 1, 2, 3, 4, 5, 6, 7
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,8 +48,8 @@ def pipeline(config, run, ctx) -> dict:
     for i in range(10):
         kept = run.work / f"tensor{i}"
         if not kept.exists():
-            if config.seed == SLOW:
-                time.sleep(0.1)
+            if config.seed in (SLOW, SLOWER):
+                time.sleep(0.1 if config.seed == SLOW else 0.6)
             kept.write_text("codes")
             ctx.emit("layer.finished", name=f"t{i}", layer=i, kind="q", rows=4, cols=4, planes=1, bits=2.25)
             ctx.emit("step.progress", step=4, done=i + 1, total=10, detail=f"t{i}")

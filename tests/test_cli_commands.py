@@ -295,7 +295,8 @@ def test_a_plan_reaches_the_configuration_and_stands_alone(place: Path) -> None:
 
 
 def test_ctrl_c_stops_the_run_and_says_how_to_go_on(place: Path) -> None:
-    client = outside(place, "compress", "model", "-o", "out", "--seed", helper.SLOW)
+    # Slow enough that it is not over when a busy machine gets round to the signal.
+    client = outside(place, "compress", "model", "-o", "out", "--seed", helper.SLOWER)
     run = wait_for_events(place, "layer.finished")
     client.send_signal(signal.SIGINT)
     _, error = client.communicate(timeout=30)
