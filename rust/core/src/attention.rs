@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernel::vectorized;
+use crate::memory::ask_for;
 use crate::pool;
 use crate::scratch::Scratch;
 
@@ -185,19 +186,6 @@ fn some_queries<const Q: usize>(
             }
         }
     }
-}
-
-/// Hint that the line at an address will be wanted soon.
-#[inline(always)]
-fn ask_for(address: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, harmless for any address; SSE is part of the architecture.
-    unsafe {
-        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// Add each of `factors` times `line`.

@@ -20,3 +20,16 @@ pub fn prefer_large_pages(bytes: &[u8]) {
     #[cfg(not(target_os = "linux"))]
     let _ = bytes;
 }
+
+/// Hint that the line at an address will be wanted soon.
+#[inline(always)]
+pub fn ask_for<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, harmless for any address; SSE is part of the architecture.
+    unsafe {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}

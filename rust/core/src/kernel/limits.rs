@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::{vectorized, Activations, Isa};
+use crate::memory::ask_for;
 use crate::pool;
 use crate::tiles::{Aligned, Geometry, TILE};
 
@@ -90,14 +91,9 @@ fn read_inlined(bytes: &[u8], streams: usize, ahead: usize) -> u8 {
     for at in 0..length {
         for stream in 0..streams {
             let from = &bytes[(stream * length + at) * LANES..][..LANES];
-            #[cfg(target_arch = "x86_64")]
             if ahead > 0 {
                 for line in 0..LANES / 64 {
-                    use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
-                    // SAFETY: a hint, harmless for any address; SSE is part of the architecture.
-                    unsafe {
-                        _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(ahead + 64 * line).cast())
-                    };
+                    ask_for(from.as_ptr().wrapping_add(ahead + 64 * line));
                 }
             }
             for (lane, &byte) in lanes.iter_mut().zip(from) {

@@ -160,7 +160,8 @@ unsafe fn add<const N: usize>(
     }
 }
 
-/// Tiles of one plane in groups (not whole rows) with one token, `reading.streams` far-apart ones side by side.
+/// Tiles of one plane in groups (not whole rows) with one token, `reading.streams` far-apart ones side by side. The
+/// sums of four and the tables do not fit the registers, but from memory four are faster.
 pub fn grouped_tiles(tiles: &[u8], layout: &Layout, x: &Activations, out: &mut [f32], reading: Reading) {
     let (g, size, count) = (&layout.geometry, layout.tile_bytes(), out.len() / TILE);
     assert!(g.planes == 1 && g.group_size > 0 && available());
@@ -170,7 +171,7 @@ pub fn grouped_tiles(tiles: &[u8], layout: &Layout, x: &Activations, out: &mut [
     let (p, y) = (tiles.as_ptr(), out.as_mut_ptr());
     // SAFETY: the CPU was checked; every tile is below `count`, and the lengths above cover the tiles, the token's
     // activations and 16 floats a tile.
-    Reading { streams: reading.streams.min(STREAMS), ..reading }.walk(count, |at| unsafe {
+    reading.walk(count, |at| unsafe {
         let tile = |i: usize| p.add(at[i] * size);
         let to = |i: usize| y.add(at[i] * TILE);
         match at.len() {
@@ -180,9 +181,6 @@ pub fn grouped_tiles(tiles: &[u8], layout: &Layout, x: &Activations, out: &mut [
         }
     });
 }
-
-/// Tiles side by side. The sums of four and the tables do not fit the registers, but from memory four are faster.
-const STREAMS: usize = 4;
 
 /// One token times tiles in groups.
 struct Grouped<'a> {
