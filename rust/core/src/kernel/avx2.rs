@@ -4,10 +4,12 @@
 use std::arch::x86_64::*;
 
 use super::dot256::{Dot, Sums};
-use super::{Activations, Batch};
+use super::{Activations, Batch, Reading};
 use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
 
-pub fn matvec<D: Dot>(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32], streams: usize) {
+pub fn matvec<D: Dot>(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32], reading: Reading) {
+    // More than two do not fit the registers.
+    let reading = Reading { streams: reading.streams.min(2), ..reading };
     let count = out.len() / TILE;
     assert!(tiles.len() >= count * geometry.tile_bytes() && (tiles.as_ptr() as usize).is_multiple_of(32));
     assert!(x.q.len() >= geometry.padded_cols() && x.offsets.len() >= geometry.groups);
@@ -16,11 +18,11 @@ pub fn matvec<D: Dot>(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &
     // output; every tile is below `count`. Blocks are multiples of 32 bytes, so loads are aligned.
     unsafe {
         match geometry.width / CHUNK {
-            2 => tiles_in_streams::<D, 2>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
-            4 => tiles_in_streams::<D, 4>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
-            8 => tiles_in_streams::<D, 8>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
-            16 => tiles_in_streams::<D, 16>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
-            _ => tiles_in_streams::<D, 0>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), streams),
+            2 => tiles_in_streams::<D, 2>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), reading),
+            4 => tiles_in_streams::<D, 4>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), reading),
+            8 => tiles_in_streams::<D, 8>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), reading),
+            16 => tiles_in_streams::<D, 16>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), reading),
+            _ => tiles_in_streams::<D, 0>(tiles.as_ptr(), count, geometry, x, out.as_mut_ptr(), reading),
         }
     }
 }
@@ -36,21 +38,19 @@ unsafe fn tiles_in_streams<D: Dot, const CHUNKS: usize>(
     geometry: &Geometry,
     x: &Activations,
     y: *mut f32,
-    streams: usize,
+    reading: Reading,
 ) {
     let size = geometry.tile_bytes();
-    let far = if streams >= 2 { count / 2 } else { 0 };
     // SAFETY: every tile is below `count`.
-    unsafe {
-        for tile in 0..far {
-            let both = [tile, tile + far];
-            let (p, y) = (both.map(|t| p.add(t * size)), both.map(|t| y.add(t * TILE)));
-            tiles_of::<D, 2, CHUNKS>(p, geometry, x, y);
+    reading.walk(count, |at| unsafe {
+        match *at {
+            [a, b] => {
+                let (p, y) = ([a, b].map(|t| p.add(t * size)), [a, b].map(|t| y.add(t * TILE)));
+                tiles_of::<D, 2, CHUNKS>(p, geometry, x, y);
+            }
+            _ => tiles_of::<D, 1, CHUNKS>([p.add(at[0] * size)], geometry, x, [y.add(at[0] * TILE)]),
         }
-        for tile in 2 * far..count {
-            tiles_of::<D, 1, CHUNKS>([p.add(tile * size)], geometry, x, [y.add(tile * TILE)]);
-        }
-    }
+    });
 }
 
 #[inline]

@@ -254,9 +254,9 @@ pub fn matvec(
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni => avx512_one::matvec::<Mask>(tiles, geometry, x, out, reading),
         #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni => avx2::matvec::<Vnni>(tiles, geometry, x, out, reading.streams),
+        Isa::AvxVnni => avx2::matvec::<Vnni>(tiles, geometry, x, out, reading),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::matvec::<Maddubs>(tiles, geometry, x, out, reading.streams),
+        Isa::Avx2 => avx2::matvec::<Maddubs>(tiles, geometry, x, out, reading),
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Avx512Gfni | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => unreachable!("not available here"),
         Isa::Amx => unreachable!("takes many tokens"),
