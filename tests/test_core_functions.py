@@ -221,9 +221,12 @@ def test_statistics_equal_plain_sums(w, group_size, planes):
         axis=1,
     )
     for key, value in [("histogram_before", w64), ("histogram_after", d)]:
-        bins = np.clip(np.floor((value / np.where(mean > 0, mean, np.inf) + 4) * 16), 0, 127).astype(int)
-        moved = np.abs(np.bincount(bins.ravel(), minlength=128) - np.array(s[key])).sum()
-        assert sum(s[key]) == w.size and moved <= 2 + w.size // 100  # a few lie on the edge of a bin
+        place = (value / np.where(mean > 0, mean, np.inf) + 4) * 16
+        below = np.cumsum(s[key])
+        assert below[-1] == w.size
+        for edge in range(1, 128):  # what lies on the edge of a bin may be in either
+            least, most = ((place < edge + slack).sum() for slack in (-1e-4, 1e-4))
+            assert least <= below[edge - 1] <= most
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from dashboard_log import events, make_run, write_run
+from tritpress.dashboard.store import earlier_runs
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views import metrics, outputs, overview, quality, status
 from tritpress.dashboard.views.checks import check_model
@@ -110,6 +111,41 @@ def test_eta_from_the_pace_so_far() -> None:
     assert status.seconds_left(resumed, 104.0, base=(100.0, 30.0)) == pytest.approx(16)
     assert status.seconds_left({**step, "total": None}, 120.0) is None
     assert status.seconds_left({**step, "done": 0}, 120.0) is None
+
+
+def test_eta_of_the_whole_run_from_earlier_runs_like_it(tmp_path: Path) -> None:
+    state = state_until(tmp_path, "layer.finished", 3)
+    running, now = state["steps"][3], state["updated"]
+    running.update(done=None)
+    assert running["state"] == "running"
+
+    def words(earlier: list[list[float | None]], samples: Any = None) -> str:
+        return status.run_left_words(state, now, samples=samples, earlier=earlier)
+
+    assert "no finished run of this model" in words([])
+    took = [1.0, 5.0, 5.0, now - running["started"] + 60.0, 300.0, 30.0, 90.0]
+    assert words([took]) == "The whole run: about 8 min left, by an earlier run like it."
+    slower = [*took[:4], 420.0, 30.0, 90.0]
+    assert words([took, slower]) == (
+        "The whole run: about 9 min left (8 min to 10 min), by 2 earlier runs like it."
+    )
+    assert "no finished run" in words([[*took[:6], None]])  # it never went through a step that is to come
+    # its own pace says more of the running step than earlier runs do
+    samples = {4: [(now - 10.0 * k, running["total"] - 12 - k) for k in range(3, -1, -1)]}
+    state["steps"][3].update(done=running["total"] - 12)
+    assert words([took], samples).startswith("The whole run: about 9 min left")
+    assert status.run_left_words(state, now, lost=True, earlier=[took]) == ""
+
+
+def test_runs_are_alike_by_what_decides_how_long_they_take(tmp_path: Path) -> None:
+    for name, extra in (("a", {"seed": 1}), ("b", {"seed": 2}), ("c", {"method": "fast"})):
+        write_run(tmp_path, name, config={"method": "gptq", **extra})
+    runs = list_runs(tmp_path)
+    (a,), (b,), (c,) = ([run for run in runs if run["id"] == name] for name in "abc")
+    assert a["alike"] == b["alike"] != c["alike"]
+    assert len(a["step_seconds"]) == 7 and a["step_seconds"][0] is not None
+    others = [run["step_seconds"] for run in runs if run["id"] == "b" and run["status"] == "finished"]
+    assert earlier_runs(runs, "a") == others and earlier_runs(runs, "c") == []
 
 
 def test_overview_shows_each_figure_with_its_target(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ def test_it_is_that_of_the_definition(kv_heads, group, size, blocks, data, seed)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert found.shape == q.shape
     np.testing.assert_array_equal(found, _core.attend(q, keys, values, start, stop, threads=1))
+    keys, values = keys.astype(np.float16), values.astype(np.float16)
+    of_halves = _core.attend(q, keys, values, start, stop, threads=2)
+    wide = _core.attend(q, keys.astype(np.float32), values.astype(np.float32), start, stop, threads=2)
+    np.testing.assert_array_equal(of_halves, wide)
 
 
 def test_nan_is_not_hidden():
@@ -55,6 +59,9 @@ def test_nan_is_not_hidden():
         {"stop": BLOCK + 1},
         {"start": -1},
         {"q": np.zeros((2, 1, 4), np.float64)},
+        {"keys": np.zeros((1, 2, 4, BLOCK), np.float16)},
+        {"values": np.zeros((1, 2, BLOCK, 4), np.float16)},
+        {"keys": np.zeros((1, 2, 4, BLOCK), np.float64)},
     ],
 )
 def test_what_does_not_fit_is_refused(change):

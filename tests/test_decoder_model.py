@@ -46,7 +46,7 @@ def compare(found: np.ndarray, expected: np.ndarray, *, close: float = 1e-6) -> 
 def check(packed: Path, *, close: float = 1e-6) -> Decoder:
     """At once, token by token, and in uneven pieces that cross the cache's blocks."""
     expected = expected_logits(packed)
-    decoder = Decoder.open(packed, threads=1)
+    decoder = Decoder.open(packed, threads=1, cache="float32")
     compare(decoder.forward(TOKENS, all_positions=True), expected, close=close)
     decoder.reset()
     compare(np.stack([decoder.forward([token]) for token in TOKENS]), expected, close=close)
@@ -67,6 +67,40 @@ def test_logits_are_those_of_load(kind: str, plan: dict, request, tmp_path: Path
     matrices = [len(p.matrices) for p in decoder.products() if isinstance(p, Ternary)]
     assert len(matrices) == len(decoder.products()) - 1 == 4 * decoder.architecture.layers
     assert max(matrices) == (1 if plan or decoder.architecture.gpt2 else 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_in_float16_adds_little_to_the_rounding_of_activations(kind, request, tmp_path) -> None:
+    import torch
+    from tritpress.loading import load
+
+    pack(request.getfixturevalue(kind), tmp_path)
+    with torch.no_grad():
+        model = load(tmp_path / "packed", activation_bits=None)
+        exact = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    halves, wide = (Decoder.open(tmp_path / "packed", cache=dtype) for dtype in ("float16", "float32"))
+    assert halves.cache.nbytes * 2 == wide.cache.nbytes
+    far = {}
+    for decoder in (halves, wide):
+        found = decoder.forward(TOKENS, all_positions=True)
+        decoder.reset()
+        one_by_one = np.stack([decoder.forward([token]) for token in TOKENS])
+        far[decoder] = [np.linalg.norm(x - exact) / np.linalg.norm(exact) for x in (found, one_by_one)]
+    np.testing.assert_allclose(far[halves], far[wide], rtol=0.1)
+    assert max(far[halves]) < 0.05
+
+
+def test_numbers_beyond_float16_are_held_as_its_largest(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    pack(tiny_llama_dir, tmp_path)
+    cache = Decoder.open(tmp_path / "packed").cache
+    k = np.full((cache.keys[0].shape[1], cache.keys[0].shape[2]), 1e6, np.float32)
+    cache.put(0, 3, k, -k)
+    cache.put_many(0, 4, k[None], -k[None])
+    keys, values = cache.of_head(0, 1, 3, 5)
+    assert keys.dtype == values.dtype == np.float32
+    assert (keys == 65504).all() and (values == -65504).all()
+    with pytest.raises(InputError, match="float16 or float32, not 'int8'"):
+        Decoder.open(tmp_path / "packed", cache="int8")
 
 
 @pytest.mark.parametrize("kind", ["tiny_llama_dir", "tiny_gpt2_dir"])

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from tritpress.errors import InputError  # noqa: E402
-from tritpress.evaluate.bootstrap import perplexity_interval, ratio_interval  # noqa: E402
+from tritpress.evaluate.bootstrap import mean_interval, perplexity_interval, ratio_interval  # noqa: E402
 from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms  # noqa: E402
 from tritpress.evaluate.latency import decode_latency  # noqa: E402
 from tritpress.evaluate.perplexity import Evaluation, evaluate_model  # noqa: E402
@@ -159,7 +159,23 @@ def test_the_interval_is_paired_and_seeded():
     assert (high - low) / 2 == pytest.approx(1.96 * error * math.exp(0.05), rel=0.2)
 
 
+def test_a_model_has_an_interval_of_its_own(model, windows):
+    found = evaluate_model(model, windows).figures()
+    low, high = found["perplexity_interval"]
+    assert low < found["perplexity"] < high
+    low, high = found["top1_interval"]
+    assert 0 <= low <= found["top1"] <= high
+    rng = np.random.default_rng(0)
+    sums = rng.normal(500, 100, 60)
+    low, high = mean_interval(sums, 100)
+    # about 1.96 standard errors either way
+    assert (high - low) / 2 == pytest.approx(1.96 * sums.std() / 100 / math.sqrt(60), rel=0.2)
+    assert low < sums.mean() / 100 < high and (low, high) == mean_interval(sums, 100)
+
+
 def test_no_interval_from_one_window_or_broken_figures():
+    assert mean_interval(np.array([1.0]), 10) is None
+    assert mean_interval(np.array([1.0, np.inf]), 10) is None
     assert perplexity_interval(np.array([1.0]), np.array([1.0]), 10) is None
     assert perplexity_interval(np.array([1.0, 2.0]), np.array([1.0, np.nan]), 10) is None
     assert ratio_interval(np.array([1, 2]), np.array([0, 0])) is None

@@ -251,3 +251,10 @@ def test_eval_scores_tasks_beside_the_text(task_dir: Path, text_dir: Path, tiny_
     )
     (score,) = found["tasks"]
     assert score["task"] == "keywords" and score["documents"] == 4 and 0.0 <= score["value"] <= 1.0
+    low, high = found["perplexity_interval"]
+    assert low <= found["perplexity"] <= high
+    same, other = (
+        evaluate_directory(tiny_qwen3_dir, [str(text_dir)], tokens=tokens)["windows_sha256"]
+        for tokens in (512, 1024)
+    )
+    assert same == found["windows_sha256"] != other

@@ -77,16 +77,16 @@ def read_once(matrix: PackedMatrix, streams: int, ahead: int, threads: int | Non
 
 def attend(
     q: NDArray[np.float32],
-    keys: NDArray[np.float32],
-    values: NDArray[np.float32],
+    keys: NDArray[np.float32] | NDArray[np.float16],
+    values: NDArray[np.float32] | NDArray[np.float16],
     start: int,
     stop: int,
     *,
     threads: int | None = None,
 ) -> NDArray[np.float32]:
     """One token's attention: q [kv_heads, group, head_size], scaled already, over the positions start..stop
-    of keys [blocks, kv_heads, head_size, 64] and values [blocks, kv_heads, 64, head_size] -> of q's shape.
-    The same for any number of threads.
+    of keys [blocks, kv_heads, head_size, 64] and values [blocks, kv_heads, 64, head_size], both float32 or
+    both float16 -> float32 of q's shape. The same for any number of threads.
     """
 
 def ternarize(

@@ -10,6 +10,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tritpress import _core
+from tritpress.bench_ggml import products as ggml_products
 from tritpress.errors import UsageError
 
 SHAPES = [(2560, 2560), (6912, 2560), (2560, 6912), (4096, 4096), (14336, 4096), (4096, 14336)]
@@ -35,7 +37,8 @@ def run(name: str, threads: int | None = None, torch: bool = True) -> dict[str, 
     """Run one benchmark: "matvec", "matmul", "pack" or "generate".
 
     threads: measure with this many threads; None measures one and all.
-    torch: whether products have torch's beside them, where torch is installed.
+    torch: whether products have torch's beside them, where torch is installed. ggml's (one scale for 256
+    weights) stand there where llama-cpp-python is installed.
     Returns {"machine": limits measured first, "rows": [...]}, numbers in the units of their names
     (us microseconds, gb_s 10^9 bytes a second, gop_s 10^9 operations a second: a product and a sum are two).
     floor_us is what the limits leave, the best of their measurement; reading_us the median time of reading
@@ -168,6 +171,8 @@ def _row(
         "floor_us": round(floor, 2), "ratio_floor": round(us / floor, 3),
     }  # fmt: skip
     others = {name: _summary(values)[0] for name, values in times.items() if name != "tritpress"}
+    row["ggml_us"] = others.pop("ggml", None)
+    row["ratio_ggml"] = round(row["ggml_us"] / us, 2) if row["ggml_us"] else None
     for name in ("torch_fp32", "torch_bf16", "torch_int8"):
         row[f"{name}_us"] = others.get(name)
     row["torch_us"] = min(others.values()) if others else None
@@ -207,7 +212,11 @@ def _matvec(threads: int, limits: Any, torch: bool) -> list[Row]:
                 if torch and (group_size, format) == (64, "2bit"):
                     torch_copies = -(-MEMORY_BYTES // (4 * rows * cols)) if memory else 1
                     runners |= _torch_runners(rows, cols, 1, torch_copies, threads)
-                times = _race(runners, warm=where == "cache")
+                beside = ggml_products((rows, cols), x[None], len(used), threads)
+                with beside if format == "2bit" else nullcontext() as ggml:
+                    if ggml is not None:
+                        runners["ggml"] = ggml
+                    times = _race(runners, warm=where == "cache")
                 operations = 2.0 * rows * cols / limits["unpack_gop_s"] / 1e3
                 read, _ = _summary(times.pop("reading"))
                 floor = max(first.nbytes / best["gb_s"] / 1e3, operations)
@@ -246,8 +255,11 @@ def _matmul(threads: int, limits: Any, torch: bool) -> list[Row]:
                 def single(i: int, matrix: Any = matrix, x: np.ndarray = x) -> object:
                     return matrix.matvec(x[0], threads)
 
-                # In the same race, so that whatever torch leaves in the caches slows both alike.
-                times = _race(runners | {"single": single}, warm=True)
+                with ggml_products((rows, cols), x, 1, threads) as ggml:
+                    if ggml is not None:
+                        runners["ggml"] = ggml
+                    # In the same race, so that whatever torch leaves in the caches slows both alike.
+                    times = _race(runners | {"single": single}, warm=True)
                 one, _ = _summary(times.pop("single"))
                 operations = 2.0 * n * rows * cols / 1e3
                 floor = operations / limits["multiply_gop_s"]

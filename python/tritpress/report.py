@@ -16,7 +16,9 @@ PACKAGES = ("tritpress", "numpy", "safetensors", "torch", "transformers", "token
 
 EVALUATION_KEYS = (
     "perplexity",
+    "perplexity_interval",
     "top1",
+    "top1_interval",
     "tokens",
     "bytes",
     "bytes_fp32",

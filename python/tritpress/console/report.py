@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,11 @@ def before_after(report: dict[str, Any]) -> Table:
         ("weight files", [size(column.get("bytes")) for column in columns]),
         ("ratio to float32", [_ratio(column) for column in columns]),
         ("perplexity", [figure(column.get("perplexity")) for column in columns]),
+        ("  95 % interval", [_ends(column.get("perplexity_interval"), figure) for column in columns]),
         ("  change", [DASH, percent(change, sign=True), _change(columns[2], columns[0])]),
         ("  95 % interval", [DASH, _span(interval), DASH]),
         ("top-1", [percent(column.get("top1")) for column in columns]),
+        ("  95 % interval", [_ends(column.get("top1_interval"), percent) for column in columns]),
         ("  kept", [DASH, percent(report.get("accuracy_kept")), _kept(columns[2], columns[0])]),
         ("  95 % interval", [DASH, _span(report.get("accuracy_interval"), sign=False), DASH]),
         ("KL divergence, nats", [figure(column.get("kl"), 3) for column in columns]),
@@ -226,6 +229,10 @@ def _kept(after: dict[str, Any], before: dict[str, Any]) -> str:
     if after.get("top1") is None or not before.get("top1"):
         return DASH
     return percent(after["top1"] / before["top1"])
+
+
+def _ends(interval: list[float] | None, words: Callable[[float], str]) -> str:
+    return DASH if not interval else f"{words(interval[0])} to {words(interval[1])}"
 
 
 def _span(interval: list[float] | None, sign: bool = True) -> str:

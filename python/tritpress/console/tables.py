@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +213,8 @@ def print_evaluation(console: Console, found: dict[str, Any]) -> None:
     rows = [
         ("Model", found.get("path")),
         ("Kind", found.get("kind")),
-        ("Perplexity", figure(found.get("perplexity"))),
-        ("Top-1", percent(found.get("top1"), 2)),
+        ("Perplexity", _with_interval(found, "perplexity", figure)),
+        ("Top-1", _with_interval(found, "top1", lambda value: percent(value, 2))),
         ("Tokens", None if found.get("tokens") is None else f"{found['tokens']:,}"),
         (
             "Latency",
@@ -230,6 +231,12 @@ def print_evaluation(console: Console, found: dict[str, Any]) -> None:
         if value is not None:
             grid.add_row(label, Text(str(value)))
     console.print(grid)
+
+
+def _with_interval(found: dict[str, Any], key: str, words: Callable[[Any], str]) -> str:
+    interval = found.get(f"{key}_interval")
+    span = f" (95 %: {words(interval[0])} to {words(interval[1])})" if interval else ""
+    return f"{words(found.get(key))}{span}"
 
 
 def print_bench(console: Console, name: str, found: dict[str, Any]) -> None:

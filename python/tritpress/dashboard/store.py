@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ LIST_INTERVAL = 2.0
 
 UNFINISHED = ("created", "queued", "running", "paused")
 
+EARLIER = 5
+"""Finished runs like a running one that say how long its next steps will take."""
+
 SAMPLES = 64
 """Points of progress of a step that its pace is judged by."""
 
@@ -58,6 +62,7 @@ class Feed:
         self.alive: bool | None = None  # None: not known
         self.progress_base: dict[int, tuple[float, float]] = {}  # step -> (time, done) of its first progress
         self.samples: dict[int, list[tuple[float, float]]] = {}  # step -> (time, done), evenly thinned
+        self.earlier: list[list[float | None]] = []  # seconds of the steps of finished runs like this one
         self.labels = Labels()
         self.gone = False  # the folder was deleted or moved away
         self.remote = _is_remote(path)
@@ -223,6 +228,7 @@ class RunStore:
             feed = self._feeds.get(run_id)
             if feed is None:
                 feed = self._feeds[run_id] = Feed(path)
+                feed.earlier = earlier_runs(self.runs, run_id)
             feed.readers += 1
         self._wake.set()
         return feed
@@ -246,6 +252,8 @@ class RunStore:
             if runs != self.runs:
                 self.runs = runs
                 self.list_version += 1
+                for feed in list(self._feeds.values()):
+                    feed.earlier = earlier_runs(runs, feed.id)
 
     def _run(self) -> None:
         while True:
@@ -261,6 +269,13 @@ class RunStore:
                 self.refresh_list()
             self._wake.wait(LIVE_INTERVAL if feeds or pages else QUIET_INTERVAL)
             self._wake.clear()
+
+
+def earlier_runs(runs: list[dict[str, Any]], run_id: str) -> list[list[float | None]]:
+    """Seconds of the steps of the last `EARLIER` finished runs that are like that one."""
+    alike = next((run["alike"] for run in runs if run["id"] == run_id), None)
+    found = (run for run in runs if run["alike"] == alike and run["status"] == "finished")
+    return [run["step_seconds"] for run in islice((run for run in found if run["id"] != run_id), EARLIER)]
 
 
 def _copy(state: State) -> State:

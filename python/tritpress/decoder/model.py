@@ -31,8 +31,9 @@ class Decoder:
     once: it has one cache.
     """
 
-    def __init__(self, packed: PackedModel, threads: int | None = None) -> None:
-        """`threads` of the kernels; None: their own choice.
+    def __init__(self, packed: PackedModel, threads: int | None = None, cache: str = "float16") -> None:
+        """`threads` of the kernels; None: their own choice. `cache`: "float16" or "float32", what keys and
+        values are held as.
 
         Raises `UnsupportedModel` for an architecture that transformers must run, `InputError` for tensors
         that are missing, damaged or of the wrong shape.
@@ -65,13 +66,13 @@ class Decoder:
         self._scales = np.where(np.arange(len(turned)) < told.heads, told.score_scales[0], 1.0).astype(
             np.float32
         )[:, None]
-        self.cache = KVCache(told)
+        self.cache = KVCache(told, cache)
         self.position = 0
 
     @classmethod
-    def open(cls, path: str | Path, threads: int | None = None) -> Decoder:
-        """The decoder of a packed directory; see `__init__` for what it raises."""
-        return cls(open_packed(path, values=False), threads)
+    def open(cls, path: str | Path, threads: int | None = None, cache: str = "float16") -> Decoder:
+        """The decoder of a packed directory; see `__init__` for the options and for what it raises."""
+        return cls(open_packed(path, values=False), threads, cache)
 
     @property
     def nbytes(self) -> int:

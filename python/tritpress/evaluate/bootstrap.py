@@ -43,6 +43,18 @@ def ratio_interval(
     return _percentiles(top[draws].sum(axis=1) / sums, level)
 
 
+def mean_interval(
+    sums: np.ndarray, targets_per_window: int, *, level: float = 0.95, seed: int = 0
+) -> tuple[float, float] | None:
+    """Interval of the mean over targets of what is summed by window: log-likelihoods, say, or hits. None when
+    there are fewer than two windows or a sum is not finite.
+    """
+    means = np.asarray(sums, float) / targets_per_window
+    if len(means) < 2 or not np.isfinite(means).all():
+        return None
+    return _percentiles(means[_draws(len(means), seed)].mean(axis=1), level)
+
+
 def _draws(windows: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, windows, size=(SAMPLES, windows))
 

@@ -15,7 +15,7 @@ from tritpress.evaluate.perplexity import evaluate_model
 from tritpress.formats.huggingface import load_tokenizer
 from tritpress.formats.packed_reader import is_packed
 from tritpress.loading import load
-from tritpress.text import FIELD, builtin_splits, load_splits, token_windows
+from tritpress.text import FIELD, builtin_splits, load_splits, token_windows, windows_sha256
 
 
 def evaluate_directory(
@@ -36,9 +36,10 @@ def evaluate_directory(
     """Evaluate the model in `path` on the held-out part of `text` (the built-in text where none is given).
 
     The text is split by document exactly as in a compression run, so that figures of the same text can be
-    compared. `reference`: a model directory to measure `kl` and `agreement` against. `activation_bits`: 8 for
-    the int8 activations of the kernels, None for float32 ones (packed models only). `tasks`: lm-eval tasks
-    to score as well (`evaluate.tasks`), on `task_limit` documents of each at most.
+    compared; `windows_sha256` of the result is the same where the same tokens were seen. `reference`: a model
+    directory to measure `kl` and `agreement` against. `activation_bits`: 8 for the int8 activations of the
+    kernels, None for float32 ones (packed models only). `tasks`: lm-eval tasks to score as well
+    (`evaluate.tasks`), on `task_limit` documents of each at most.
 
     Raises `InputError` for a directory or text that cannot be used, `UsageError` for a missing device.
     """
@@ -83,6 +84,7 @@ def evaluate_directory(
         **found.figures(),
         "latency_ms": latency.latency_ms,
         "window": window,
+        "windows_sha256": windows_sha256(windows),
         "tasks": scores,
         "text": {"source": splits.source, "held_out_sha256": splits.sha256("held_out")},
     }

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from tritpress.errors import InputError
+from tritpress.evaluate.bootstrap import mean_interval
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,10 +44,15 @@ class Evaluation:
     tokens_per_s: float
 
     def figures(self) -> dict[str, Any]:
-        """The plain numbers, for an event or a report."""
+        """The plain numbers, for an event or a report; the intervals are those of 95 % over windows."""
+        per_window = self.tokens // max(1, len(self.nll_per_window))
+        likelihood = mean_interval(self.nll_per_window, per_window)
+        top1 = mean_interval(self.hits_per_window, per_window)
         return {
             "perplexity": self.perplexity,
+            "perplexity_interval": None if likelihood is None else [_exp(end) for end in likelihood],
             "top1": self.top1,
+            "top1_interval": None if top1 is None else list(top1),
             "tokens": self.tokens,
             "kl": self.kl,
             "agreement": self.agreement,
@@ -66,7 +72,8 @@ class Evaluation:
             "nll_per_window": np.asarray(values["nll_per_window"], dtype=np.float64),
             "hits_per_window": np.asarray(values["hits_per_window"], dtype=np.int64),
         }
-        return cls(**(values | arrays))
+        plain = {key: value for key, value in values.items() if not key.endswith("_interval")}
+        return cls(**(plain | arrays))
 
 
 def logits_of(model: nn.Module, ids_BT: Tensor) -> Tensor:

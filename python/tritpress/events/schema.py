@@ -134,7 +134,9 @@ class LayerFinished(Event):
 class EvaluationDone(Event):
     when: Literal["before", "packed", "dequantized"]
     perplexity: float | None
+    perplexity_interval: NotRequired[list[float] | None]  # low and high, 95 % over windows
     top1: float | None
+    top1_interval: NotRequired[list[float] | None]
     tokens: int
     latency_ms: float | None
     tokens_per_s: float | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -18,11 +19,15 @@ from tritpress.runs.labels import load_labels
 from tritpress.runs.liveness import is_alive_record
 
 INDEX = ".index.json"
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 SAVE_AFTER = 50
 """So many runs that are over are read before what is known of them is kept in the folder."""
 
 FILES = ("run.json", "snapshot.json", "labels.json")
+TIMELESS = ("seed", "overwrite", "alerts", "alert_webhook", "alert_command", "target_ratio", "plan",
+            "sparsity", "threshold", "learning_rate", "grokfast_lambda")  # fmt: skip
+"""Settings that hardly change how long a run takes."""
+
 LIFE = ("status", "pid", "host", "process_start", "launched", "heartbeat")
 
 
@@ -30,8 +35,10 @@ def list_runs(runs_dir: str | Path | None = None) -> list[dict[str, Any]]:
     """A summary of each run, newest first; folders that are no runs are passed over.
 
     Keys: id, name, tags, note, path, status, alive, after, origin (local or remote), created, started,
-    updated, seconds, model, out, step (1-7 or None), step_name, layers_done, layers_total, ratio_file,
-    bits_per_weight, planes_mean, perplexity_change, accuracy_kept, gates {name: true | false | null}, error,
+    updated, seconds, step_seconds (of each of the seven, None where it is not over), alike (the same for runs
+    of one model whose settings let them take about as long), model, out, step (1-7 or None), step_name,
+    layers_done, layers_total, ratio_file, bits_per_weight, planes_mean, perplexity_change, accuracy_kept,
+    gates {name: true | false | null}, error,
     exit_code. `status` is run.json's, except that a run whose worker is gone without a word is "died". Name,
     tags and note are those of `labels.json` where there is one.
     """
@@ -151,6 +158,8 @@ def _read(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
         "started": started,
         "updated": updated,
         "seconds": updated - started if started and updated else None,
+        "step_seconds": [_seconds(step) for step in steps],
+        "alike": _alike(record.get("model"), state.get("config") or {}),
         "model": record.get("model"),
         "out": record.get("out"),
         "step": running["n"] if running else None,
@@ -166,6 +175,15 @@ def _read(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
         "exit_code": record.get("exit_code"),
     }
     return {key: record.get(key) for key in LIFE}, facts
+
+
+def _seconds(step: dict[str, Any]) -> float | None:
+    return {"done": step["seconds"], "skipped": 0.0}.get(step["state"])
+
+
+def _alike(model: Any, config: dict[str, Any]) -> str:
+    told = {key: value for key, value in config.items() if key not in TIMELESS}
+    return hashlib.sha256(json.dumps([model, told], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _summary(path: str, record: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from tritpress.config import SELF_TEXT, CompressionConfig
@@ -16,7 +15,7 @@ from tritpress.reference import is_reference_model, reference_model_path
 from tritpress.report import model_facts
 from tritpress.steps.tasks import check_tasks, tasks_before
 from tritpress.steps.work import PAGED_FROM, Work
-from tritpress.text import SPLITS, Splits, builtin_splits, load_splits
+from tritpress.text import SPLITS, Splits, builtin_splits, load_splits, windows_sha256
 
 
 def load(work: Work) -> None:
@@ -283,9 +282,7 @@ def _keep_held_out_windows(work: Work) -> None:
     windows = work.windows("held_out")
     assert work.text_facts is not None
     work.text_facts["held_out_tokens"] = int(windows.shape[0] * (windows.shape[1] - 1))
-    work.text_facts["held_out_windows_sha256"] = hashlib.sha256(
-        np.ascontiguousarray(windows, dtype="<i8").tobytes()
-    ).hexdigest()
+    work.text_facts["held_out_windows_sha256"] = windows_sha256(windows)
     np.save(work.folder / "held_out_windows.npy", windows)
 
 

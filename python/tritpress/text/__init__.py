@@ -3,7 +3,7 @@
 from tritpress.text.documents import FIELD, SUFFIXES, Document
 from tritpress.text.duplicates import drop_near_duplicates
 from tritpress.text.splits import SPLITS, Splits, builtin_splits, load_splits, split_of
-from tritpress.text.windows import TrainingWindows, token_windows, tokenize
+from tritpress.text.windows import TrainingWindows, token_windows, tokenize, windows_sha256
 
 __all__ = [
     "FIELD",
@@ -18,4 +18,5 @@ __all__ = [
     "split_of",
     "token_windows",
     "tokenize",
+    "windows_sha256",
 ]

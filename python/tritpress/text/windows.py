@@ -3,6 +3,7 @@ transformers."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,11 @@ def _join(tokenizer: Any, documents: Sequence[Document]) -> np.ndarray:
             pieces.append(np.array([eos], dtype=np.int64))
         pieces.append(tokens)
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+
+
+def windows_sha256(windows: np.ndarray) -> str:
+    """Hash of windows [n, window] as little-endian int64: where it is the same, so are the tokens."""
+    return hashlib.sha256(np.ascontiguousarray(windows, dtype="<i8").tobytes()).hexdigest()
 
 
 def token_windows(

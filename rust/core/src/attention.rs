@@ -5,7 +5,7 @@
 //! not depend on the number of threads.
 
 use crate::error::{Error, Result};
-use crate::kernel::vectorized;
+use crate::kernel::{vectorized, widen_halves};
 use crate::memory::ask_for;
 use crate::pool;
 use crate::scratch::Scratch;
@@ -25,16 +25,48 @@ const TOGETHER: usize = 4;
 /// Fewer products than this are not worth a second thread.
 const WORTH: usize = 1 << 17;
 
+/// What a cache holds its numbers as: float32, or fp16 as bits, which halves what has to be read for a token.
+pub trait Stored: Copy + Sync {
+    /// Numbers of room that [`Stored::numbers`] needs for `piece` of them.
+    fn room(piece: usize) -> usize;
+
+    /// A piece of the cache as float32.
+    fn numbers<'a>(piece: &'a [Self], room: &'a mut [f32]) -> &'a [f32];
+}
+
+impl Stored for f32 {
+    fn room(_: usize) -> usize {
+        0
+    }
+
+    #[inline(always)]
+    fn numbers<'a>(piece: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
+        piece
+    }
+}
+
+impl Stored for u16 {
+    fn room(piece: usize) -> usize {
+        piece
+    }
+
+    #[inline(always)]
+    fn numbers<'a>(piece: &'a [u16], room: &'a mut [f32]) -> &'a [f32] {
+        widen_halves(piece, room);
+        room
+    }
+}
+
 /// Keys [blocks, kv_heads, head_size, BLOCK] and values [blocks, kv_heads, BLOCK, head_size].
 #[derive(Clone, Copy)]
-pub struct Cache<'a> {
-    pub keys: &'a [f32],
-    pub values: &'a [f32],
+pub struct Cache<'a, T: Stored> {
+    pub keys: &'a [T],
+    pub values: &'a [T],
     pub kv_heads: usize,
     pub head_size: usize,
 }
 
-impl Cache<'_> {
+impl<T: Stored> Cache<'_, T> {
     /// Numbers of a head in a block.
     fn piece(&self) -> usize {
         self.head_size * BLOCK
@@ -47,9 +79,9 @@ impl Cache<'_> {
 
 /// q [kv_heads, group, head_size], scaled already, over the positions start..stop -> [kv_heads, group, head_size].
 /// Errors: lengths that do not fit together, positions that the cache does not have, or none at all.
-pub fn attend(
+pub fn attend<T: Stored>(
     q: &[f32],
-    cache: &Cache<'_>,
+    cache: &Cache<'_, T>,
     (start, stop): (usize, usize),
     threads: usize,
 ) -> Result<Vec<f32>> {
@@ -102,55 +134,42 @@ pub fn attend(
 
 vectorized! {
     /// The positions `seen` of one head, at most a span, for all of its queries: `part` [group, 2 + head_size].
-    fn span_of(cache: &Cache<'_>, head: usize, q: &[f32], seen: (usize, usize), part: &mut [f32]) = span_inlined;
+    fn span_of<T: Stored>(cache: &Cache<'_, T>, head: usize, q: &[f32], seen: (usize, usize), part: &mut [f32]) =
+        span_inlined;
 }
 
 #[inline(always)]
-fn span_inlined(cache: &Cache<'_>, head: usize, q: &[f32], seen: (usize, usize), part: &mut [f32]) {
-    let size = cache.head_size;
-    let mut scores = Scratch::<f32>::new(TOGETHER * SPAN * BLOCK);
-    let queries = q.chunks(TOGETHER * size).zip(part.chunks_mut(TOGETHER * (2 + size)));
-    for (q, part) in queries {
-        match q.len() / size {
-            4 => some_queries::<4>(cache, head, q, seen, &mut scores, part),
-            3 => some_queries::<3>(cache, head, q, seen, &mut scores, part),
-            2 => some_queries::<2>(cache, head, q, seen, &mut scores, part),
-            _ => some_queries::<1>(cache, head, q, seen, &mut scores, part),
-        }
-    }
-}
-
-#[inline(always)]
-fn some_queries<const Q: usize>(
-    cache: &Cache<'_>,
+fn span_inlined<T: Stored>(
+    cache: &Cache<'_, T>,
     head: usize,
     q: &[f32],
     (start, stop): (usize, usize),
-    scores: &mut [f32],
     part: &mut [f32],
 ) {
     let (size, piece) = (cache.head_size, cache.piece());
     let (first, end) = (start / BLOCK, stop.div_ceil(BLOCK));
     let length = (end - first) * BLOCK;
-    let at = |block: usize| (block * cache.kv_heads + head) * piece;
+    let place = |block: usize| (block * cache.kv_heads + head) * piece;
+    let at = |of: &[T], block: usize| of[place(block)..].as_ptr();
+    let group = q.len() / size;
+    let mut room = Scratch::<f32>::new(T::room(piece));
+    let mut scores = Scratch::<f32>::new(group * length);
     // Side by side what is multiplied with one line of the cache, so that the loops below need no index.
-    let q: Vec<[f32; Q]> = (0..size).map(|d| std::array::from_fn(|query| q[query * size + d])).collect();
+    let mut factors = Scratch::<f32>::new(group * length.max(size));
+    side_by_side(q, size, &mut factors);
     // A line of the next piece is asked for with each line used: reading a head jumps from block to block, which the
     // machine does not foresee.
-    let following = |of: &[f32], block: usize| of[at(block.min(end - 1))..].as_ptr();
     for block in first..end {
-        let keys = cache.keys[at(block)..][..piece].as_chunks::<LANES>().0.as_chunks::<{ BLOCK / LANES }>().0;
-        let ahead =
-            if block + 1 < end { following(cache.keys, block + 1) } else { following(cache.values, first) };
-        for lanes in 0..BLOCK / LANES {
-            let mut sums = [[0f32; LANES]; Q];
-            for (d, (keys, q)) in keys.iter().zip(&q).enumerate() {
-                ask_for(ahead.wrapping_add(d * BLOCK + lanes * LANES));
-                add_products(&mut sums, q, &keys[lanes]);
-            }
-            for (query, sums) in sums.iter().enumerate() {
-                scores[query * length + (block - first) * BLOCK + lanes * LANES..][..LANES]
-                    .copy_from_slice(sums);
+        let ahead = if block + 1 < end { at(cache.keys, block + 1) } else { at(cache.values, first) };
+        let keys = T::numbers(&cache.keys[place(block)..][..piece], &mut room);
+        let scores = &mut scores[(block - first) * BLOCK..];
+        for query in (0..group).step_by(TOGETHER) {
+            let (q, scores) = (&factors[query * size..], &mut scores[query * length..]);
+            match group - query {
+                1 => score::<1, T>(keys, q, ahead, scores, length),
+                2 => score::<2, T>(keys, q, ahead, scores, length),
+                3 => score::<3, T>(keys, q, ahead, scores, length),
+                _ => score::<TOGETHER, T>(keys, q, ahead, scores, length),
             }
         }
     }
@@ -161,29 +180,73 @@ fn some_queries<const Q: usize>(
         (part[0], part[1]) = exponentials(scores);
         part[2..].fill(0.0);
     }
-    let weights: Vec<[f32; Q]> =
-        (0..length).map(|p| std::array::from_fn(|query| scores[query * length + p])).collect();
-    for (block, weights) in (first..end).zip(weights.chunks_exact(BLOCK)) {
-        let values = &cache.values[at(block)..][..piece];
-        let ahead = following(cache.values, block + 1);
-        for lane in (0..size).step_by(LANES) {
-            let count = LANES.min(size - lane);
-            let mut sums = [[0f32; LANES]; Q];
-            for (position, (values, weights)) in values.chunks_exact(size).zip(weights).enumerate() {
-                ask_for(ahead.wrapping_add(position * size + lane));
-                match values[lane..].first_chunk::<LANES>() {
-                    Some(values) => add_products(&mut sums, weights, values),
-                    None => {
-                        let mut some = [0f32; LANES];
-                        some[..count].copy_from_slice(&values[lane..]);
-                        add_products(&mut sums, weights, &some);
-                    }
+    side_by_side(&scores, length, &mut factors);
+    for block in first..end {
+        let ahead = at(cache.values, (block + 1).min(end - 1));
+        let values = T::numbers(&cache.values[place(block)..][..piece], &mut room);
+        for query in (0..group).step_by(TOGETHER) {
+            let together = TOGETHER.min(group - query);
+            let weights = &factors[query * length + (block - first) * BLOCK * together..];
+            let part = &mut part[query * (2 + size)..];
+            match together {
+                1 => weigh::<1, T>(values, weights, ahead, part, size),
+                2 => weigh::<2, T>(values, weights, ahead, part, size),
+                3 => weigh::<3, T>(values, weights, ahead, part, size),
+                _ => weigh::<TOGETHER, T>(values, weights, ahead, part, size),
+            }
+        }
+    }
+}
+
+/// `rows` [n, length] with each [`TOGETHER`] rows (the last ones fewer) transposed: [length, together].
+#[inline(always)]
+fn side_by_side(rows: &[f32], length: usize, out: &mut [f32]) {
+    for (rows, out) in rows.chunks(TOGETHER * length).zip(out.chunks_mut(TOGETHER * length)) {
+        let together = rows.len() / length;
+        for (query, row) in rows.chunks_exact(length).enumerate() {
+            out.iter_mut().skip(query).step_by(together).zip(row).for_each(|(out, &x)| *out = x);
+        }
+    }
+}
+
+/// Scores of one block's keys [head_size, BLOCK] with Q queries, `q` [head_size, Q]: `scores` [Q, length].
+#[inline(always)]
+fn score<const Q: usize, T>(keys: &[f32], q: &[f32], ahead: *const T, scores: &mut [f32], length: usize) {
+    let keys = keys.as_chunks::<LANES>().0.as_chunks::<{ BLOCK / LANES }>().0;
+    let q = q.as_chunks::<Q>().0;
+    for lanes in 0..BLOCK / LANES {
+        let mut sums = [[0f32; LANES]; Q];
+        for (d, (keys, q)) in keys.iter().zip(q).enumerate() {
+            ask_for(ahead.wrapping_add(d * BLOCK + lanes * LANES));
+            add_products(&mut sums, q, &keys[lanes]);
+        }
+        for (query, sums) in sums.iter().enumerate() {
+            scores[query * length + lanes * LANES..][..LANES].copy_from_slice(sums);
+        }
+    }
+}
+
+/// Add one block's values [BLOCK, head_size] weighed by `weights` [BLOCK, Q] to `part` [Q, 2 + head_size].
+#[inline(always)]
+fn weigh<const Q: usize, T>(values: &[f32], weights: &[f32], ahead: *const T, part: &mut [f32], size: usize) {
+    let weights = &weights.as_chunks::<Q>().0[..BLOCK];
+    for lane in (0..size).step_by(LANES) {
+        let count = LANES.min(size - lane);
+        let mut sums = [[0f32; LANES]; Q];
+        for (position, (values, weights)) in values.chunks_exact(size).zip(weights).enumerate() {
+            ask_for(ahead.wrapping_add(position * size + lane));
+            match values[lane..].first_chunk::<LANES>() {
+                Some(values) => add_products(&mut sums, weights, values),
+                None => {
+                    let mut some = [0f32; LANES];
+                    some[..count].copy_from_slice(&values[lane..]);
+                    add_products(&mut sums, weights, &some);
                 }
             }
-            for (query, sums) in sums.iter().enumerate() {
-                let out = &mut part[query * (2 + size) + 2 + lane..][..count];
-                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
-            }
+        }
+        for (query, sums) in sums.iter().enumerate() {
+            let out = &mut part[query * (2 + size) + 2 + lane..][..count];
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
         }
     }
 }
@@ -246,6 +309,7 @@ fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::half::{f16_to_f32, f32_to_f16};
     use proptest::prelude::*;
 
     fn value(i: usize) -> f32 {
@@ -253,7 +317,7 @@ mod tests {
     }
 
     /// The definition, in float64.
-    fn naive(q: &[f32], cache: &Cache<'_>, (start, stop): (usize, usize)) -> Vec<f64> {
+    fn naive(q: &[f32], cache: &Cache<'_, f32>, (start, stop): (usize, usize)) -> Vec<f64> {
         let (heads, size) = (cache.kv_heads, cache.head_size);
         let group = q.len() / heads / size;
         let mut out = Vec::new();
@@ -296,6 +360,15 @@ mod tests {
             for (found, expected) in found.iter().zip(naive(&q, &cache, (start, stop))) {
                 prop_assert!((*found as f64 - expected).abs() < 3e-5, "{found} {expected}");
             }
+            // Halves give to the bit what the numbers that they stand for give.
+            let halves = |of: &[f32]| of.iter().map(|&x| f32_to_f16(x)).collect::<Vec<u16>>();
+            let back = |of: &[u16]| of.iter().map(|&h| f16_to_f32(h)).collect::<Vec<f32>>();
+            let (keys, values) = (halves(&keys), halves(&values));
+            let cache = Cache { keys: &keys, values: &values, kv_heads, head_size: size };
+            let (keys, values) = (back(&keys), back(&values));
+            let wide = Cache { keys: &keys, values: &values, kv_heads, head_size: size };
+            let found = attend(&q, &cache, (start, stop), threads).unwrap();
+            prop_assert_eq!(found, attend(&q, &wide, (start, stop), threads).unwrap());
         }
 
         #[test]

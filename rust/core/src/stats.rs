@@ -66,34 +66,54 @@ impl Statistics {
             mine.iter_mut().zip(theirs).for_each(|(a, b)| *a += b);
         }
     }
+}
 
-    /// Statistics of one band: `w` float32 [rows, cols] as it was, `matrix` what it became. Summed by parts of
-    /// [`part_rows`] rows, so that a band that comes in such parts gives the same sums.
-    pub fn of_band(w: &[f32], matrix: &Canonical<'_>) -> Self {
-        let mut out = Statistics::new(matrix.planes);
+/// The figures of a band that comes in parts; counts are folded together once, at its end.
+pub struct Tally {
+    found: Statistics,
+    before: Histogram,
+    after: Histogram,
+}
+
+impl Tally {
+    pub fn new(planes: usize) -> Self {
+        Tally {
+            found: Statistics::new(planes),
+            before: Histogram::new(true),
+            after: Histogram::new(planes > 1),
+        }
+    }
+
+    /// Add rows: `w` float32 [rows, cols] as it was, `matrix` what it became. Summed by parts of [`part_rows`] rows,
+    /// so that a band that comes in such parts gives the same sums.
+    pub fn add(&mut self, w: &[f32], matrix: &Canonical<'_>) {
         let height = part_rows(matrix.cols);
         for first in (0..matrix.rows).step_by(height) {
             let rows = first..(first + height).min(matrix.rows);
-            out.merge(&Statistics::of_part(&w[first * matrix.cols..rows.end * matrix.cols], matrix, rows));
+            self.add_part(&w[first * matrix.cols..rows.end * matrix.cols], matrix, rows);
         }
-        out
     }
 
-    fn of_part(w: &[f32], matrix: &Canonical<'_>, rows: Range<usize>) -> Self {
+    pub fn finish(mut self) -> Statistics {
+        self.before.total(&mut self.found.histogram_before);
+        self.after.total(&mut self.found.histogram_after);
+        self.found
+    }
+
+    fn add_part(&mut self, w: &[f32], matrix: &Canonical<'_>, rows: Range<usize>) {
         vectorized! {
-            fn of_part(w: &[f32], matrix: &Canonical<'_>, rows: Range<usize>) -> Statistics =
-                Statistics::of_part_inlined;
+            fn add_part(tally: &mut Tally, w: &[f32], matrix: &Canonical<'_>, rows: Range<usize>) =
+                Tally::add_part_inlined;
         }
-        of_part(w, matrix, rows)
+        add_part(self, w, matrix, rows)
     }
 
     #[inline(always)]
-    fn of_part_inlined(w: &[f32], matrix: &Canonical<'_>, rows: Range<usize>) -> Self {
+    fn add_part_inlined(&mut self, w: &[f32], matrix: &Canonical<'_>, rows: Range<usize>) {
         let mut out = Statistics::new(matrix.planes);
+        let Tally { found, before, after } = self;
         let cols = matrix.cols;
         let mut back = vec![0f32; cols];
-        let mut before = Histogram::new(true);
-        let mut after = Histogram::new(matrix.planes > 1);
         let mut factors = vec![0f32; matrix.groups()];
         let mut sums = [[0f64; L]; 4];
         let width = if matrix.group_size == 0 { cols.max(1) } else { matrix.group_size };
@@ -139,12 +159,12 @@ impl Statistics {
             out.zeros_per_plane[0] += zeros;
             out.zeros_all_planes += zeros;
         }
-        before.total(&mut out.histogram_before);
-        after.total(&mut out.histogram_after);
         [out.sum_w2, out.sum_d2, out.sum_wd, out.sum_err2] = sums.map(|lanes| lanes.iter().sum());
-        out
+        found.merge(&out);
     }
+}
 
+impl Statistics {
     #[inline(always)]
     fn add_zeros(&mut self, matrix: &Canonical<'_>, row: usize) {
         let padding = (row_bytes(matrix.cols) * 4 - matrix.cols) as u64;
@@ -286,7 +306,9 @@ pub fn layer_statistics(weights: Weights<'_>, matrix: &Canonical<'_>, threads: u
                 }
             }
             let part = Canonical { codes: &codes, scales: &scales, rows: height, ..*matrix };
-            Statistics::of_band(&w, &part)
+            let mut tally = Tally::new(matrix.planes);
+            tally.add(&w, &part);
+            tally.finish()
         });
         *parts[index].lock().unwrap_or_else(|p| p.into_inner()) = Some(part);
     });

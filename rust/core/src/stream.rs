@@ -13,7 +13,7 @@ use crate::kernel::vectorized;
 use crate::packing::{groups_of, row_bytes, Canonical};
 use crate::pool;
 use crate::scratch::Scratch;
-use crate::stats::Statistics;
+use crate::stats::{Statistics, Tally};
 use crate::ternary::{band_rows, check_importance, part_rows, ternarize_band, Options};
 
 /// Where a tensor lies and what it is: [rows, cols] as ternarized, stored as [cols, rows] if `transposed`.
@@ -73,7 +73,7 @@ pub fn ternarize_stream(
     let (bytes, groups) = (row_bytes(cols), groups_of(cols, options.group_size));
     let parts: Vec<Mutex<Option<Result<Statistics>>>> = (0..bands).map(|_| Mutex::new(None)).collect();
     let failed = AtomicBool::new(false);
-    let part = |first: usize, height: usize| -> Result<Statistics> {
+    let part = |first: usize, height: usize, tally: &mut Tally| -> Result<()> {
         let mut w = Scratch::<f32>::new(height * cols);
         read_band(&input, source, element as usize, first, height, &mut w).map_err(read_error)?;
         let t = if options.planes > 1 {
@@ -103,20 +103,21 @@ pub fn ternarize_stream(
             cols,
             group_size: options.group_size,
         };
-        Ok(Statistics::of_band(&w, &matrix))
+        tally.add(&w, &matrix);
+        Ok(())
     };
     // A stored row of a transposed tensor is a column: it is read for a whole band at once.
     let step = if source.transposed || options.bounded() { band } else { part_rows(cols) };
     let one = |index: usize| -> Result<Statistics> {
         let stop = ((index + 1) * band).min(rows);
-        let mut out = Statistics::new(options.planes);
+        let mut tally = Tally::new(options.planes);
         let mut first = index * band;
         while first < stop {
             let height = step.min(stop - first);
-            out.merge(&part(first, height)?);
+            part(first, height, &mut tally)?;
             first += height;
         }
-        Ok(out)
+        Ok(tally.finish())
     };
     pool::run(threads, bands, |index| {
         if failed.load(Ordering::Relaxed) {

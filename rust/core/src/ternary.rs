@@ -11,8 +11,8 @@ mod lanes;
 use std::sync::Mutex;
 
 use crate::error::{Error, Result};
-use crate::half::{bf16_to_f32, f16_to_f32};
-use crate::kernel::vectorized;
+use crate::half::bf16_to_f32;
+use crate::kernel::{vectorized, widen_halves};
 use crate::packing::{check_group_size, groups_of, row_bytes};
 use crate::pool;
 use crate::scratch::Scratch;
@@ -150,7 +150,7 @@ impl Weights<'_> {
         let range = start..start + out.len();
         match self {
             Weights::F32(w) => out.copy_from_slice(&w[range]),
-            Weights::F16(w) => out.iter_mut().zip(&w[range]).for_each(|(o, &h)| *o = f16_to_f32(h)),
+            Weights::F16(w) => widen_halves(&w[range], out),
             Weights::BF16(w) => out.iter_mut().zip(&w[range]).for_each(|(o, &b)| *o = bf16_to_f32(b)),
         }
     }

@@ -33,6 +33,8 @@ class Shown:
     """Step -> (time, done) of its progress so far, evenly thinned."""
     kept: Kept = field(default_factory=Kept)
     """The events to be listed."""
+    earlier: list[list[float | None]] = field(default_factory=list)
+    """Seconds of the steps of finished runs like this one."""
     remote: bool = False
     """The run is worked on elsewhere: it hears no commands from here."""
 
@@ -42,7 +44,8 @@ def shown_of(feed: Feed | None) -> Shown | None:
     if feed is None:
         return None
     bases, samples = dict(feed.progress_base), dict(feed.samples)
-    return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, feed.kept, feed.remote)
+    told = (feed.kept, feed.earlier, feed.remote)
+    return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, *told)
 
 
 class Tab(ABC):

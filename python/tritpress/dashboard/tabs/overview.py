@@ -21,7 +21,7 @@ from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.events import KINDS, LEVELS, EventSearch, event_lines, left_out_words
 from tritpress.dashboard.views.overview import StepLine, Tile, facts, step_lines, tiles
-from tritpress.dashboard.views.status import elapsed, next_words, status_of
+from tritpress.dashboard.views.status import elapsed, next_words, run_left_words, status_of
 
 STEP_MARKS = {"waiting": "", "running": "▸", "done": "✓", "skipped": "–", "failed": "✕"}
 STEP_TONES = {"waiting": "neutral", "running": "live", "done": "good", "skipped": "neutral", "failed": "bad"}
@@ -252,6 +252,8 @@ def _status(shown: Shown) -> Markup:
     spent_words = f" {'At work for' if working else 'Took'} {fig.duration(spent)}." if spent else ""
     following = next_words(state, shown.lost)
     more = Markup('<p class="soft small" data-next><b>Next</b> {}</p>').format(following) if following else ""
+    left = run_left_words(state, shown.now, shown.lost, shown.progress_bases, shown.samples, shown.earlier)
+    more += Markup('<p class="soft small" data-run-left>{}</p>').format(left) if left else ""
     return Markup('<div class="note {}"><span role="status">{}</span><span>{}</span>{}</div>').format(
         status.tone, status.sentence, spent_words, more
     )

@@ -1,4 +1,4 @@
-"""How long the running step will still take, and how sure that is."""
+"""How long the running step and the whole run will still take, and how sure that is."""
 
 from __future__ import annotations
 
@@ -52,6 +52,49 @@ def time_left(
     coming = rest / size
     error = SURE * math.sqrt(variance * (coming + coming**2 / len(chunks)))
     return TimeLeft(seconds, max(seconds - error, 0.0), seconds + error)
+
+
+def run_left(
+    steps: Sequence[dict[str, Any]],
+    now: float,
+    this: TimeLeft | None,
+    earlier: Sequence[Sequence[float | None]],
+) -> TimeLeft | None:
+    """What is left of a run whose running step needs `this` more: the waiting steps take what they took in
+    `earlier` runs, and so does the running one where nothing better is known. None without such a run.
+
+    The estimate is the mean, `low` and `high` are the shortest and the longest of them.
+    """
+    totals: list[TimeLeft] = []
+    for seconds in earlier:
+        found = _left_by(steps, now, this, seconds)
+        if found is not None:
+            totals.append(found)
+    if not totals:
+        return None
+    mean = sum(total.seconds for total in totals) / len(totals)
+    if len(totals) == 1:
+        return TimeLeft(mean)
+    low, high = ([getattr(t, end) or t.seconds for t in totals] for end in ("low", "high"))
+    return TimeLeft(mean, min(low), max(high))
+
+
+def _left_by(
+    steps: Sequence[dict[str, Any]], now: float, this: TimeLeft | None, seconds: Sequence[float | None]
+) -> TimeLeft | None:
+    """The same by one earlier run; None where it did not go through a step that is still to come."""
+    coming, spread = 0.0, (0.0, 0.0)
+    for step, took in zip(steps, seconds):
+        if step["state"] == "running" and this is not None:
+            coming += this.seconds
+            if this.low is not None and this.high is not None:
+                spread = (this.low - this.seconds, this.high - this.seconds)
+        elif step["state"] in ("running", "waiting"):
+            if not known(took):
+                return None
+            spent = max(now - step["started"], 0.0) if step["state"] == "running" else 0.0
+            coming += max(took - spent, 0.0)
+    return TimeLeft(coming, coming + spread[0], coming + spread[1])
 
 
 def time_left_words(left: TimeLeft | None) -> str:

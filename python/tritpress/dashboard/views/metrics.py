@@ -34,6 +34,12 @@ def table(state: State) -> list[Row]:
         values = tuple(show((found.get(when) or {}).get(key)) for when in COLUMNS)
         return Row(key, title, unit, values)  # type: ignore[arg-type]
 
+    def measured(key: str, words: Callable[..., str], digits: int) -> tuple[str, str, str]:
+        spans = (
+            _with_interval(found.get(when) or {}, key, f"{key}_interval", words, digits) for when in COLUMNS
+        )
+        return tuple(spans)  # type: ignore[return-value]
+
     bits = figures.get("bits_per_weight")
     sizes = (
         figures.get("bytes"),
@@ -55,7 +61,7 @@ def table(state: State) -> list[Row]:
                 "16" if written_bytes(state, "dequantized") else fig.NOTHING,
             ),
         ),
-        row("perplexity", "Perplexity", "held-out text", lambda value: fig.significant(value, 4)),
+        Row("perplexity", "Perplexity", "held-out text", measured("perplexity", fig.significant, 4)),
         Row(
             "perplexity_change",
             "Perplexity change",
@@ -66,7 +72,7 @@ def table(state: State) -> list[Row]:
                 _relative(found, "dequantized", "perplexity"),
             ),
         ),
-        row("top1", "Top-1 accuracy", "next token", lambda value: fig.percent(value, 2)),
+        Row("top1", "Top-1 accuracy", "next token", measured("top1", fig.percent, 2)),
         Row(
             "accuracy_kept",
             "Accuracy kept",
@@ -113,8 +119,10 @@ def _dtype_bits(name: str | None) -> str:
     return bits.get(name or "", fig.NOTHING)
 
 
-def _with_interval(figures: dict[str, Any], key: str, span: str, words: Callable[..., str]) -> str:
-    text = words(figures.get(key), 2)
+def _with_interval(
+    figures: dict[str, Any], key: str, span: str, words: Callable[..., str], digits: int = 2
+) -> str:
+    text = words(figures.get(key), digits)
     interval = figures.get(span)
     if isinstance(interval, list | tuple) and len(interval) == 2 and all(fig.known(end) for end in interval):
         low, high = (words(end).removesuffix(" %") for end in interval)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tritpress.dashboard.views.eta import TimeLeft, time_left, time_left_words
+from tritpress.dashboard.views.eta import TimeLeft, run_left, time_left, time_left_words
 from tritpress.dashboard.views.figures import (
     NOTHING,
     known,
@@ -246,6 +246,30 @@ def eta_words(
     left = step_left(step, now, (bases or {}).get(step["n"]), (samples or {}).get(step["n"], ()))
     words = time_left_words(left)
     return words.replace(" left", " left in this step", 1) if words else "no estimate yet"
+
+
+def run_left_words(
+    state: State,
+    now: float,
+    lost: bool = False,
+    bases: dict[int, tuple[float, float]] | None = None,
+    samples: Samples | None = None,
+    earlier: Sequence[Sequence[float | None]] = (),
+) -> str:
+    """How long the whole run will still take by earlier runs like it; "" where it is not at work."""
+    step = running_step(state)
+    if lost or state["status"] != "running" or step is None:
+        return ""
+    this = step_left(step, now, (bases or {}).get(step["n"]), (samples or {}).get(step["n"], ()))
+    coming = any(one["state"] == "waiting" for one in state["steps"])
+    if not coming and this is not None:
+        return f"The whole run: {time_left_words(this)}."
+    left = run_left(state["steps"], now, this, earlier)
+    if left is None:
+        return "The whole run: no estimate yet, as no finished run of this model with such settings is here."
+    words = time_left_words(left)
+    runs = "an earlier run" if len(earlier) == 1 else f"{len(earlier)} earlier runs"
+    return f"The whole run: {words}, by {runs} like it."
 
 
 NEXT = {

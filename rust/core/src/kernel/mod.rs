@@ -17,6 +17,7 @@ mod avx512_one;
 #[cfg(target_arch = "x86_64")]
 mod dot256;
 pub mod generic;
+mod halves;
 pub mod limits;
 pub mod naive;
 #[cfg(target_arch = "aarch64")]
@@ -33,6 +34,7 @@ mod vectorize;
 
 use std::sync::OnceLock;
 
+pub(crate) use halves::widen_halves;
 pub use reading::Reading;
 pub(crate) use vectorize::vectorized;
 #[cfg(target_arch = "x86_64")]

@@ -4,21 +4,22 @@
 /// AVX-512 or AVX2 where the machine has it and `TRITPRESS_ISA` does not ask for less. Results do not change:
 /// Rust neither reorders nor contracts floating-point operations.
 macro_rules! vectorized {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $inner:path;) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident$(<$of:ident: $is:path>)?($($arg:ident: $ty:ty),* $(,)?)
+        $(-> $ret:ty)? = $inner:path;) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name$(<$of: $is>)?($($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[allow(clippy::too_many_arguments)]
                 #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                fn avx2$(<$of: $is>)?($($arg: $ty),*) $(-> $ret)? {
                     $inner($($arg),*)
                 }
                 #[allow(clippy::too_many_arguments)]
                 #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                fn avx512$(<$of: $is>)?($($arg: $ty),*) $(-> $ret)? {
                     $inner($($arg),*)
                 }
                 match $crate::kernel::level() {

@@ -88,7 +88,7 @@ impl Histogram {
     }
 
     #[inline(always)]
-    pub fn total(mut self, out: &mut [u64]) {
+    pub fn total(&mut self, out: &mut [u64]) {
         self.empty();
         out.iter_mut().zip(self.single).for_each(|(out, count)| *out += count);
     }
