@@ -37,7 +37,7 @@ from tritpress.formats.packed import write_packed
 from tritpress.formats.source import tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.loading import load
-from tritpress.nn.allocator import keep_freed_memory
+from tritpress.allocator import keep_freed_memory
 from tritpress.nn.bit_linear import BitLinear
 from tritpress.nn.surgery import replace_module, weight_out_in
 from tritpress.reference import reference_model_path

@@ -2,11 +2,13 @@
 
     python benches/quality.py table [--cases 1plane,2planes,7,8,10] [--json FILE] [--threads N]
     python benches/quality.py predictions [--plans 24] [--folder DIR] [--at-most N]
+    python benches/quality.py zeros [--draws N]
     python benches/quality.py finetuning | bitnet | optimizers | step    (benches/finetuning.py)
 
 `table` presses, writes, loads and evaluates the model for each case: no fine-tuning, the built-in text,
 16,384 tokens of calibration. `predictions` compares the planner's predicted loss with the measured KL
-divergence over random plans.
+divergence over random plans. `zeros`: what one plane loses to the ceiling on zeros, over N draws of
+calibration windows, since a single one moves the perplexity as much as the ceiling does.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +66,8 @@ class Bench:
         tokenizer = load_tokenizer(self.source.path)
         splits = load_splits(text) if text else builtin_splits()
         defaults = CompressionConfig()
-        self.calibration_windows = token_windows(
-            tokenizer, splits.calibration, window, defaults.calibration_tokens // window
-        )
+        self.windows_of_calibration = partial(token_windows, tokenizer, splits.calibration, window)
+        self.calibration_windows = self.windows_of_calibration(defaults.calibration_tokens // window)
         self.held_out = token_windows(
             tokenizer, splits.held_out, window, defaults.evaluation_tokens // window
         )
@@ -161,6 +163,28 @@ def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def zeros(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One plane with the zeros held and free, from the same windows, for several draws of them."""
+    bench = Bench()
+    baseline = evaluate_model(bench.original, bench.held_out).perplexity
+    pool = bench.windows_of_calibration(len(bench.calibration_windows) * arguments.draws)
+    rows, costs = [], []
+    print(f"{'draw':>4} {'held':>8} {'free':>8}   {'costs':>7}  zeros where free")
+    for draw in range(arguments.draws):
+        bench.calibration_windows, bench._calibrations = pool[draw :: arguments.draws], {}
+        held, free = (bench.row(case, baseline) for case in ("1plane", "1plane-free-zeros"))
+        costs.append(held["perplexity"] / free["perplexity"] - 1)
+        rows += [row | {"draw": draw} for row in (held, free)]
+        print(
+            f"{draw:>4} {held['change']:+8.2%} {free['change']:+8.2%}   {costs[-1]:+7.2%}  "
+            f"{free['sparsity_least']:.3f}-{free['sparsity_most']:.3f}",
+            flush=True,
+        )
+    error = np.std(costs, ddof=1) / len(costs) ** 0.5 if len(costs) > 1 else float("nan")
+    print(f"held costs {np.mean(costs):+.2%} of the perplexity, standard error {error:.2%}")
+    return rows
+
+
 def predictions(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Random plans: the loss that the planner predicts against what pressing by that plan does to validation
     text."""
@@ -178,6 +202,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("table")
     one.add_argument("--cases", default="1plane,2planes,7,8,10")
+    three = commands.add_parser("zeros")
+    three.add_argument("--draws", type=int, default=6, help="choices of calibration windows")
     two = commands.add_parser("predictions")
     two.add_argument("--plans", type=int, default=24)
     two.add_argument("--folder", type=Path, help="keep each plan's row here and take it from there again")
@@ -186,7 +212,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    rows = {"table": table, "predictions": predictions, **training}[arguments.command](arguments)
+    run = {"table": table, "zeros": zeros, "predictions": predictions, **training}[arguments.command]
+    rows = run(arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from torch import nn  # noqa: E402
+from tritpress.allocator import keep_freed_memory  # noqa: E402
 from tritpress.finetune.fast_modules import faster_modules  # noqa: E402
-from tritpress.nn.allocator import keep_freed_memory  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tritpress import steps
+from tritpress.allocator import give_back_freed
 from tritpress.config import CompressionConfig
 from tritpress.errors import StopRequested
 from tritpress.events.context import RunContext
-from tritpress.nn.allocator import give_back_freed
 from tritpress.report import build_report
 
 STEPS: tuple[tuple[str, Callable[[steps.Work], str | None]], ...] = (

@@ -6,13 +6,16 @@ came since. `feed.state` is replaced, never changed in place, so that a page can
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import threading
 import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tritpress.allocator import give_back_freed
 from tritpress.dashboard.kept import Kept, look_back, tail
 from tritpress.errors import TritpressError
 from tritpress.events import StateReader
@@ -36,6 +39,9 @@ LIVENESS_INTERVAL = 2.0
 
 LABELS_INTERVAL = 1.0
 """Seconds between two looks at the labels of a run, and at whether its folder is still there."""
+
+TIDY_AFTER = 5.0
+"""Seconds after the last page closed."""
 
 LIST_INTERVAL = 2.0
 """Seconds between two looks at the folder of runs."""
@@ -190,6 +196,7 @@ class RunStore:
         self._thread: threading.Thread | None = None
         self._pages = 0
         self._next_list = 0.0
+        self._tidy_at = math.inf
         self._index = RunIndex(self.runs_dir)
         self._list_lock = threading.Lock()
 
@@ -218,6 +225,16 @@ class RunStore:
         """A page closed."""
         with self._lock:
             self._pages -= 1
+        self._tidy_at = time.monotonic() + TIDY_AFTER
+
+    def _tidy(self, pages: int) -> None:
+        """Give back what closed pages held: a page is one large ring of references, and what was freed
+        among the rest would stay with the process.
+        """
+        self._tidy_at = math.inf
+        if not pages:  # else the server's loop would wait for it, and with it every page
+            gc.collect()
+        give_back_freed()
 
     def open(self, run_id: str) -> Feed | None:
         """The feed of that run, shared with other pages; `close` gives it back. None without such a run."""
@@ -267,6 +284,8 @@ class RunStore:
                     log.exception("cannot read the run %s", feed.path)
             if pages and now >= self._next_list:
                 self.refresh_list()
+            if now >= self._tidy_at:
+                self._tidy(pages)
             self._wake.wait(LIVE_INTERVAL if feeds or pages else QUIET_INTERVAL)
             self._wake.clear()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from tritpress.allocator import keep_freed_memory
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
 from tritpress.evaluate.perplexity import batches_of, device_of, logits_of
@@ -24,7 +25,6 @@ from tritpress.finetune.number_formats import measure_number_formats
 from tritpress.finetune.recipe import Recipe, recipe_for
 from tritpress.finetune.teacher import TeacherOnDisk, TopTargets, chosen_windows
 from tritpress.finetune.training_text import ShuffledWindows, TrainingText
-from tritpress.nn.allocator import keep_freed_memory
 from tritpress.nn.bit_linear import BitLinear
 
 if TYPE_CHECKING:

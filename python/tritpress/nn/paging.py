@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritpress.nn.allocator import give_back_freed
+from tritpress.allocator import give_back_freed
 
 Read = Callable[[str], Tensor]
 """Name of a parameter in the model -> its value, float32, in the parameter's shape."""

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tritpress.allocator import give_back_freed
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
 from tritpress.events.context import RunContext
 from tritpress.formats.huggingface import model_name, modules_of
 from tritpress.formats.source import SourceModel, read_tensor
 from tritpress.formats.targets import Target
-from tritpress.nn.allocator import give_back_freed
 from tritpress.nn.paging import holding, is_placeholder
 from tritpress.nn.surgery import find_blocks, is_linear, set_weight, weight_out_in
 from tritpress.ops import reference

@@ -57,8 +57,8 @@ def validation(work: Work) -> str | None:
 
     What cannot be measured (no text, no torch) stays null in its gate, with the reason.
     """
+    from tritpress.allocator import give_back_freed
     from tritpress.evaluate.gates import judge
-    from tritpress.nn.allocator import give_back_freed
 
     _list_outputs(work)
     _size_figures(work)

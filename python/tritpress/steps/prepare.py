@@ -130,9 +130,9 @@ def time_in_turns(
 
     import torch
 
+    from tritpress.allocator import give_back_freed
     from tritpress.evaluate.latency import decode_latency
     from tritpress.evaluate.perplexity import batches_of, logits_of
-    from tritpress.nn.allocator import give_back_freed
     from tritpress.nn.paging import holding
 
     windows = work.windows("held_out")

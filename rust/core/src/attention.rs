@@ -5,6 +5,8 @@
 //! not depend on the number of threads.
 
 use crate::error::{Error, Result};
+#[cfg(target_arch = "x86_64")]
+use crate::kernel::{level, Level};
 use crate::kernel::{vectorized, widen_halves};
 use crate::memory::ask_for;
 use crate::pool;
@@ -21,6 +23,9 @@ const LANES: usize = 16;
 
 /// Queries that share what is read of the cache.
 const TOGETHER: usize = 4;
+
+/// Lines of the cache that a single query takes at a time, so that its sums do not wait for each other.
+const ALONE: usize = 4;
 
 /// Fewer products than this are not worth a second thread.
 const WORTH: usize = 1 << 17;
@@ -143,6 +148,46 @@ fn span_inlined<T: Stored>(
     cache: &Cache<'_, T>,
     head: usize,
     q: &[f32],
+    seen: (usize, usize),
+    part: &mut [f32],
+) {
+    // AVX-512 has registers for the sums of two lines.
+    match registers() {
+        Registers::Many => span_by::<T, true, 2>(cache, head, q, seen, part),
+        Registers::Few => span_by::<T, true, 1>(cache, head, q, seen, part),
+        Registers::Unfused => span_by::<T, false, 1>(cache, head, q, seen, part),
+    }
+}
+
+/// What the machine offers to loops of [`vectorized`].
+enum Registers {
+    Many,
+    Few,
+    /// No fused multiply-add: one that is none would take a hundred times as long.
+    Unfused,
+}
+
+#[inline(always)]
+fn registers() -> Registers {
+    #[cfg(target_arch = "x86_64")]
+    match level() {
+        Level::Avx512 => Registers::Many,
+        Level::Avx2 => Registers::Few,
+        Level::Portable => Registers::Unfused,
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    if cfg!(target_arch = "aarch64") {
+        Registers::Few
+    } else {
+        Registers::Unfused
+    }
+}
+
+#[inline(always)]
+fn span_by<T: Stored, const FUSED: bool, const LINES: usize>(
+    cache: &Cache<'_, T>,
+    head: usize,
+    q: &[f32],
     (start, stop): (usize, usize),
     part: &mut [f32],
 ) {
@@ -166,10 +211,10 @@ fn span_inlined<T: Stored>(
         for query in (0..group).step_by(TOGETHER) {
             let (q, scores) = (&factors[query * size..], &mut scores[query * length..]);
             match group - query {
-                1 => score::<1, T>(keys, q, ahead, scores, length),
-                2 => score::<2, T>(keys, q, ahead, scores, length),
-                3 => score::<3, T>(keys, q, ahead, scores, length),
-                _ => score::<TOGETHER, T>(keys, q, ahead, scores, length),
+                1 => score::<T, 1, FUSED, ALONE>(keys, q, ahead, scores, length),
+                2 => score::<T, 2, FUSED, LINES>(keys, q, ahead, scores, length),
+                3 => score::<T, 3, FUSED, LINES>(keys, q, ahead, scores, length),
+                _ => score::<T, TOGETHER, FUSED, LINES>(keys, q, ahead, scores, length),
             }
         }
     }
@@ -189,10 +234,10 @@ fn span_inlined<T: Stored>(
             let weights = &factors[query * length + (block - first) * BLOCK * together..];
             let part = &mut part[query * (2 + size)..];
             match together {
-                1 => weigh::<1, T>(values, weights, ahead, part, size),
-                2 => weigh::<2, T>(values, weights, ahead, part, size),
-                3 => weigh::<3, T>(values, weights, ahead, part, size),
-                _ => weigh::<TOGETHER, T>(values, weights, ahead, part, size),
+                1 => weigh::<T, 1, FUSED, ALONE>(values, weights, ahead, part, size),
+                2 => weigh::<T, 2, FUSED, LINES>(values, weights, ahead, part, size),
+                3 => weigh::<T, 3, FUSED, LINES>(values, weights, ahead, part, size),
+                _ => weigh::<T, TOGETHER, FUSED, LINES>(values, weights, ahead, part, size),
             }
         }
     }
@@ -211,52 +256,74 @@ fn side_by_side(rows: &[f32], length: usize, out: &mut [f32]) {
 
 /// Scores of one block's keys [head_size, BLOCK] with Q queries, `q` [head_size, Q]: `scores` [Q, length].
 #[inline(always)]
-fn score<const Q: usize, T>(keys: &[f32], q: &[f32], ahead: *const T, scores: &mut [f32], length: usize) {
-    let keys = keys.as_chunks::<LANES>().0.as_chunks::<{ BLOCK / LANES }>().0;
+fn score<T, const Q: usize, const FUSED: bool, const LINES: usize>(
+    keys: &[f32],
+    q: &[f32],
+    ahead: *const T,
+    scores: &mut [f32],
+    length: usize,
+) {
     let q = q.as_chunks::<Q>().0;
-    for lanes in 0..BLOCK / LANES {
-        let mut sums = [[0f32; LANES]; Q];
-        for (d, (keys, q)) in keys.iter().zip(q).enumerate() {
-            ask_for(ahead.wrapping_add(d * BLOCK + lanes * LANES));
-            add_products(&mut sums, q, &keys[lanes]);
+    for start in (0..BLOCK).step_by(LINES * LANES) {
+        let mut sums = [[[0f32; LANES]; LINES]; Q];
+        for (d, (keys, q)) in keys.chunks_exact(BLOCK).zip(q).enumerate() {
+            ask_for(ahead.wrapping_add(d * BLOCK + start));
+            add_products::<Q, FUSED, LINES>(&mut sums, q, lines(&keys[start..]));
         }
         for (query, sums) in sums.iter().enumerate() {
-            scores[query * length + lanes * LANES..][..LANES].copy_from_slice(sums);
+            scores[query * length + start..][..LINES * LANES].copy_from_slice(sums.as_flattened());
         }
     }
 }
 
 /// Add one block's values [BLOCK, head_size] weighed by `weights` [BLOCK, Q] to `part` [Q, 2 + head_size].
 #[inline(always)]
-fn weigh<const Q: usize, T>(values: &[f32], weights: &[f32], ahead: *const T, part: &mut [f32], size: usize) {
+fn weigh<T, const Q: usize, const FUSED: bool, const LINES: usize>(
+    values: &[f32],
+    weights: &[f32],
+    ahead: *const T,
+    part: &mut [f32],
+    size: usize,
+) {
     let weights = &weights.as_chunks::<Q>().0[..BLOCK];
-    for lane in (0..size).step_by(LANES) {
-        let count = LANES.min(size - lane);
-        let mut sums = [[0f32; LANES]; Q];
+    for start in (0..size).step_by(LINES * LANES) {
+        let count = (LINES * LANES).min(size - start);
+        let mut sums = [[[0f32; LANES]; LINES]; Q];
         for (position, (values, weights)) in values.chunks_exact(size).zip(weights).enumerate() {
-            ask_for(ahead.wrapping_add(position * size + lane));
-            match values[lane..].first_chunk::<LANES>() {
-                Some(values) => add_products(&mut sums, weights, values),
-                None => {
-                    let mut some = [0f32; LANES];
-                    some[..count].copy_from_slice(&values[lane..]);
-                    add_products(&mut sums, weights, &some);
-                }
+            ask_for(ahead.wrapping_add(position * size + start));
+            if count == LINES * LANES {
+                add_products::<Q, FUSED, LINES>(&mut sums, weights, lines(&values[start..]));
+            } else {
+                let mut some = [[0f32; LANES]; LINES];
+                some.as_flattened_mut()[..count].copy_from_slice(&values[start..]);
+                add_products::<Q, FUSED, LINES>(&mut sums, weights, &some);
             }
         }
         for (query, sums) in sums.iter().enumerate() {
-            let out = &mut part[query * (2 + size) + 2 + lane..][..count];
-            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+            let out = &mut part[query * (2 + size) + 2 + start..][..count];
+            out.iter_mut().zip(sums.as_flattened()).for_each(|(out, sum)| *out += sum);
         }
     }
 }
 
-/// Add each of `factors` times `line`.
 #[inline(always)]
-fn add_products<const Q: usize>(sums: &mut [[f32; LANES]; Q], factors: &[f32; Q], line: &[f32; LANES]) {
+fn lines<const LINES: usize>(from: &[f32]) -> &[[f32; LANES]; LINES] {
+    from.as_chunks().0.first_chunk().expect("as many lines as asked for")
+}
+
+/// Add each of `factors` times `lines`.
+#[inline(always)]
+fn add_products<const Q: usize, const FUSED: bool, const LINES: usize>(
+    sums: &mut [[[f32; LANES]; LINES]; Q],
+    factors: &[f32; Q],
+    lines: &[[f32; LANES]; LINES],
+) {
     for query in 0..Q {
-        for i in 0..LANES {
-            sums[query][i] += factors[query] * line[i];
+        for line in 0..LINES {
+            for i in 0..LANES {
+                let (sum, factor, x) = (sums[query][line][i], factors[query], lines[line][i]);
+                sums[query][line][i] = if FUSED { factor.mul_add(x, sum) } else { sum + factor * x };
+            }
         }
     }
 }
