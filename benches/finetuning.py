@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tritpress import pipeline, steps
+from tritpress.allocator import keep_freed_memory
 from tritpress.config import CompressionConfig
 from tritpress.evaluate.perplexity import evaluate_model
 from tritpress.events.context import NullContext
@@ -37,7 +38,6 @@ from tritpress.formats.packed import write_packed
 from tritpress.formats.source import tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.loading import load
-from tritpress.allocator import keep_freed_memory
 from tritpress.nn.bit_linear import BitLinear
 from tritpress.nn.surgery import replace_module, weight_out_in
 from tritpress.reference import reference_model_path

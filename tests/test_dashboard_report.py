@@ -15,9 +15,10 @@ import pytest
 from dashboard_log import events, make_run, write_run
 from report_helper import write_whole_run
 from tritpress.dashboard.report.bundle import bundle
-from tritpress.dashboard.report.charts import CIVIDIS, colour, pictures
+from tritpress.dashboard.report.charts import pictures
 from tritpress.dashboard.report.facts import Facts, file_name, read_facts
 from tritpress.dashboard.report.page import report_html
+from tritpress.dashboard.report.picture import CIVIDIS, colour
 from tritpress.dashboard.report.svg import decades, escape, steps
 from tritpress.dashboard.report.tables import csv_text, runs_csv, tables
 from tritpress.events import EventWriter
@@ -391,6 +392,12 @@ def test_the_bundle_is_complete(whole: RunDirectory) -> None:
     drawn = [path for path, _ in made.drawings]
     assert len(set(drawn)) == len(drawn) and {f"charts/whole-{p.key}" for p in pictures(facts)} == set(drawn)
     assert dict(made.files)["whole-report.json"] == whole.report_path.read_text()
+    kinds = {path.removeprefix("charts/whole-").split("-")[0] for path in drawn}
+    assert kinds >= {"grid", "zeros", "error", "histogram", "scales", "blocks", "training", "gradient"}
+    tuned = {path.removeprefix("charts/whole-") for path in drawn if "tuning" in path}
+    assert tuned == {"tuning-zeros", "tuning-error", "tuning-perplexity"}
+    for _, drawing in made.drawings:
+        assert "NaN" not in drawing and "nan" not in re.sub(r"<(text|title)[^>]*>[^<]*", "", drawing)
 
 
 def test_names_of_files() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tritpress.dashboard.report.added import added_charts
 from tritpress.dashboard.report.facts import Facts
+from tritpress.dashboard.report.picture import COLOURS, HEIGHT, NARROW, WIDTH, Picture, colour, slug
 from tritpress.dashboard.report.svg import Drawing, Frame, escape, number
+from tritpress.dashboard.report.tensor_charts import tuning, worst_details, worst_histograms
 from tritpress.dashboard.theme import CURRENT, MARKERS, OKABE_ITO
 from tritpress.dashboard.views import curves as curve_views
 from tritpress.dashboard.views import figures as fig
@@ -23,52 +24,12 @@ from tritpress.dashboard.views.progress import (
 )
 from tritpress.dashboard.views.quality import gradients
 from tritpress.dashboard.views.shades import SHADES, Shade
-from tritpress.runs.details import load_many
-from tritpress.runs.diff import ordered, tensor_diffs
-from tritpress.ternarize.details import TensorDetails
-
-CIVIDIS = (
-    "#00204c", "#002a66", "#00346e", "#273f6c", "#3c4a6b", "#4c556b",
-    "#5b5f6d", "#686a70", "#757575", "#838178", "#928c78", "#a19876",
-    "#b0a572", "#c0b16d", "#d1bf66", "#e1cc5c", "#f3db4f", "#ffe945",
-)  # fmt: skip
-"""The page's map, readable for colour-blind people, at eighteen even places."""
-
-COLOURS = 128
-"""Steps of the map that cells are drawn in."""
-
-WIDTH, HEIGHT = 760, 320
-NARROW = 560
-"""Width of charts that stand in pairs."""
 
 ROW = 20
 CURVE_POINTS = 700
 """Points of a drawn line: as many as a line of that width can show."""
 
-WORST = 6
-"""Tensors whose weights are shown before and after."""
-
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A chart with the name of its file."""
-
-    key: str
-    drawing: Drawing
-
-    @property
-    def title(self) -> str:
-        return self.drawing.title
-
-
-def colour(share: float) -> str:
-    """The map's colour at `share` (0 to 1)."""
-    at = min(max(share, 0.0), 1.0) * (len(CIVIDIS) - 1)
-    low = min(int(at), len(CIVIDIS) - 2)
-    a, b = (tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in CIVIDIS[low : low + 2])
-    return "#" + "".join(f"{round(x + (y - x) * (at - low)):02x}" for x, y in zip(a, b))
 
 
 def board_of(facts: Facts) -> Board:
@@ -297,40 +258,6 @@ def _by_layer(title: str, y_label: str, points: Sequence[Point]) -> Drawing:
     return made
 
 
-def histogram(name: str, details: TensorDetails) -> Picture:
-    """Weights of a tensor before and after, over the mean |w| of their group."""
-    edges = [float(edge) for edge in details.histogram_edges]
-    columns = []
-    for counts in (details.histogram_before, details.histogram_after):
-        total = float(counts.sum()) or 1.0
-        columns.append([float(c) / total for c in counts])
-    # Both are drawn on the scale of what was there before: what became one value stands out beyond it.
-    top = 1.6 * max(columns[0]) or 1.0
-    made = Drawing(name, NARROW, HEIGHT - 30)
-    frame = Frame(made, (edges[0], edges[-1]), (0.0, 100 * top), x_label="Weight / mean |w| of its group",
-                  y_label="% of the weights")  # fmt: skip
-    for shares, tint, dash in zip(columns, (OKABE_ITO[0], OKABE_ITO[5]), ("", "")):
-        points: list[tuple[float, float]] = []
-        for at, share in enumerate(shares):
-            y = frame.y(100 * min(share, top))
-            points += [(frame.x(edges[at]), y), (frame.x(edges[at + 1]), y)]
-        made.path(points, tint, dash)
-    legend = [("before", OKABE_ITO[0], ""), ("after (cut off at the top)", OKABE_ITO[5], "")]
-    threshold = details.threshold_used
-    if fig.known(threshold) and 0 < threshold < edges[-1]:
-        for x in (frame.x(-threshold), frame.x(threshold)):
-            made.line(x, frame.top, x, frame.bottom, CURRENT, more=' stroke-dasharray="6 4"')
-        legend.append((f"threshold ±{fig.significant(threshold)}", CURRENT, "6 4"))
-    frame.legend(legend, dashes=True)
-    return Picture(f"histogram-{slug(name)}", made)
-
-
-def worst_histograms(facts: Facts) -> list[Picture]:
-    """Weights before and after of the tensors with the largest error, as far as the run recorded them."""
-    worst = [diff.name for diff in ordered(tensor_diffs(facts.state)) if diff.error is not None][:WORST]
-    return [histogram(name, details) for name, details in load_many(facts.path, worst)]
-
-
 def pictures(facts: Facts) -> list[Picture]:
     """Every chart of the run that has data, in the page's order."""
     board = board_of(facts)
@@ -340,16 +267,10 @@ def pictures(facts: Facts) -> list[Picture]:
             found += grids(board, shade)
         found += zeros(board, facts.config)
         found.append(errors(board))
-        found += worst_histograms(facts)
+        found += [*worst_histograms(facts), *worst_details(facts), *tuning(facts)]
     found += training(facts)
     found.append(gradient_norms(facts))
     return [picture for picture in found if picture is not None]
-
-
-def slug(text: str) -> str:
-    """`text` as part of a file's name."""
-    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower())
-    return "-".join(part for part in kept.split("-") if part)[:80] or "chart"
 
 
 def _suffix(board: Board, first: int) -> str:

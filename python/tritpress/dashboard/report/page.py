@@ -9,6 +9,7 @@ from tritpress import __version__
 from tritpress.dashboard.report import charts, sections
 from tritpress.dashboard.report.facts import Facts
 from tritpress.dashboard.report.markup import Markup, empty, join, markup
+from tritpress.dashboard.report.tensor_charts import worst_histograms
 from tritpress.dashboard.views.progress import pressed_words
 from tritpress.dashboard.views.quality import gradients
 from tritpress.dashboard.views.shades import SHADES
@@ -121,7 +122,7 @@ def _error(facts: Facts) -> Markup:
     picture = charts.errors(charts.board_of(facts))
     if picture is None:
         return empty("No error to show", _early(facts, "It is measured while tensors are pressed."))
-    found = charts.worst_histograms(facts)
+    found = worst_histograms(facts)
     if not found:
         return _figure(picture)
     return markup(

@@ -127,6 +127,7 @@ class Frame:
         y_label: str,
         top: float = 52,
         log_y: bool = False,
+        whole_x: bool = True,
     ) -> None:
         self.drawing, self.log_y = drawing, log_y
         self.x_ends, self.y_ends = _open(x), y if log_y else _open(y)
@@ -144,7 +145,7 @@ class Frame:
             at = self.y(tick)
             drawing.line(self.left, at, self.right, at, kind="grid")
             drawing.text(self.left - 8, at + 4, label, "soft", "end")
-        for tick, label in steps(*self.x_ends, whole=True):
+        for tick, label in steps(*self.x_ends, whole=whole_x):
             at = self.x(tick)
             drawing.line(at, self.bottom, at, self.bottom + 5, kind="axis")
             drawing.text(at, self.bottom + 18, label, "soft", "middle")
