@@ -4,7 +4,8 @@
 
 The model is a Llama of that size in bfloat16 shards (tests/large_models.py); its text the standard library's.
 The run goes through `tritpress compress --no-finetune` as a user's does. Printed are the largest resident set
-of the worker process as the kernel kept it (VmHWM), wall and processor seconds, and the seconds of each step.
+of the worker process as the kernel kept it (VmHWM), the largest seen in each step, wall and processor seconds, and
+seconds of each step.
 OPTIONS go to `tritpress compress` as they are.
 """
 
@@ -35,6 +36,7 @@ class Watch(threading.Thread):
     def __init__(self, runs: Path) -> None:
         super().__init__(daemon=True)
         self.runs, self.peak_kb, self.cpu_s = runs, {}, {}
+        self.largest_kb: dict[str, int] = {}  # of each step, as seen every `EVERY` seconds
 
     def run(self) -> None:
         while True:
@@ -43,11 +45,12 @@ class Watch(threading.Thread):
                     pid = json.loads(record.read_text())["pid"]
                 except (ValueError, KeyError, OSError):
                     continue
+                step = _step(record.parent)
                 for one in [pid, *_children(pid)] if pid else ():
-                    self._note(one)
+                    self._note(one, step)
             time.sleep(EVERY)
 
-    def _note(self, pid: int) -> None:
+    def _note(self, pid: int, step: str) -> None:
         try:
             status = Path(f"/proc/{pid}/status").read_text()
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -55,7 +58,18 @@ class Watch(threading.Thread):
             return
         if "VmHWM:" in status:
             self.peak_kb[pid] = int(status.split("VmHWM:")[1].split()[0])
+            now = int(status.split("VmRSS:")[1].split()[0])
+            self.largest_kb[step] = max(now, self.largest_kb.get(step, 0))
             self.cpu_s[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _step(run: Path) -> str:
+    """The name of the step that is running, as far as the run has told."""
+    try:
+        steps = json.loads((run / "snapshot.json").read_text())["steps"]
+    except (OSError, ValueError, KeyError):
+        return "load"
+    return next((step["name"] for step in steps if step["state"] == "running"), "between steps")
 
 
 def _children(pid: int) -> list[int]:
@@ -94,6 +108,7 @@ def measure(model: Path, text: Path, folder: Path, method: str, threads: int | N
         "parameters": report["model"]["parameters"],
         "method": method,
         "peak_gb": max(watch.peak_kb.values()) * 1024 / 1e9,
+        "largest_gb": {step: kb * 1024 / 1e9 for step, kb in watch.largest_kb.items()},
         "wall_s": seconds,
         "cpu_s": sum(watch.cpu_s.values()),
         "steps": {step["name"]: step["seconds"] for step in report["steps"]},
