@@ -4,8 +4,8 @@
 
 The model is a Llama of that size in bfloat16 shards (tests/large_models.py); its text the standard library's.
 The run goes through `tritpress compress --no-finetune` as a user's does. Printed are the largest resident set
-of the worker process as the kernel kept it (VmHWM), the largest seen in each step, wall and processor seconds, and
-seconds of each step.
+of the worker process as the kernel kept it (VmHWM) and the largest seen in each step, wall and processor
+seconds, and the seconds of each step.
 OPTIONS go to `tritpress compress` as they are.
 """
 
