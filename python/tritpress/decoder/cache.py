@@ -73,7 +73,10 @@ class KVCache:
     def _held(self, numbers: np.ndarray) -> np.ndarray:
         if self.dtype == np.float32:
             return numbers
-        return np.clip(numbers, -_F16_MAX, _F16_MAX)
+        held: np.ndarray = np.minimum(
+            np.maximum(numbers, -_F16_MAX), _F16_MAX
+        )  # np.clip takes four times as long
+        return held
 
     def of_head(self, layer: int, head: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(keys [head_size, stop - start], values [stop - start, head_size]) of one head, in float32."""

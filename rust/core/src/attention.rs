@@ -248,6 +248,14 @@ fn span_by<T: Stored, const FUSED: bool, const LINES: usize>(
 fn side_by_side(rows: &[f32], length: usize, out: &mut [f32]) {
     for (rows, out) in rows.chunks(TOGETHER * length).zip(out.chunks_mut(TOGETHER * length)) {
         let together = rows.len() / length;
+        if together == TOGETHER {
+            // Written so that vectors are interleaved.
+            let [a, b, c, d] = std::array::from_fn(|query| &rows[query * length..][..length]);
+            for (i, out) in out.as_chunks_mut().0[..length].iter_mut().enumerate() {
+                *out = [a[i], b[i], c[i], d[i]];
+            }
+            continue;
+        }
         for (query, row) in rows.chunks_exact(length).enumerate() {
             out.iter_mut().skip(query).step_by(together).zip(row).for_each(|(out, &x)| *out = x);
         }
