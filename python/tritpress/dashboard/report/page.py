@@ -9,7 +9,8 @@ from tritpress import __version__
 from tritpress.dashboard.report import charts, sections
 from tritpress.dashboard.report.facts import Facts
 from tritpress.dashboard.report.markup import Markup, empty, join, markup
-from tritpress.dashboard.report.tensor_charts import worst_histograms
+from tritpress.dashboard.report.picture import Picture
+from tritpress.dashboard.report.tensor_charts import tuning, worst_details, worst_histograms
 from tritpress.dashboard.views.progress import pressed_words
 from tritpress.dashboard.views.quality import gradients
 from tritpress.dashboard.views.shades import SHADES
@@ -72,7 +73,7 @@ def _shade_rules() -> str:
     return "".join(f"#shade-{key}:checked~.of-{key}{{display:block}}" for key in SHADES)
 
 
-def _figure(picture: charts.Picture) -> Markup:
+def _figure(picture: Picture) -> Markup:
     return markup('<figure data-chart="{}">{}</figure>', picture.key, Markup(picture.drawing.render()))
 
 
@@ -122,14 +123,18 @@ def _error(facts: Facts) -> Markup:
     picture = charts.errors(charts.board_of(facts))
     if picture is None:
         return empty("No error to show", _early(facts, "It is measured while tensors are pressed."))
-    found = worst_histograms(facts)
+    parts = [
+        _charts("Weights before and after: the tensors with the largest error", worst_histograms(facts)),
+        _charts("Their scales and blocks", worst_details(facts)),
+        _charts("What other thresholds would give, by the plan's losses", tuning(facts)),
+    ]
+    return _figure(picture) + join(parts)
+
+
+def _charts(title: str, found: list[Picture]) -> Markup:
     if not found:
-        return _figure(picture)
-    return markup(
-        '{}<h3>Weights before and after: the tensors with the largest error</h3><div class="charts">{}</div>',
-        _figure(picture),
-        join(map(_figure, found)),
-    )
+        return Markup("")
+    return markup('<h3>{}</h3><div class="charts">{}</div>', title, join(map(_figure, found)))
 
 
 def _training(facts: Facts) -> Markup:

@@ -116,7 +116,7 @@ def _image(made: Drawing, values: Any, low: float, high: float, place: tuple[flo
             share = (float(values[y, x]) - low) / (high - low)
             tint = colour(round(share * COLOURS) / COLOURS)
             corner = f"M{number(left + wide * x)} {number(top + high_of_cell * y)}"
-            cell = f"h{number(wide + 0.1)}v{number(high_of_cell + 0.1)}h{number(-wide - 0.1)}z"
+            cell = f"h{number(wide)}v{number(high_of_cell)}h{number(-wide)}z"
             fills.setdefault(tint, []).append(corner + cell)
     # Cells of one colour are one path: that is a third of the size.
     made.parts += [
