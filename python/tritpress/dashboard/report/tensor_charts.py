@@ -17,6 +17,9 @@ from tritpress.runs.diff import ordered, tensor_diffs
 from tritpress.runs.tuning import basis_of, read_curves, sweep
 from tritpress.ternarize.details import TensorDetails
 
+WIDE = 20.0
+"""Largest over least perplexity from which an axis is logarithmic."""
+
 WORST = 6
 """Tensors whose weights are shown before and after."""
 
@@ -145,9 +148,12 @@ def tuning(facts: Facts) -> list[Picture]:
         if not known:
             continue
         made = Drawing(title, NARROW, HEIGHT - 30)
-        log_y = key == "tuning-perplexity"
         low, high = min(y for _, y in known), max(y for _, y in known)
-        ends = (0.9 * low, 1.1 * high) if log_y else (0.0, 1.05 * high or 1.0)
+        log_y = key == "tuning-perplexity" and high > WIDE * low
+        if key == "tuning-perplexity":
+            ends = (0.9 * low, 1.1 * high)
+        else:
+            ends = (0.0, 1.05 * high or 1.0)
         frame = Frame(made, (known[0][0], known[-1][0]), ends, x_label="Threshold / mean |w| of the group",
                       y_label=label, log_y=log_y)  # fmt: skip
         made.path([(frame.x(x), frame.y(y)) for x, y in known], OKABE_ITO[0])
