@@ -150,10 +150,7 @@ def tuning(facts: Facts) -> list[Picture]:
         made = Drawing(title, NARROW, HEIGHT - 30)
         low, high = min(y for _, y in known), max(y for _, y in known)
         log_y = key == "tuning-perplexity" and high > WIDE * low
-        if key == "tuning-perplexity":
-            ends = (0.9 * low, 1.1 * high)
-        else:
-            ends = (0.0, 1.05 * high or 1.0)
+        ends = (0.9 * low, 1.1 * high) if key == "tuning-perplexity" else (0.0, 1.05 * high or 1.0)
         frame = Frame(made, (known[0][0], known[-1][0]), ends, x_label="Threshold / mean |w| of the group",
                       y_label=label, log_y=log_y)  # fmt: skip
         made.path([(frame.x(x), frame.y(y)) for x, y in known], OKABE_ITO[0])
