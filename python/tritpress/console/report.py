@@ -143,11 +143,11 @@ def before_after(report: dict[str, Any]) -> Table:
         ("perplexity", [figure(column.get("perplexity")) for column in columns]),
         ("  95 % interval", [_ends(column.get("perplexity_interval"), figure) for column in columns]),
         ("  change", [DASH, percent(change, sign=True), _change(columns[2], columns[0])]),
-        ("  95 % interval", [DASH, _span(interval), DASH]),
+        ("  95 % interval", [DASH, _ends(interval, lambda end: percent(end, sign=True)), DASH]),
         ("top-1", [percent(column.get("top1")) for column in columns]),
         ("  95 % interval", [_ends(column.get("top1_interval"), percent) for column in columns]),
         ("  kept", [DASH, percent(report.get("accuracy_kept")), _kept(columns[2], columns[0])]),
-        ("  95 % interval", [DASH, _span(report.get("accuracy_interval"), sign=False), DASH]),
+        ("  95 % interval", [DASH, _ends(report.get("accuracy_interval"), percent), DASH]),
         ("KL divergence, nats", [figure(column.get("kl"), 3) for column in columns]),
         ("same top-1", [percent(column.get("agreement")) for column in columns]),
         ("latency, ms a token", [figure(column.get("latency_ms"), 3) for column in columns]),
@@ -167,7 +167,7 @@ def tasks_table(tasks: dict[str, Any]) -> Table:
         values = [percent(found[key]) for key in ("original", "packed", "kept")]
         table.add_row(found["task"], found["metric"], f"{found['documents']:,}", *values)
     interval = tasks.get("interval")
-    span = f"{percent(interval[0])} to {percent(interval[1])}" if interval else ""
+    span = _ends(interval, percent) if interval else ""
     label = "mean, 95 % interval" if span else "mean"
     table.add_row(label, span, "", "", "", percent(tasks["accuracy_kept"]))
     return table
@@ -233,9 +233,3 @@ def _kept(after: dict[str, Any], before: dict[str, Any]) -> str:
 
 def _ends(interval: list[float] | None, words: Callable[[float], str]) -> str:
     return DASH if not interval else f"{words(interval[0])} to {words(interval[1])}"
-
-
-def _span(interval: list[float] | None, sign: bool = True) -> str:
-    if not interval:
-        return DASH
-    return f"{percent(interval[0], sign=sign)} to {percent(interval[1], sign=sign)}"
