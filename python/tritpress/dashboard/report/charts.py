@@ -9,7 +9,7 @@ from tritpress.dashboard.report.added import added_charts
 from tritpress.dashboard.report.facts import Facts
 from tritpress.dashboard.report.picture import COLOURS, HEIGHT, NARROW, WIDTH, Picture, colour, slug
 from tritpress.dashboard.report.svg import Drawing, Frame, escape, number
-from tritpress.dashboard.report.tensor_charts import tuning, worst_details, worst_histograms
+from tritpress.dashboard.report.tensor_charts import tuning, worst_pictures
 from tritpress.dashboard.theme import CURRENT, MARKERS, OKABE_ITO
 from tritpress.dashboard.views import curves as curve_views
 from tritpress.dashboard.views import figures as fig
@@ -267,7 +267,8 @@ def pictures(facts: Facts) -> list[Picture]:
             found += grids(board, shade)
         found += zeros(board, facts.config)
         found.append(errors(board))
-        found += [*worst_histograms(facts), *worst_details(facts), *tuning(facts)]
+        weights, rest = worst_pictures(facts)
+        found += [*weights, *rest, *tuning(facts)]
     found += training(facts)
     found.append(gradient_norms(facts))
     return [picture for picture in found if picture is not None]

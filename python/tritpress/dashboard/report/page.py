@@ -10,7 +10,7 @@ from tritpress.dashboard.report import charts, sections
 from tritpress.dashboard.report.facts import Facts
 from tritpress.dashboard.report.markup import Markup, empty, join, markup
 from tritpress.dashboard.report.picture import Picture
-from tritpress.dashboard.report.tensor_charts import tuning, worst_details, worst_histograms
+from tritpress.dashboard.report.tensor_charts import tuning, worst_pictures
 from tritpress.dashboard.views.progress import pressed_words
 from tritpress.dashboard.views.quality import gradients
 from tritpress.dashboard.views.shades import SHADES
@@ -123,9 +123,10 @@ def _error(facts: Facts) -> Markup:
     picture = charts.errors(charts.board_of(facts))
     if picture is None:
         return empty("No error to show", _early(facts, "It is measured while tensors are pressed."))
+    weights, rest = worst_pictures(facts)
     parts = [
-        _charts("Weights before and after: the tensors with the largest error", worst_histograms(facts)),
-        _charts("Their scales and blocks", worst_details(facts)),
+        _charts("Weights before and after: the tensors with the largest error", weights),
+        _charts("Their scales and blocks", rest),
         _charts("What other thresholds would give, by the plan's losses", tuning(facts)),
     ]
     return _figure(picture) + join(parts)

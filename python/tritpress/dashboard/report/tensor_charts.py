@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -52,23 +53,19 @@ def histogram(name: str, details: TensorDetails) -> Picture:
     return Picture(f"histogram-{slug(name)}", made)
 
 
-def worst_tensors(facts: Facts) -> list[tuple[str, TensorDetails]]:
+def worst_tensors(facts: Facts) -> Iterator[tuple[str, TensorDetails]]:
     """The tensors with the largest error, as far as the run recorded them."""
     worst = [diff.name for diff in ordered(tensor_diffs(facts.state)) if diff.error is not None][:WORST]
-    return list(load_many(facts.path, worst))
+    return load_many(facts.path, worst)
 
 
-def worst_histograms(facts: Facts) -> list[Picture]:
-    """Weights before and after of the tensors with the largest error."""
-    return [histogram(name, details) for name, details in worst_tensors(facts)]
-
-
-def worst_details(facts: Facts) -> list[Picture]:
-    """Scales and blocks of the same tensors."""
-    found = []
+def worst_pictures(facts: Facts) -> tuple[list[Picture], list[Picture]]:
+    """Of these tensors, each read once: weights before and after; scales and blocks."""
+    weights, rest = [], []
     for name, details in worst_tensors(facts):
-        found += [scales(name, details), blocks(name, details)]
-    return found
+        weights.append(histogram(name, details))
+        rest += [scales(name, details), blocks(name, details)]
+    return weights, rest
 
 
 def scales(name: str, details: TensorDetails) -> Picture:
