@@ -57,6 +57,28 @@ def test_greedy_text_is_that_of_transformers(packed: Path) -> None:
     assert ours["tokens_per_s"] == pytest.approx(ours["tokens"] / ours["seconds"])
 
 
+def test_text_is_the_same_in_both_formats(packed: Path) -> None:
+    """Bit for bit."""
+    told = {format: Decoder.open(packed, threads=1, format=format) for format in ("2bit", "1.6bit")}
+    tokens = np.arange(40) * 7 % told["2bit"].architecture.vocabulary
+    logits = {name: decoder.forward(tokens, all_positions=True) for name, decoder in told.items()}
+    assert np.array_equal(logits["2bit"], logits["1.6bit"])
+    for name, decoder in told.items():
+        assert {m.format for p in decoder.products() for m in getattr(p, "matrices", ())} == {name}
+    texts = {name: generate(packed, PROMPT, max_new_tokens=8, format=name)["text"] for name in told}
+    assert texts["2bit"] == texts["1.6bit"]
+    by_torch = [load(packed, format=name)(torch_ids(tokens)).logits for name in told]
+    assert by_torch[0].equal(by_torch[1])
+    with pytest.raises(UsageError, match="format must be 2bit or"):
+        generate(packed, PROMPT, format="3bit")
+
+
+def torch_ids(tokens: np.ndarray):
+    import torch
+
+    return torch.from_numpy(tokens)[None]
+
+
 def test_both_engines_stream(packed: Path, tiny_moe_dir: Path, tmp_path: Path) -> None:
     pack(tiny_moe_dir, tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -150,7 +172,9 @@ def test_bench_rows_add_up(monkeypatch) -> None:
     monkeypatch.setattr("tritpress.bench_generate.MODELS", {"small": sizes})
     monkeypatch.setattr("tritpress.bench_generate.PROMPT", 8)
     rows = bench_generate(1, ("small",), (4, 100))
-    assert [row["context"] for row in rows] == [4, 100]
+    assert [(row["format"], row["context"]) for row in rows] == [
+        ("2bit", 4), ("2bit", 100), ("1.6bit", 4), ("1.6bit", 100)
+    ]  # fmt: skip
     block = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256 + 2 * 128
     for row in rows:
         assert row["parameters"] == 2 * block + 128 + 2 * 500 * 128

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import shutil
 
 import numpy as np
 import pytest
-from tritpress.errors import InputError
+from tritpress.errors import InputError, UsageError
 
 torch = pytest.importorskip("torch")
 
@@ -82,6 +83,32 @@ def test_compile_and_export_see_the_operator():
     exported = torch.export.export(layer, (x,))
     assert any("ternary_linear" in str(node.target) for node in exported.graph.nodes)
     torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_compiles_around_the_operator_forward_and_backward():
+    layer, _, _ = make(bias=True)
+    x = tokens(70).requires_grad_()
+    expected = torch.nn.functional.silu(layer(x)).sum()
+    (gradient,) = torch.autograd.grad(expected, x)
+    compiled = torch.compile(lambda x: torch.nn.functional.silu(layer(x)).sum(), fullgraph=True)
+    found = compiled(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, x)[0], gradient)
+
+
+def test_both_formats_compute_the_same_and_keep_the_same_state():
+    layer, _, _ = make(out=48, cols=320, group_size=64, bias=True)
+    other = TernaryLinear(
+        layer.codes.clone(), layer.scales, layer.in_features, layer.group_size, layer.bias, format="1.6bit"
+    )
+    for x in (tokens(320)[:1], tokens(320)):
+        assert torch.equal(other(x), layer(x))
+    assert 0 < ops.kernel_bytes(other.codes) < 0.9 * ops.kernel_bytes(layer.codes)
+    assert "format=1.6bit" in repr(other) and other.state_dict().keys() == layer.state_dict().keys()
+    with pytest.raises(UsageError, match="must be 2bit or"):
+        TernaryLinear(layer.codes, layer.scales, 320, 64, format="2.5bit")
 
 
 def test_one_packed_matrix_for_each_codes_tensor_and_none_after_it():

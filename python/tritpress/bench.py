@@ -1,11 +1,12 @@
 """What `tritpress bench` measures: the kernels beside this machine's own limits and beside torch.
 
-Every figure is measured in the run that prints it. Competitors take turns within each repeat, so that a busy
+Every figure is measured in the run that prints it. Competitors take turns, some calls each, so that a busy
 machine slows all of them alike; a row gives the median and the spread (lower and upper quartile).
 """
 
 from __future__ import annotations
 
+import itertools
 import platform
 import tempfile
 import time
@@ -26,7 +27,12 @@ SHAPES = [(2560, 2560), (6912, 2560), (2560, 6912), (4096, 4096), (14336, 4096),
 MATMUL_SHAPES = [(2560, 2560), (4096, 4096)]
 TOKENS = [2, 4, 8, 16, 32, 64, 128]
 MEMORY_BYTES = 256 << 20
-"""Copies that are read in turn amount to this much, so that none is still in the cache."""
+"""This much at least is read between two readings of a copy, so that none of it is still in the cache."""
+UNTIMED, TIMED = 3, 5
+"""Calls of a competitor in each of its turns, the first ones at least that many."""
+SETTLE = 0.003
+"""Seconds that the untimed calls go on for: OpenMP's threads spin for some milliseconds after a call."""
+MOST_TURNS = 80
 
 Row = dict[str, Any]
 Runners = dict[str, Callable[[int], object]]
@@ -74,24 +80,33 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _race(runners: Runners, seconds: float = 0.25, warm: bool = False) -> dict[str, list[float]]:
-    """Microseconds of each runner over interleaved repeats; a runner is called with the repeat's number.
+def _race(runners: Runners, seconds: float = 0.25) -> dict[str, list[float]]:
+    """Microseconds of each runner's calls; a runner is called with its own count of calls so far.
 
-    `warm` calls each once untimed before it is timed, so that it finds its own data in the cache and not
-    what the one before it left there.
+    They take turns of some untimed calls and then `TIMED` timed ones: the first bring a runner's own data
+    back to the cache (one reading of a matrix does not, on CPUs whose last level takes in what the others
+    drop) and outlast the spinning of the threads of the one before.
     """
     times: dict[str, list[float]] = {name: [] for name in runners}
-    for runner in runners.values():
-        runner(0)
-    start, repeat = time.perf_counter(), 0
-    while repeat < 5 or (time.perf_counter() - start < seconds * len(runners) and repeat < 400):
-        repeat += 1
-        for name, runner in runners.items():
-            if warm:
-                runner(repeat)
-            before = time.perf_counter_ns()
-            runner(repeat)
-            times[name].append((time.perf_counter_ns() - before) / 1e3)
+    calls = dict.fromkeys(runners, 0)
+
+    def timed(name: str) -> float:
+        calls[name] += 1
+        before = time.perf_counter_ns()
+        runners[name](calls[name])
+        return (time.perf_counter_ns() - before) / 1e3
+
+    start = time.perf_counter()
+    for turn in range(MOST_TURNS):
+        if turn >= 2 and time.perf_counter() - start > seconds * len(runners):
+            break
+        for name in runners:
+            settled = time.perf_counter() + SETTLE
+            untimed = 0
+            while untimed < UNTIMED or time.perf_counter() < settled:
+                timed(name)
+                untimed += 1
+            times[name] += [timed(name) for _ in range(TIMED)]
     return times
 
 
@@ -144,12 +159,10 @@ def _torch_runners(rows: int, cols: int, n: int, copies: int, threads: int) -> R
     return runners
 
 
-def _ggml(
-    rows: int, cols: int, x: np.ndarray, copies: int, threads: int, warm: bool
-) -> dict[str, list[float]]:
+def _ggml(rows: int, cols: int, x: np.ndarray, copies: int, threads: int) -> dict[str, list[float]]:
     """ggml's TQ2_0 product, right after ours and not in turns: its idle threads spin for a while."""
     with ggml_products((rows, cols), x, copies, threads) as run:
-        return {} if run is None else _race({"ggml": run}, warm=warm)
+        return {} if run is None else _race({"ggml": run})
 
 
 def _dynamic_source(torch: Any, rows: int, cols: int) -> Any:
@@ -191,44 +204,54 @@ def _matvec(threads: int, limits: Any, torch: bool) -> list[Row]:
     """One token at every shape, from memory and from cache, in every format and beside torch."""
     out = []
     rng = np.random.default_rng(1)
-    for rows, cols in SHAPES:
-        x = rng.standard_normal(cols).astype(np.float32)
-        formats: Any = ((64, "2bit"), (0, "2bit"), (64, "1.6bit"))
-        for group_size, format in formats:
-            codes, scales = _arrays(rows, cols, group_size)
-            first = _core.PackedMatrix(codes, scales, group_size, (rows, cols), format)
-            copies = -(-MEMORY_BYTES // first.nbytes)
-            matrices = [first] + [
-                _core.PackedMatrix(codes, scales, group_size, (rows, cols), format) for _ in range(copies - 1)
-            ]
+    for shape in SHAPES:
+        x = rng.standard_normal((1, shape[1])).astype(np.float32)
+        for group_size, format in ((64, "2bit"), (0, "2bit"), (64, "1.6bit")):
+            matrices = _copies(shape, group_size, format)
+            first = matrices[0]
             for where in ("memory", "cache"):
-                memory = where == "memory"
-                used = matrices if memory else matrices[:1]
+                used = matrices if where == "memory" else matrices[:1]
+                turn = itertools.cycle(used)  # shared: each reads what has been left alone longest
 
-                def ours(i: int, used: list = used, x: np.ndarray = x) -> object:
-                    return used[i % len(used)].matvec(x, threads)
+                def ours(i: int, turn: Any = turn, x: np.ndarray = x[0]) -> object:
+                    return next(turn).matvec(x, threads)
 
-                best = _of_memory(limits) if memory else _core.read_again(first.nbytes, threads)
+                best = _of_memory(limits) if where == "memory" else _core.read_again(first.nbytes, threads)
                 way = best["streams"], best["ahead"]
 
-                def reading(i: int, used: list = used, way: tuple[int, int] = way) -> object:
-                    _core.read_once(used[(i + len(used) // 2) % len(used)], *way, threads)
+                def reading(i: int, turn: Any = turn, way: tuple[int, int] = way) -> object:
+                    _core.read_once(next(turn), *way, threads)
                     return None
 
                 runners: Runners = {"tritpress": ours, "reading": reading}
-                if torch and (group_size, format) == (64, "2bit"):
-                    torch_copies = -(-MEMORY_BYTES // (4 * rows * cols)) if memory else 1
-                    runners |= _torch_runners(rows, cols, 1, torch_copies, threads)
-                times = _race(runners, warm=where == "cache")
-                if format == "2bit":
-                    times |= _ggml(rows, cols, x[None], len(used), threads, warm=where == "cache")
-                operations = 2.0 * rows * cols / limits["unpack_gop_s"] / 1e3
+                times = _beside_others(runners, first, x, len(used), threads, torch)
+                operations = 2.0 * first.shape[0] * first.shape[1] / limits["unpack_gop_s"] / 1e3
                 read, _ = _summary(times.pop("reading"))
                 floor = max(first.nbytes / best["gb_s"] / 1e3, operations)
                 row = _row("matvec", first, 1, threads, where, times, floor)
                 row |= {"reading_us": read, "ratio_reading": round(row["us"] / max(read, operations), 3)}
                 out.append(row)
     return out
+
+
+def _copies(shape: tuple[int, int], group_size: int, format: Any = "2bit") -> list[Any]:
+    """One matrix so many times that each is out of the cache when its turn comes again."""
+    codes, scales = _arrays(*shape, group_size)
+    first = _core.PackedMatrix(codes, scales, group_size, shape, format)
+    more = -(-MEMORY_BYTES // first.nbytes)
+    return [first] + [_core.PackedMatrix(codes, scales, group_size, shape, format) for _ in range(more)]
+
+
+def _beside_others(
+    runners: Runners, matrix: Any, x: np.ndarray, copies: int, threads: int, torch: bool
+) -> dict[str, list[float]]:
+    """Times of our own runners in turns with torch's, and of ggml's after them, for the same inputs."""
+    rows, cols = matrix.shape
+    if torch and (matrix.group_size, matrix.format) == (64, "2bit"):  # once for each shape
+        torch_copies = -(-MEMORY_BYTES // (4 * rows * cols)) + 1 if copies > 1 else 1
+        runners = runners | _torch_runners(rows, cols, len(x), torch_copies, threads)
+    times = _race(runners)
+    return times if matrix.format != "2bit" else times | _ggml(rows, cols, x, copies, threads)
 
 
 def _of_memory(limits: Any) -> Any:
@@ -240,37 +263,34 @@ def _of_memory(limits: Any) -> Any:
 
 
 def _matmul(threads: int, limits: Any, torch: bool) -> list[Row]:
-    """Many tokens; the floor is the multiply-add peak alone."""
+    """Many tokens, from memory and from cache; the floor is the multiply-add peak alone."""
     out = []
     rng = np.random.default_rng(1)
-    for rows, cols in MATMUL_SHAPES:
+    for shape in MATMUL_SHAPES:
         for group_size in (64, 0):
-            codes, scales = _arrays(rows, cols, group_size)
-            matrix = _core.PackedMatrix(codes, scales, group_size, (rows, cols))
-            for n in TOKENS:
-                x = rng.standard_normal((n, cols)).astype(np.float32)
+            matrices = _copies(shape, group_size)
+            for where in ("memory", "cache"):
+                used = matrices if where == "memory" else matrices[:1]
+                turn = itertools.cycle(used)
+                for n in TOKENS:
+                    x = rng.standard_normal((n, shape[1])).astype(np.float32)
 
-                def ours(i: int, matrix: Any = matrix, x: np.ndarray = x) -> object:
-                    return matrix.matmul(x, threads)
+                    def ours(i: int, turn: Any = turn, x: np.ndarray = x) -> object:
+                        return next(turn).matmul(x, threads)
 
-                runners: Runners = {"tritpress": ours}
-                if torch and group_size == 64:
-                    runners |= _torch_runners(rows, cols, n, 1, threads)
+                    def single(i: int, turn: Any = turn, x: np.ndarray = x) -> object:
+                        return next(turn).matvec(x[0], threads)
 
-                def single(i: int, matrix: Any = matrix, x: np.ndarray = x) -> object:
-                    return matrix.matvec(x[0], threads)
-
-                # In the same race, so that whatever torch leaves in the caches slows both alike.
-                times = _race(runners | {"single": single}, warm=True)
-                times |= _ggml(rows, cols, x, 1, threads, warm=True)
-                one, _ = _summary(times.pop("single"))
-                operations = 2.0 * n * rows * cols / 1e3
-                floor = operations / limits["multiply_gop_s"]
-                row = _row("matmul", matrix, n, threads, "cache", times, floor)
-                unit = limits.get("matrix_gop_s")
-                row["ratio_matrix_unit"] = round(row["us"] / operations * unit, 3) if unit else None
-                row["ratio_matvecs"] = round(one * n / row["us"], 2)
-                out.append(row)
+                    runners: Runners = {"tritpress": ours, "single": single}
+                    times = _beside_others(runners, matrices[0], x, len(used), threads, torch)
+                    one, _ = _summary(times.pop("single"))
+                    operations = 2.0 * n * shape[0] * shape[1] / 1e3
+                    floor = operations / limits["multiply_gop_s"]
+                    row = _row("matmul", matrices[0], n, threads, where, times, floor)
+                    unit = limits.get("matrix_gop_s")
+                    row["ratio_matrix_unit"] = round(row["us"] / operations * unit, 3) if unit else None
+                    row["ratio_matvecs"] = round(one * n / row["us"], 2)
+                    out.append(row)
     return out
 
 

@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from tritpress import _core
+from tritpress.config import MemoryFormat
 from tritpress.decoder import Decoder, Sampler
 from tritpress.formats.header import lay_out
 from tritpress.formats.layout import PACKED_METADATA, code_bytes, group_count
@@ -54,21 +55,22 @@ Row = dict[str, Any]
 def bench_generate(
     threads: int, models: Sequence[str] = ("random-110m", "random-1.1b"), contexts: Sequence[int] = CONTEXTS
 ) -> list[Row]:
-    """One row for each model and context, medians over `REPEATS` runs of `TOKENS` greedy tokens.
+    """One row for each model, format and context: medians over `REPEATS` runs of `TOKENS` tokens.
 
-    Keys: op, model, parameters, threads, isa, context, tokens, tokens_s, us (one token), matvec_us (all
-    products), head_us (the output head's share of these), rest_us, rest_share (rest_us / us),
-    us_best and rest_share_best (of the fastest token: what a busy machine disturbed least), prompt_tokens_s
-    (the faster of two prompts of `PROMPT` tokens).
+    Keys: op, model, parameters, threads, isa, format, context, tokens, tokens_s, us (one token), matvec_us
+    (all products), head_us (the output head's share of these), rest_us, rest_share (rest_us / us), us_best
+    and rest_share_best (of the fastest token: what a busy machine disturbed least), prompt_tokens_s (the
+    faster of two prompts of `PROMPT` tokens).
     """
     rows = []
     for name in models:
         with tempfile.TemporaryDirectory(prefix="tritpress-bench-") as folder:
             parameters = write_random_model(Path(folder), MODELS[name])
-            decoder = Decoder.open(folder, threads)
-            common: Row = {"op": "decode", "model": name, "parameters": parameters, "threads": threads}
-            common |= {"isa": _core.isa(), "prompt_tokens_s": _prompt_rate(decoder)}
-            rows += [common | _measure(decoder, context) for context in contexts]
+            for format in get_args(MemoryFormat):
+                decoder = Decoder.open(folder, threads, format=format)
+                common: Row = {"op": "decode", "model": name, "parameters": parameters, "threads": threads}
+                common |= {"isa": _core.isa(), "format": format, "prompt_tokens_s": _prompt_rate(decoder)}
+                rows += [common | _measure(decoder, context) for context in contexts]
     return rows
 
 

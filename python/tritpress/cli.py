@@ -427,6 +427,10 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Share of the probability to draw from.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    format: Annotated[
+        o.MemoryFormat,
+        typer.Option(help="How the kernels hold the codes: 1.6bit reads less, computes more; the same text."),
+    ] = o.MemoryFormat.two,
     threads: o.ThreadsOption = None,
     debug: o.DebugOption = False,
     json: o.JsonOption = False,
@@ -451,6 +455,7 @@ def generate(
         seed=seed,
         threads=threads,
         on_text=None if json else show,
+        format=format.value,
     )
     if json:
         print_json(found)

@@ -7,7 +7,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,6 +18,9 @@ from tritpress.events.rules import DEFAULT_RULES, parse_rules
 
 GROUP_SIZES = (0, 32, 64, 128, 256)
 """Inputs that share one scale; 0 stands for the whole row."""
+
+MemoryFormat = Literal["2bit", "1.6bit"]
+"""How the kernels hold ternary codes in memory: four in a byte, or five (less to read, more to compute)."""
 
 BASE_GROUP_SIZE = 64
 """The group size where neither the user nor the planner chose another."""
@@ -81,6 +84,12 @@ UNSAFE_OVER_API = frozenset({"alert_command", "tasks"})
 
 Naming = Callable[[str], str]
 """Field -> what the user calls it: the field, an option of the command line, a key of a file."""
+
+
+def check_memory_format(format: str) -> None:
+    """Raises `UsageError` for what is no `MemoryFormat`."""
+    if format not in get_args(MemoryFormat):
+        raise UsageError(f"format must be {' or '.join(get_args(MemoryFormat))}, not {format}")
 
 
 class CompressionConfig(BaseModel):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tritpress.config import MemoryFormat, check_memory_format
 from tritpress.errors import InputError, UsageError
 
 OnText = Callable[[str], object]
@@ -27,14 +28,16 @@ def generate(
     device: str = "cpu",
     threads: int | None = None,
     on_text: OnText | None = None,
+    format: MemoryFormat = "2bit",
 ) -> dict[str, Any]:
     """Continue `prompt` with the model in `path`.
 
     `temperature` 0 takes the likeliest token each time, above 0 draws with `seed` from the `top_p` share of
     the probability. `threads` of the kernels (None: their own choice). `on_text` is called with each piece of
-    new text as it comes. Returns {"text" (the new text alone), "prompt", "tokens" (new ones), "tokens_per_s"
-    (prompt included in the time), "seconds", "stopped": "eos" | "length", "engine": "decoder" |
-    "transformers"}.
+    new text as it comes. `format`: how the kernels hold the codes in memory ("1.6bit" reads less and computes
+    more; the text is the same). Returns {"text" (the new text alone), "prompt", "tokens" (new ones),
+    "tokens_per_s" (prompt included in the time), "seconds", "stopped": "eos" | "length", "engine": "decoder"
+    | "transformers"}.
 
     The decoder on the packed kernels runs Llama-like and GPT-2-like packed models on the CPU; all other
     models, devices and `activation_bits=None` go through transformers.
@@ -49,6 +52,7 @@ def generate(
         raise UsageError(f"top_p must be above 0 and at most 1, not {top_p}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be 1 or more, not {threads}")
+    check_memory_format(format)
     drawing: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
     if activation_bits == 8 and device == "cpu":
         from tritpress.formats.packed_reader import is_packed
@@ -57,7 +61,7 @@ def generate(
             from tritpress.decoder import UnsupportedModel
 
             try:
-                return _by_decoder(Path(path), prompt, max_new_tokens, threads, on_text, **drawing)
+                return _by_decoder(Path(path), prompt, max_new_tokens, threads, on_text, format, **drawing)
             except UnsupportedModel:
                 pass  # transformers may know it
     from tritpress.formats.huggingface import load_tokenizer, need_transformers
@@ -72,7 +76,7 @@ def generate(
 
         torch.set_num_threads(threads)
         set_threads(threads)
-    model = load(path, activation_bits=activation_bits, device=device)
+    model = load(path, activation_bits=activation_bits, device=device, format=format)
     return generate_with(model, load_tokenizer(path), prompt, max_new_tokens, on_text=on_text, **drawing)
 
 
@@ -82,6 +86,7 @@ def _by_decoder(
     max_new_tokens: int,
     threads: int | None,
     on_text: OnText | None,
+    format: MemoryFormat,
     **drawing: Any,
 ) -> dict[str, Any]:
     """`generate` on the packed kernels. `UnsupportedModel` comes before any work."""
@@ -103,7 +108,7 @@ def _by_decoder(
         tokens = tokenizer(prompt)["input_ids"] if prompt else []
     eos = _eos(packed.config.get("eos_token_id"), tokenizer)
     tokens, count = _fit(tokens, tokenizer, eos, told.longest, told.vocabulary, max_new_tokens)
-    decoder = Decoder(packed, threads)
+    decoder = Decoder(packed, threads, format=format)
 
     def decode(found: Sequence[int]) -> str:
         text = tokenizer.decode(found) if isinstance(tokenizer, Tokenizer) else _decode(tokenizer, found)

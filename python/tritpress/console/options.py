@@ -44,6 +44,11 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class MemoryFormat(StrEnum):
+    two = "2bit"
+    five_in_a_byte = "1.6bit"
+
+
 class Bench(StrEnum):
     matvec = "matvec"
     matmul = "matmul"

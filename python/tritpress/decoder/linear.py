@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from tritpress._core import PackedMatrix
+from tritpress.config import MemoryFormat
 
 INT8_BLOCK_ROWS = 8192
 """Rows of an int8 head that are turned into planes at once: what loading needs beside the result."""
@@ -55,7 +56,9 @@ class Ternary:
     Parts with the same number of planes and group size share one `PackedMatrix`; the others have their own.
     """
 
-    def __init__(self, parts: Sequence[Part], threads: int | None = None) -> None:
+    def __init__(
+        self, parts: Sequence[Part], threads: int | None = None, format: MemoryFormat = "2bit"
+    ) -> None:
         self.rows = sum(part.rows for part in parts)
         self.threads = threads
         starts = np.cumsum([0, *(part.rows for part in parts)])
@@ -71,7 +74,7 @@ class Ternary:
                 for arrays in ([p.codes for p in chosen], [p.scales for p in chosen])
             )
             shape = (codes.shape[1], chosen[0].cols)
-            self.matrices.append(PackedMatrix(codes, scales, group_size=group_size, shape=shape))
+            self.matrices.append(PackedMatrix(codes, scales, group_size, shape, format))
             places, at = [], 0
             for i in members:
                 places.append((slice(at, at + parts[i].rows), slice(int(starts[i]), int(starts[i + 1]))))
@@ -157,8 +160,9 @@ class Int8Rows:
     not repeated here.)
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, format: MemoryFormat = "2bit") -> None:
         self.threads = threads
+        self.format: MemoryFormat = format
         self.rows = 0
         self.matrices: list[PackedMatrix] = []
         self._scales: list[np.ndarray] = []
@@ -179,7 +183,7 @@ class Int8Rows:
             codes[plane] = low >> shift & mask | (high >> shift & mask) << np.uint32(4)
         powers = (3.0 ** np.arange(INT8_PLANES)).astype(np.float16)
         plane_scales = np.ascontiguousarray(np.broadcast_to(powers[:, None, None], (INT8_PLANES, rows, 1)))
-        self.matrices.append(PackedMatrix(codes, plane_scales, group_size=0, shape=(rows, cols)))
+        self.matrices.append(PackedMatrix(codes, plane_scales, 0, (rows, cols), self.format))
         self._scales.append(scales.astype(np.float32))
         self._scale = np.concatenate(self._scales)
         self.rows += rows

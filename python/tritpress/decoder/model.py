@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tritpress.config import MemoryFormat, check_memory_format
 from tritpress.decoder.architecture import Architecture, read_architecture
 from tritpress.decoder.blas import one_thread
 from tritpress.decoder.blocks import Gpt2Block, LlamaBlock, RmsNorm, layer_norm
@@ -31,15 +32,23 @@ class Decoder:
     once: it has one cache.
     """
 
-    def __init__(self, packed: PackedModel, threads: int | None = None, cache: str = "float16") -> None:
+    def __init__(
+        self,
+        packed: PackedModel,
+        threads: int | None = None,
+        cache: str = "float16",
+        format: MemoryFormat = "2bit",
+    ) -> None:
         """`threads` of the kernels; None: their own choice. `cache`: "float16" or "float32", what keys and
-        values are held as.
+        values are held as. `format`: how the kernels hold the codes; what is computed is the same bit for
+        bit.
 
         Raises `UnsupportedModel` for an architecture that transformers must run, `InputError` for tensors
-        that are missing, damaged or of the wrong shape.
+        that are missing, damaged or of the wrong shape, `UsageError` for an unknown format.
         """
+        check_memory_format(format)
         told = read_architecture(packed.config)
-        weights = Weights(packed, "transformer." if told.gpt2 else "model.", threads)
+        weights = Weights(packed, "transformer." if told.gpt2 else "model.", threads, format)
         names = ("wte", "lm_head") if told.gpt2 else ("embed_tokens", "lm_head")
         embedding, head = f"{weights.prefix}{names[0]}.weight", f"{names[1]}.weight"
         if told.tied:
@@ -70,9 +79,15 @@ class Decoder:
         self.position = 0
 
     @classmethod
-    def open(cls, path: str | Path, threads: int | None = None, cache: str = "float16") -> Decoder:
+    def open(
+        cls,
+        path: str | Path,
+        threads: int | None = None,
+        cache: str = "float16",
+        format: MemoryFormat = "2bit",
+    ) -> Decoder:
         """The decoder of a packed directory; see `__init__` for the options and for what it raises."""
-        return cls(open_packed(path, values=False), threads, cache)
+        return cls(open_packed(path, values=False), threads, cache, format)
 
     @property
     def nbytes(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tritpress.config import MemoryFormat
 from tritpress.decoder.architecture import UnsupportedModel
 from tritpress.decoder.linear import INT8_BLOCK_ROWS, Beside, Dense, Int8Rows, Part, Product, Ternary
 from tritpress.errors import InputError
@@ -41,10 +42,13 @@ class Piece:
 class Weights:
     """Reads a model's tensors by name and keeps the account of what was read."""
 
-    def __init__(self, packed: PackedModel, prefix: str, threads: int | None) -> None:
+    def __init__(
+        self, packed: PackedModel, prefix: str, threads: int | None, format: MemoryFormat = "2bit"
+    ) -> None:
         """`prefix` is that of the full model (`model.`, `transformer.`); a bare model's file lacks it."""
         self.packed = packed
         self.threads = threads
+        self.format: MemoryFormat = format
         self._names = set(packed.names())
         self.prefix = prefix if any(name.startswith(prefix) for name in self._names) else ""
         self._used: set[str] = set()
@@ -66,9 +70,9 @@ class Weights:
     def linear(self, *pieces: Piece) -> Product:
         """The product with one weight, or with several of the same input stacked along their outputs."""
         if all(piece.weight in self.packed.tensors for piece in pieces):
-            return Ternary([self._part(piece) for piece in pieces], self.threads)
+            return Ternary([self._part(piece) for piece in pieces], self.threads, self.format)
         found: list[Product] = [
-            Ternary([self._part(piece)], self.threads)
+            Ternary([self._part(piece)], self.threads, self.format)
             if piece.weight in self.packed.tensors
             else self._dense(piece)
             for piece in pieces
@@ -83,7 +87,7 @@ class Weights:
         q8, scale = self.packed.entries[f"{name}.q8"], self.packed.entries[f"{name}.q8_scale"]
         scales = read_raw(scale)
         check_scales(scales, scale.file, name)
-        made = Int8Rows(self.threads)
+        made = Int8Rows(self.threads, self.format)
         for start in range(0, rows, INT8_BLOCK_ROWS):
             stop = min(rows, start + INT8_BLOCK_ROWS)
             made.append(read_raw(q8, start * cols, stop * cols).reshape(-1, cols), scales[start:stop])

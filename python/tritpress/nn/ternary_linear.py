@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tritpress.config import MemoryFormat, check_memory_format
 from tritpress.errors import InputError
 from tritpress.ops import reference
 from tritpress.ops.linear import ternary_linear
@@ -21,6 +22,7 @@ class TernaryLinear(nn.Module):
         bias: [out] or None; kept in its dtype, added in x's.
         activation_bits: 8 runs the int8 kernels; None multiplies float32 activations by the dequantized
         weight.
+        format: how the int8 kernels hold the codes in memory, "2bit" or "1.6bit"; `state_dict` is the same.
 
     Raises `InputError` where the shapes or dtypes disagree. Moving the module between devices moves the
     packed weight; `.half()` and the like leave it alone (its dtypes are the format's).
@@ -38,14 +40,17 @@ class TernaryLinear(nn.Module):
         group_size: int,
         bias: Tensor | None = None,
         activation_bits: int | None = 8,
+        format: MemoryFormat = "2bit",
     ) -> None:
         super().__init__()
+        check_memory_format(format)
         _check(codes, scales, in_features, group_size, bias, activation_bits)
         self.in_features = in_features
         self.out_features = codes.shape[1]
         self.planes = codes.shape[0]
         self.group_size = group_size
         self.activation_bits = activation_bits
+        self.format: MemoryFormat = format
         self.register_buffer("codes", codes.contiguous())
         self.register_buffer("scales", scales.contiguous())
         self.register_buffer("bias", bias)
@@ -53,7 +58,7 @@ class TernaryLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], in x's dtype."""
         y = ternary_linear(
-            x, self.codes, self.scales, self.in_features, self.group_size, self.activation_bits
+            x, self.codes, self.scales, self.in_features, self.group_size, self.activation_bits, self.format
         )
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -65,7 +70,7 @@ class TernaryLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, planes={self.planes}, "
             f"group_size={self.group_size}, bias={self.bias is not None}, "
-            f"activation_bits={self.activation_bits}"
+            f"activation_bits={self.activation_bits}, format={self.format}"
         )
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from tritpress.config import MemoryFormat
 from tritpress.errors import UsageError
 from tritpress.ops import reference
 
@@ -36,7 +37,7 @@ def get_threads() -> int | None:
 @dataclass
 class _Packed:
     matrix: Any
-    key: tuple[int, ...]
+    key: tuple[Any, ...]
 
 
 _matrices: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -46,12 +47,15 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def packed_matrix(codes: Tensor, scales: Tensor, in_features: int, group_size: int) -> Any:
+def packed_matrix(
+    codes: Tensor, scales: Tensor, in_features: int, group_size: int, format: str = "2bit"
+) -> Any:
     """The kernels' own copy of a weight, made on first use and kept as long as `codes` lives.
 
-    A change in place of codes or scales makes it anew.
+    A change in place of codes or scales, or another format, makes it anew.
     """
-    key = (codes.data_ptr(), _version(codes), scales.data_ptr(), _version(scales), in_features, group_size)
+    state = codes.data_ptr(), _version(codes), scales.data_ptr(), _version(scales)
+    key = (*state, in_features, group_size, format)
     held = _matrices.get(codes)
     if held is None or held.key != key:
         from tritpress._core import PackedMatrix
@@ -61,7 +65,7 @@ def packed_matrix(codes: Tensor, scales: Tensor, in_features: int, group_size: i
             scales.detach().contiguous().numpy(),
             group_size=group_size,
             shape=(codes.shape[-2], in_features),
-            format="2bit",
+            format=format,  # type: ignore[arg-type]
         )
         held = _Packed(matrix, key)
         _matrices[codes] = held
@@ -81,10 +85,16 @@ def forget(codes: Tensor) -> None:
 
 @torch.library.custom_op("tritpress::ternary_linear", mutates_args=())
 def _ternary_linear(
-    x: Tensor, codes: Tensor, scales: Tensor, in_features: int, group_size: int, activation_bits: int
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    in_features: int,
+    group_size: int,
+    activation_bits: int,
+    format: str = "2bit",
 ) -> Tensor:
     if activation_bits == 8 and x.device.type == "cpu":
-        matrix = packed_matrix(codes, scales, in_features, group_size)
+        matrix = packed_matrix(codes, scales, in_features, group_size, format)
         tokens = x.detach().reshape(-1, in_features).float().contiguous().numpy()
         if tokens.shape[0] == 1:
             y = torch.from_numpy(matrix.matvec(tokens[0], threads=get_threads()))
@@ -98,7 +108,13 @@ def _ternary_linear(
 
 @_ternary_linear.register_fake
 def _(
-    x: Tensor, codes: Tensor, scales: Tensor, in_features: int, group_size: int, activation_bits: int
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    in_features: int,
+    group_size: int,
+    activation_bits: int,
+    format: str = "2bit",
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], codes.shape[-2])
 
@@ -117,14 +133,14 @@ def _(grad: Tensor, codes: Tensor, scales: Tensor, in_features: int, group_size:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, codes, scales, ctx.in_features, ctx.group_size, _ = inputs
+    _, codes, scales, ctx.in_features, ctx.group_size, *_ = inputs
     ctx.save_for_backward(codes, scales)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     codes, scales = ctx.saved_tensors
     grad_x = _ternary_linear_backward(grad, codes, scales, ctx.in_features, ctx.group_size)
-    return grad_x, None, None, None, None, None
+    return grad_x, None, None, None, None, None, None
 
 
 torch.library.register_autograd("tritpress::ternary_linear", _backward, setup_context=_setup_context)
@@ -137,11 +153,12 @@ def ternary_linear(
     in_features: int,
     group_size: int,
     activation_bits: int | None = 8,
+    format: MemoryFormat = "2bit",
 ) -> Tensor:
     """x [..., in] times the packed weight's transpose -> [..., out] in x's dtype (computed in float32).
 
     `codes` uint8 [planes, out, ceil(in / 4)], `scales` float16 [planes, out, groups]. With
     `activation_bits=8` each token is rounded to int8 by its largest value; the gradient passes straight
-    through that rounding.
+    through that rounding. `format`: how the CPU kernels hold the codes; the result is the same bit for bit.
     """
-    return _ternary_linear(x, codes, scales, in_features, group_size, activation_bits or 0)
+    return _ternary_linear(x, codes, scales, in_features, group_size, activation_bits or 0, format)

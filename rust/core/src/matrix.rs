@@ -152,17 +152,21 @@ impl PackedMatrix {
             return Ok(vec![0f32; n * g.rows]);
         }
         let size = self.bytes() / g.tiles;
+        let reading = Reading::of(self.isa, self.bytes());
         if n == 1 {
             let mut out = vec![0f32; g.rows];
-            let reading = Reading::of(self.isa, self.bytes());
             let block = tiles_per_item(g.tiles, size, threads, reading.streams);
             pool::chunks_mut(&mut out, TILE * block, threads, |index, out| {
                 self.matvec_tiles(index * block, &tokens[0], out, reading);
             });
             return Ok(out);
         }
+        let ahead = match &self.codes {
+            Codes::Two(_) => reading.ahead,
+            Codes::Five(_) => 0, // what is read then has just been written
+        };
         let batches: Vec<Batch> =
-            tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g, threads)).collect();
+            tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g, threads, ahead)).collect();
         // Some tiles at a time, for the paths that share broadcasts of activations among them.
         Ok(pool::by_columns(n, g.rows, TILES * TILE, threads, |part, columns| {
             let first = TILES * part;

@@ -230,7 +230,7 @@ impl Many<'_> {
                         Run { at: group * per_block + first, code, steps, group, first: first == 0, last };
                     for ((p, codes), tile) in p.iter_mut().zip(&mut codes).zip(0..) {
                         for codes in &mut codes.0[code..code + steps] {
-                            *p = unpack(*p, step, codes);
+                            *p = unpack(*p, step, codes, self.x.ahead);
                         }
                         if last {
                             scales[count][tile] = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
@@ -335,10 +335,11 @@ impl Many<'_> {
 /// AVX-512 BW and GFNI; `step` is 32 or 64, and `step * 4` bytes can be read.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn unpack(mut p: *const u8, step: usize, codes: &mut [u8; 1024]) -> *const u8 {
-    // SAFETY: the caller's promise; 256 bytes for each 16 inputs are written.
+unsafe fn unpack(mut p: *const u8, step: usize, codes: &mut [u8; 1024], ahead: usize) -> *const u8 {
+    // SAFETY: the caller's promise; 256 bytes for each 16 inputs are written, asking ahead is harmless.
     unsafe {
         for to in codes.chunks_exact_mut(4 * CHUNK_BYTES).take(step / CHUNK) {
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
             for (line, to) in
                 Affine::plain(_mm512_loadu_si512(p.cast())).into_iter().zip(to.chunks_exact_mut(64))
             {

@@ -22,6 +22,8 @@ struct Tokens {
     n: usize,
     /// The first of those at hand.
     first: usize,
+    /// [`Batch::ahead`].
+    ahead: usize,
 }
 
 impl Tokens {
@@ -81,7 +83,7 @@ unsafe fn few_at_a_time<U: Unpack>(p: *const u8, geometry: &Geometry, x: &Batch,
     // As even as can be: 9 tokens are 5 and 4.
     let many = x.n.div_ceil(x.n.div_ceil(few));
     for first in (0..x.n).step_by(many) {
-        let tokens = Tokens { q, offsets, scales, n: x.n, first };
+        let tokens = Tokens { q, offsets, scales, n: x.n, first, ahead: x.ahead };
         // SAFETY: the caller's promise; `many` tokens or the rest from `first` on.
         unsafe {
             match many.min(x.n - first) {
@@ -148,10 +150,14 @@ unsafe fn add_chunks<U: Unpack, const K: usize, const G: usize, const T: usize>(
     constants: &[__m512i; 4],
     p: [*const u8; G],
     x: [[*const i8; T]; G],
+    ahead: usize,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise; asking for a line beyond the tiles is harmless.
     unsafe {
-        let w = p.map(|p| _mm512_loadu_si512(p.cast()));
+        let w = p.map(|p| {
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+            _mm512_loadu_si512(p.cast())
+        });
         for s in 0..4 {
             for g in 0..G {
                 let codes = U::codes(w[g], constants[s]);
@@ -269,7 +275,7 @@ unsafe fn side_by_side<
         for k in 0..CHUNKS {
             let q = std::array::from_fn(|g| std::array::from_fn(|t| x.at::<STEP>(CHUNKS, group + g, k, t)));
             let p = std::array::from_fn(|g| p.add(g * block + k * CHUNK_BYTES));
-            add_chunks::<U, K, G, T>(&mut sums, constants, p, q);
+            add_chunks::<U, K, G, T>(&mut sums, constants, p, q, x.ahead);
         }
         for (g, sums) in sums.iter().enumerate() {
             let scales = p.add(g * block + CHUNKS * CHUNK_BYTES);
@@ -315,7 +321,8 @@ unsafe fn any_groups<U: Unpack, const STEP: usize, const SETS: usize, const K: u
                         for i in 0..per {
                             let q = q.map(|q| q.add(i * CHUNK));
                             let sums = std::array::from_mut(&mut sums[i % SETS]);
-                            add_chunks::<U, K, 1, T>(sums, &constants, [p.add(i * CHUNK_BYTES)], [q]);
+                            let p = [p.add(i * CHUNK_BYTES)];
+                            add_chunks::<U, K, 1, T>(sums, &constants, p, [q], x.ahead);
                         }
                         p = p.add(per * CHUNK_BYTES);
                         k += per;

@@ -71,6 +71,7 @@ pub unsafe fn tiles_times<U: Unpack, const STEP: usize>(
                 let w = &mut w[i * (STEP / 4)..][..STEP / 4];
                 for (tile, p) in p.iter_mut().enumerate() {
                     for four in w.chunks_exact_mut(4) {
+                        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(x.ahead).cast());
                         let codes = U::plain(_mm512_loadu_si512(p.cast()));
                         for (w, codes) in four.iter_mut().zip(codes) {
                             _mm512_store_si512(w.as_mut_ptr().cast::<Line>().add(tile).cast(), codes);

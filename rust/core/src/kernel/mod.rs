@@ -281,6 +281,8 @@ pub struct Batch {
     pub offsets: Vec<i32>,
     /// [n].
     pub scales: Vec<f32>,
+    /// Bytes between the codes that are read and those asked for ahead, as in [`Reading`].
+    pub ahead: usize,
 }
 
 impl Batch {
@@ -290,7 +292,7 @@ impl Batch {
     /// Their activations.
     pub const SPARE: usize = Self::SPARE_TOKENS * 64;
 
-    pub fn new(tokens: &[Activations], geometry: &Geometry, threads: usize) -> Self {
+    pub fn new(tokens: &[Activations], geometry: &Geometry, threads: usize, ahead: usize) -> Self {
         let n = tokens.len();
         let step = geometry.width.clamp(1, 64);
         let worth = (65_536 / geometry.padded_cols().max(1)).max(1);
@@ -309,7 +311,7 @@ impl Batch {
         let mut offsets: Vec<i32> =
             (0..geometry.groups).flat_map(|g| tokens.iter().map(move |t| t.offsets[g])).collect();
         offsets.resize(offsets.len() + Self::SPARE_TOKENS, 0);
-        Batch { n, step, q, offsets, scales: tokens.iter().map(|t| t.scale).collect() }
+        Batch { n, step, q, offsets, scales: tokens.iter().map(|t| t.scale).collect(), ahead }
     }
 }
 

@@ -67,7 +67,7 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
         for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, many] {
             let tokens: Vec<Activations> =
                 (0..n).map(|t| if t % 2 == 0 { x.clone() } else { second.clone() }).collect();
-            let batch = Batch::new(&tokens, &tiles.geometry, 1);
+            let batch = Batch::new(&tokens, &tiles.geometry, 1, 1024);
             // As many tiles at a time as can be, and those left over at the end.
             for first in (0..tiles.geometry.tiles).step_by(TILES) {
                 let count = (tiles.geometry.tiles - first).min(TILES);
