@@ -120,7 +120,14 @@ def test_the_logits_are_those_of_the_held_model_bit_for_bit(
     assert paged is not None and paging.is_paged(paged)
     ids = torch.arange(96).reshape(2, 48) * 7 % 2048
     with torch.inference_mode():
-        assert torch.equal(paged(input_ids=ids).logits, held(input_ids=ids).logits)
+        expected = held(input_ids=ids).logits
+        assert torch.equal(paged(input_ids=ids).logits, expected)
+        embeddings = paging.reading_rows(paged)
+        assert paged.get_input_embeddings() in embeddings
+        with paging.holding(paged, without=embeddings):
+            assert torch.equal(paged(input_ids=ids).logits, expected)
+        with paging.holding(paged):
+            assert torch.equal(paged(input_ids=ids).logits, expected)
     assert all(map(paging.is_placeholder, find_blocks(paged)[1].parameters()))
 
 
@@ -136,6 +143,24 @@ def test_weights_are_dropped_when_a_block_fails(tiny_llama_dir: Path, monkeypatc
     with pytest.raises(ZeroDivisionError):
         paged(input_ids=torch.arange(8)[None])
     assert all(map(paging.is_placeholder, blocks.parameters()))
+
+
+def test_an_embedding_reads_the_rows_of_its_tokens_alone(tiny_llama_dir: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(paging, "SMALLEST", 1 << 14)
+    source = open_source(tiny_llama_dir)
+    paged = load_paged(source)
+    assert paged is not None
+    embedding = paged.get_input_embeddings()
+    read: list[tuple[str, list[int]]] = []
+    rows = embedding.forward
+    own = rows.read_rows
+    rows.read_rows = lambda name, tokens: read.append((name, tokens.tolist())) or own(name, tokens)
+    ids = torch.tensor([[7, 5, 6, 7], [2047, 0, 5, 7]])
+    found = embedding(ids)
+    assert read == [("model.embed_tokens.weight", [0, 5, 6, 7, 2047])]
+    assert paging.is_placeholder(embedding.weight)
+    table = load_original(source).get_input_embeddings().weight
+    assert torch.equal(found, table[ids])
 
 
 def test_what_is_held_is_read_once(tiny_llama_dir: Path, monkeypatch: Any) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tritpress.errors import InputError
 from tritpress.formats.huggingface import SAFE, first_line, model_name, quiet_transformers, refuse_missing
-from tritpress.formats.source import SourceModel, read_tensor
+from tritpress.formats.source import SourceModel, read_some_rows, read_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,11 +62,14 @@ def load_paged(source: SourceModel) -> nn.Module | None:
     def read(name: str) -> Tensor:
         return torch.from_numpy(read_tensor(source.tensors[name]))
 
+    def read_rows(name: str, rows: Tensor) -> Tensor:
+        return torch.from_numpy(read_some_rows(source.tensors[name], rows.cpu().numpy()))
+
     parameters = dict(model.named_parameters())
     names = {id(parameters[own]): name for own, name in places.items() if own in parameters}
     if len(names) != len(parameters):
         return None
-    return page(model.eval(), blocks, names, read)
+    return page(model.eval(), blocks, names, read, read_rows)
 
 
 def _places(model: nn.Module, source: SourceModel) -> dict[str, str] | None:

@@ -158,6 +158,17 @@ def read_rows(entry: TensorEntry, start: int, stop: int) -> np.ndarray:
     return to_float32(read_raw(entry, start * cols, stop * cols), entry.dtype).reshape(stop - start, cols)
 
 
+def read_some_rows(entry: TensorEntry, rows: np.ndarray) -> np.ndarray:
+    """Rows `rows` (ascending) of the 2-D view as float32 [n, cols]; neighbours in one go."""
+    out = np.empty((len(rows), entry.rows_cols[1]), dtype=np.float32)
+    ends = np.flatnonzero(np.diff(rows, append=np.iinfo(np.int64).max) != 1) + 1
+    first = 0
+    for end in ends.tolist():
+        out[first:end] = read_rows(entry, int(rows[first]), int(rows[end - 1]) + 1)
+        first = end
+    return out
+
+
 def row_chunks(rows: int, row_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
     """(start, stop) pieces of about `chunk_bytes` that cover `rows`."""
     step = max(1, chunk_bytes // max(1, row_bytes))

@@ -21,6 +21,9 @@ from tritpress.allocator import give_back_freed
 Read = Callable[[str], Tensor]
 """Name of a parameter in the model -> its value, float32, in the parameter's shape."""
 
+ReadRows = Callable[[str, Tensor], Tensor]
+"""Name of a table and rows of it, int64 [n] -> those rows, float32 [n, cols]."""
+
 SMALLEST = 1 << 20
 """Parameters below which a part outside the blocks stays in memory."""
 
@@ -64,6 +67,21 @@ class _Part:
             owner._parameters[key] = nn.Parameter(torch.zeros(()).expand(shape), requires_grad=False)
 
 
+class _Rows:
+    """The forward pass of an embedding that is on disk: it reads the rows of the tokens at hand alone."""
+
+    def __init__(self, module: nn.Embedding, name: str, read_rows: ReadRows) -> None:
+        self.module, self.name, self.read_rows = weakref.ref(module), name, read_rows
+
+    def __call__(self, input: Tensor) -> Tensor:
+        module = self.module()
+        assert module is not None
+        if not is_placeholder(module.weight):
+            return nn.Embedding.forward(module, input)
+        tokens, places = torch.unique(input, return_inverse=True)
+        return self.read_rows(self.name, tokens)[places]
+
+
 def _before(module: nn.Module, args: Any) -> None:
     part = module.__dict__.get("_paged")
     if part is not None:
@@ -76,11 +94,13 @@ def _after(module: nn.Module, args: Any, output: Any) -> None:
         part.release()
 
 
-def page(model: nn.Module, blocks: nn.ModuleList, names: dict[int, str], read: Read) -> nn.Module:
+def page(
+    model: nn.Module, blocks: nn.ModuleList, names: dict[int, str], read: Read, read_rows: ReadRows
+) -> nn.Module:
     """Make `model` paged, in place: every one of its blocks, and every large layer outside of them.
 
-    `names`: id of each parameter of the model -> the name that `read` knows it by. What stays in memory is
-    read now.
+    `names`: id of each parameter of the model -> the name that `read` and `read_rows` know it by. What stays
+    in memory is read now. A plain embedding is not read whole when it runs: only its rows of the tokens.
     """
     alive: Any = weakref.WeakValueDictionary()
     originals = list(model.parameters())  # kept until the end, so that an id means one parameter
@@ -97,9 +117,12 @@ def page(model: nn.Module, blocks: nn.ModuleList, names: dict[int, str], read: R
                         kept[name] = nn.Parameter(read(name), requires_grad=False)
                     owner._parameters[key] = kept[name]
     for module in [*blocks, *large]:
+        if type(module) is nn.Embedding and module.max_norm is None:
+            module.forward = _Rows(module, names[id(module.weight)], read_rows)  # type: ignore[assignment]
+        else:
+            module.register_forward_pre_hook(_before)
+            module.register_forward_hook(_after, always_call=True)
         module._paged = _Part(module, names, read, alive)  # type: ignore[assignment]
-        module.register_forward_pre_hook(_before)
-        module.register_forward_hook(_after, always_call=True)
     del originals
     return model
 
@@ -141,6 +164,11 @@ def resting(module: nn.Module) -> Iterator[None]:
     finally:
         if part is not None:
             module._paged = part
+
+
+def reading_rows(model: nn.Module) -> list[nn.Module]:
+    """Its paged embeddings, which run as well without being held."""
+    return [module for module in model.modules() if isinstance(module.__dict__.get("forward"), _Rows)]
 
 
 def is_placeholder(tensor: Tensor) -> bool:

@@ -133,7 +133,7 @@ def time_in_turns(
     from tritpress.allocator import give_back_freed
     from tritpress.evaluate.latency import decode_latency
     from tritpress.evaluate.perplexity import batches_of, logits_of
-    from tritpress.nn.paging import holding
+    from tritpress.nn.paging import holding, reading_rows
 
     windows = work.windows("held_out")
     vocabulary = int(work.source.config.get("vocab_size") or 32_768)
@@ -146,7 +146,7 @@ def time_in_turns(
                 model = given if isinstance(given, torch.nn.Module) else given()
                 if _too_large_to_hold(model):
                     continue
-                with holding(model):
+                with holding(model, without=reading_rows(model)):
                     latency = decode_latency(
                         model, windows[0][: max(2, work.window // 4)], tokens=16, warm_up=4
                     )
