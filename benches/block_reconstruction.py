@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ def main() -> None:
         reconstruct(student, work.original, windows, work.windows("validation")[:16], arguments.epochs)
     seconds = time.perf_counter() - started
     folder = arguments.folder / "training" / "blocks"
-    found = bench._evaluated(work, layers, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    found = bench.evaluated(work, layers, folder)
+    shutil.rmtree(folder)
     row = {"windows": len(windows), "epochs": arguments.epochs, "seconds": round(seconds, 1)} | found
     print(json.dumps({k: round(v, 5) for k, v in row.items()}))
 

@@ -176,11 +176,11 @@ class Bench:
         )
         if evaluate and recipe.rest_lr > 0:
             save_rest(work, student)
-        found = self._evaluated(work, layers, folder) if evaluate else {}
+        found = self.evaluated(work, layers, folder) if evaluate else {}
         shutil.rmtree(folder)
         return _figures(name, result) | found
 
-    def _evaluated(self, work: steps.Work, layers: dict[str, BitLinear], folder: Path) -> dict[str, Any]:
+    def evaluated(self, work: steps.Work, layers: dict[str, BitLinear], folder: Path) -> dict[str, Any]:
         store = TensorStore(folder / "tensors")
         for target in work.targets:
             codes, scales = layers[target.name].codes_and_scales()
