@@ -104,6 +104,21 @@ def open_tab(page: Any, server: str, run: str, tab: str, query: str = "") -> Non
     page.locator(f'[data-tab="{tab}"]').first.wait_for(state="attached")
 
 
+def test_many_custom_metrics_have_pages_and_each_a_link(page: Any, server: str, live: Live) -> None:
+    for i in range(30):
+        live.emit("metric", name=f"m{i}", value=float(i))
+    open_tab(page, server, live.run.id, "metrics")
+    wait_until(page, lambda: points(page, "metric:m23:value") == 1, "the first page's charts")
+    assert points(page, "metric:m24:value") == 0
+    page.get_by_text("1 to 24 of 30").wait_for()
+    page.get_by_role("button", name="Go to page 2").click()
+    wait_until(page, lambda: points(page, "metric:m29:value") == 1, "the second page's charts")
+    page.get_by_text("25 to 30 of 30").wait_for()
+    wait_until(page, lambda: "metrics=2" in page.url, "the link")
+    page.goto(page.url)
+    wait_until(page, lambda: points(page, "metric:m29:value") == 1, "the second page by its link")
+
+
 def test_custom_metrics_and_training_appear_live_and_a_zoom_stays(page: Any, server: str, live: Live) -> None:
     open_tab(page, server, live.run.id, "metrics")
     page.get_by_text("No training curves").wait_for()

@@ -92,8 +92,13 @@ def test_custom_metrics_get_a_chart_each_on_the_axis_they_can_be_placed_on() -> 
     assert curves.custom_charts(state, "tokens")[1].lines[0].x == [3584.0, 3584.0]
     for i in range(200):
         tell(state, "metric", 300.0, name=f"m{i}", value=i)
-    assert len(curves.custom_charts(state)) == curves.CUSTOM_CHARTS
-    assert curves.left_out(state) == 203 - curves.CUSTOM_CHARTS
+    assert len(curves.custom_charts(state)) == 203
+    assert curves.custom_page(state, 0) == (slice(0, 24), 0, 9)
+    assert curves.custom_page(state, 99)[1:] == (8, 9)
+    assert [c.title for c in curves.custom_charts(state, "step", curves.custom_page(state, 8)[0])] == [
+        f"m{i}" for i in range(189, 200)
+    ]
+    assert curves.custom_page(initial_state("r"), 3)[1:] == (0, 1)
 
 
 def test_a_custom_metric_of_many_values_keeps_its_beginning() -> None:

@@ -47,6 +47,7 @@ class Metrics(Tab):
     def __init__(self, page: PageContext) -> None:
         super().__init__(page)
         self.axis, self.share, self.logarithmic, self.as_tables = "step", 0.0, False, False
+        self.part = 0  # page of custom metrics
         self.last: Shown | None = None
         self._quiet = False
 
@@ -56,6 +57,8 @@ class Metrics(Tab):
             found["smooth"] = f"{self.share:g}"
         if self.logarithmic:
             found["log"] = "1"
+        if self.part:
+            found["metrics"] = str(self.part + 1)
         return found | ({"twin": "1"} if self.as_tables else {})
 
     def go(self, query: Mapping[str, str]) -> None:
@@ -65,6 +68,8 @@ class Metrics(Tab):
         except ValueError:
             self.share = 0.0
         self.logarithmic, self.as_tables = query.get("log") == "1", query.get("twin") == "1"
+        part = query.get("metrics", "")
+        self.part = max(int(part) - 1, 0) if part.isascii() and part.isdigit() and len(part) < 7 else 0
         if self.built:
             self._set_controls()
 
@@ -91,12 +96,17 @@ class Metrics(Tab):
         )
         self.log_switch = pmui.Switch(label="Log axis", size="small", margin=0)
         self.twin_switch = pmui.Switch(label="As tables", size="small", margin=0)
+        self.parts = pmui.Pagination(
+            count=1, value=0, show_first_button=True, show_last_button=True, size="small", visible=False,
+            margin=(0, 0, 10, 0),
+        )  # fmt: skip
         self._set_controls()
         for widget, name in (
             (self.x_choice, "axis"),
             (self.smoothing, "share"),
             (self.log_switch, "logarithmic"),
             (self.twin_switch, "as_tables"),
+            (self.parts, "part"),
         ):
             widget.param.watch(lambda event, name=name: self._chosen(name, event.new), "value")
         x_label = Fragment(Markup('<span class="soft small">By</span>'))
@@ -120,6 +130,7 @@ class Metrics(Tab):
             self.training.box,
             self.under.pane,
             self.custom_title.pane,
+            self.parts,
             self.custom.box,
             self.added.box,
             self.notes.pane,
@@ -171,7 +182,11 @@ class Metrics(Tab):
     def _show_curves(self, shown: Shown, at_once: bool) -> None:
         state = shown.state
         training = curves.training_charts(state, self.axis)
-        custom = curves.custom_charts(state, self.axis)
+        part, self.part, parts = curves.custom_page(state, self.part)
+        custom = curves.custom_charts(state, self.axis, part)
+        self._quiet = True
+        self.parts.param.update(count=parts, value=self.part, visible=parts > 1)
+        self._quiet = False
         self.controls.visible = bool(training or custom or self.added.cards)
         self.training.show(training, self.share, self.logarithmic, at_once)
         self.custom.show(custom, self.share, self.logarithmic, at_once)
@@ -182,9 +197,13 @@ class Metrics(Tab):
         self.under.set(under if training else empty("No training curves", words))
         title = Markup("")
         if custom:
-            title = Markup('<h2 data-custom="{}">Custom metrics</h2>').format(len(custom))
-            if more := curves.left_out(state):
-                title += Markup('<p class="soft small">{} more are in the log.</p>').format(more)
+            count = len(state["metrics"])
+            title = Markup('<h2 data-custom="{}">Custom metrics</h2>').format(count)
+            if parts > 1:
+                first = part.start + 1
+                title += Markup('<p class="soft small">{} to {} of {}</p>').format(
+                    first, first + len(custom) - 1, count
+                )
         self.custom_title.set(title)
         added, notes = plugin_charts(state)
         self.added.show(added, self.share, self.logarithmic, at_once)

@@ -11,7 +11,6 @@ from typing import Any
 
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.curves import (
-    CUSTOM_CHARTS,
     X_LABELS,
     Chart,
     Line,
@@ -22,6 +21,9 @@ from tritpress.dashboard.views.quality import actual_words
 from tritpress.dashboard.views.runs import WORDS
 from tritpress.dashboard.views.status import gate_title
 from tritpress.runs.comparison import DEQUANTIZED, Figure, Side, figures, gates, settings
+
+COMPARED_METRICS = 60
+"""At most so many custom metrics are overlaid."""
 
 SHOW: dict[str, Callable[[Any], str]] = {
     "bytes": fig.size,
@@ -221,7 +223,7 @@ def _custom(sides: Sequence[Side], axis: str) -> list[Overlay]:
         return [{chart.key: chart for chart in custom_charts(dict(side.state), x)} for side in sides]
 
     made = []
-    for key in list(dict.fromkeys(key for found in by(axis) for key in found))[:CUSTOM_CHARTS]:
+    for key in list(dict.fromkeys(key for found in by(axis) for key in found))[:COMPARED_METRICS]:
         placed = all(found[key].x_label == X_LABELS[axis] for found in by(axis) if key in found)
         there = by(axis if placed else "time")
         chart = next(found[key] for found in there if key in found)
@@ -232,7 +234,7 @@ def _custom(sides: Sequence[Side], axis: str) -> list[Overlay]:
 
 def metrics_left_out(sides: Sequence[Side]) -> int:
     """Custom metrics beyond those that are laid over one another."""
-    return max(len({name for side in sides for name in side.state["metrics"]}) - CUSTOM_CHARTS, 0)
+    return max(len({name for side in sides for name in side.state["metrics"]}) - COMPARED_METRICS, 0)
 
 
 def _overlay(key: str, title: str, y_label: str, x_label: str, found: Sequence[Line | None]) -> Overlay:

@@ -13,8 +13,8 @@ from tritpress.dashboard.views.status import State
 X_AXES = {"step": "Step", "tokens": "Tokens", "time": "Time"}
 X_LABELS = {"step": "Training step", "tokens": "Tokens trained on", "time": "Minutes since the start"}
 
-CUSTOM_CHARTS = 60
-"""At most so many custom metrics get a chart on one page."""
+CUSTOM_CHARTS = 24
+"""Custom metrics on one page of the metrics tab."""
 
 TWIN_ROWS = 20
 
@@ -78,10 +78,10 @@ def training_charts(state: State, x: str = "step") -> list[Chart]:
     return found
 
 
-def custom_charts(state: State, x: str = "step") -> list[Chart]:
-    """A chart for each custom metric, in the order of their first values."""
+def custom_charts(state: State, x: str = "step", part: slice = slice(None)) -> list[Chart]:
+    """A chart for each custom metric (of those in `part`), in the order of their first values."""
     started, found = state.get("started"), []
-    for name, points in list(state["metrics"].items())[:CUSTOM_CHARTS]:
+    for name, points in list(state["metrics"].items())[part]:
         axis = x
         xs = [_x_of(_named(point), axis, started) for point in points]
         if not any(value == value for value in xs):  # no training step was under way: by time
@@ -93,9 +93,11 @@ def custom_charts(state: State, x: str = "step") -> list[Chart]:
     return found
 
 
-def left_out(state: State) -> int:
-    """Custom metrics beyond those that get a chart."""
-    return max(len(state["metrics"]) - CUSTOM_CHARTS, 0)
+def custom_page(state: State, page: int) -> tuple[slice, int, int]:
+    """(metrics on that page, the page as far as there is one, pages); pages count from 0."""
+    pages = max(1, -(-len(state["metrics"]) // CUSTOM_CHARTS))
+    page = min(max(page, 0), pages - 1)
+    return slice(page * CUSTOM_CHARTS, (page + 1) * CUSTOM_CHARTS), page, pages
 
 
 def smooth(values: Sequence[float], share: float, before: tuple[float, float] = (0.0, 0.0)) -> list[float]:
