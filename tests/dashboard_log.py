@@ -14,6 +14,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +423,26 @@ def write_run(
     writer.close()
     run.update_run(status="finished", exit_code=0)
     return run
+
+
+def begin_run(runs_dir: Path, run_id: str, *, name: str, pressed: int, layers: int = 6) -> EventWriter:
+    """A run at work, so many of its tensors pressed; its log is open."""
+    run = make_run(runs_dir, run_id, name=name)
+    writer, done = EventWriter(run.path), 0
+    for kind, fields in events(run, layers, name=name, details=True):
+        writer.emit(kind, **fields)
+        done += kind == "layer.finished"
+        if done == pressed:
+            break
+    writer.flush()
+    return writer
+
+
+def write_failed(runs_dir: Path, run_id: str, *, name: str, error: str, pressed: int = 20) -> None:
+    """A run that failed in the midst of pressing."""
+    with closing(begin_run(runs_dir, run_id, name=name, pressed=pressed)) as writer:
+        writer.emit("run.failed", error=error, exit_code=1, write_seconds=0.0, seconds=1.0)
+    RunDirectory(runs_dir / run_id).update_run(status="failed", error=error, exit_code=1)
 
 
 if __name__ == "__main__":

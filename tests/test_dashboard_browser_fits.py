@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from browser_helpers import patient
-from dashboard_log import events, make_run, write_run
-from tritpress.events import EventWriter
+from dashboard_log import begin_run, write_failed, write_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -59,21 +58,15 @@ LOOK = """() => {
 
 @pytest.fixture(scope="module")
 def three(runs_dir: Path) -> Iterator[None]:
-    """A run that is over, one at work with a very long name; "" is none."""
+    """A run that is over, one at work with a very long name, one that failed over a long path."""
     write_run(runs_dir, "whole", name="a whole run", failing_gate="perplexity", details=True)
-    run = make_run(runs_dir, "live", name=LONG)
-    writer, pressed = EventWriter(run.path), 0
-    for kind, fields in events(run, 6, name=LONG, details=True):
-        writer.emit(kind, **fields)
-        pressed += kind == "layer.finished"
-        if pressed == 30:
-            break
-    writer.flush()
+    write_failed(runs_dir, "failed", name="a failed run", error=f"cannot write /{LONG}/{LONG}.safetensors")
+    writer = begin_run(runs_dir, "live", name=LONG, pressed=30)
     yield
     writer.close()
 
 
-@pytest.mark.parametrize("state", ["empty", "live", "whole"])
+@pytest.mark.parametrize("state", ["empty", "live", "failed", "whole"])
 def test_nothing_sticks_out_at_any_width(browser: Any, server: str, three: None, state: str) -> None:
     page = patient(browser.new_page(viewport={"width": WIDTHS[0], "height": 900}))
     page.set_default_timeout(60_000)
@@ -92,6 +85,36 @@ def test_nothing_sticks_out_at_any_width(browser: Any, server: str, three: None,
                 page.set_viewport_size({"width": width, "height": 900})
                 if sticks_out := settled(page):
                     found[f"{title} at {width}"] = sticks_out
+    finally:
+        page.close()
+    assert not found, found
+
+
+def test_nothing_sticks_out_of_dialogs_and_an_open_tensor(browser: Any, server: str, three: None) -> None:
+    page = patient(browser.new_page(viewport={"width": WIDTHS[0], "height": 900}))
+    page.set_default_timeout(60_000)
+    found: dict[str, list[str]] = {}
+
+    def look(name: str) -> None:
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            if sticks_out := settled(page):
+                found[f"{name} at {width}"] = sticks_out
+        page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+
+    try:
+        page.goto(f"{server}?tab=runs")
+        for what in ("Edit", "Delete"):
+            page.get_by_role("button", name=f"{what} a failed run").click()
+            page.get_by_role("dialog").wait_for()
+            look(what)
+            page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+            page.get_by_role("dialog").wait_for(state="hidden")
+        for tab in ("progress", "diff", "tuning"):
+            page.goto(f"{server}?run=whole&tab={tab}&tensor={TENSOR}")
+            page.locator(f'[data-tab="{tab}"]').first.wait_for(state="attached")
+            page.wait_for_timeout(1_000)
+            look(f"{tab} with a tensor")
     finally:
         page.close()
     assert not found, found

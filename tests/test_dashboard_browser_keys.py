@@ -4,12 +4,14 @@ it comes out at the end.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser_helpers import patient
-from dashboard_log import write_run
+from dashboard_log import begin_run, write_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -73,9 +75,11 @@ WALK = """() => {
 
 
 @pytest.fixture(scope="module")
-def run(runs_dir: Path) -> None:
+def run(runs_dir: Path) -> Iterator[None]:
     write_run(runs_dir, "whole", name="a whole run", failing_gate="perplexity", details=True)
     write_run(runs_dir, "other", name="another run", details=True)
+    with closing(begin_run(runs_dir, "live", name="a run at work", pressed=20)):
+        yield
 
 
 def steps(page: Any, limit: int = 400) -> list[dict[str, Any]]:
@@ -90,12 +94,15 @@ def steps(page: Any, limit: int = 400) -> list[dict[str, Any]]:
     raise AssertionError(f"after {limit} steps still at {found[-1]}")
 
 
-def test_tab_reaches_every_control_and_comes_out_at_the_end(browser: Any, server: str, run: None) -> None:
+@pytest.mark.parametrize("opened", ["whole,other", "live"])
+def test_tab_reaches_every_control_and_comes_out_at_the_end(
+    browser: Any, server: str, run: None, opened: str
+) -> None:
     page = patient(browser.new_page(viewport={"width": 1440, "height": 900}))
     page.set_default_timeout(60_000)
     problems: dict[str, list[str]] = {}
     try:
-        page.goto(f"{server}?run=whole,other&tab=runs&tensor={TENSOR}")
+        page.goto(f"{server}?run={opened}&tab=runs&tensor={TENSOR}")
         page.locator('[data-tab="runs"]').first.wait_for(state="attached")
         page.wait_for_timeout(800)
         page.evaluate(WALK)

@@ -5,12 +5,13 @@ table, light and dark follow the system and the switch, no width cuts anything o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_helpers import button, open_page, show, wait_until
-from dashboard_log import write_run
+from browser_helpers import button, open_page, patient, show, wait_until
+from dashboard_log import begin_run, write_failed, write_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -68,27 +69,63 @@ def is_dark(page: Any) -> bool:
     return sum(levels) < 3 * 128
 
 
+def serious(page: Any, name: str) -> list[str]:
+    """What axe-core finds serious or critical on the page as it stands."""
+    base = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(base.AXE_SCRIPT)
+    answer = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    assert len(answer["passes"]) > 10, f"{name}: axe looked at hardly anything"
+    return [
+        f"{rule['impact']}: {rule['id']} at {node['target'][-1]}: {node['html'][:120]}"
+        for rule in answer["violations"]
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
 def test_axe_finds_nothing_serious(dressed: Any, server: str, two_runs: None, request: Any) -> None:
     """Every tab, light and dark, in a rich state; nothing is asked of another host meanwhile."""
-    base = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
     dark = request.node.callspec.params["dressed"] == "dark"
     found: dict[str, list[str]] = {}
     for name in visits(dressed, server):
         assert is_dark(dressed) is dark, name
-        if not dressed.evaluate("'axe' in window"):
-            dressed.evaluate(base.AXE_SCRIPT)
-        answer = dressed.evaluate("axe.run(document, {resultTypes: ['violations']})")
-        assert len(answer["passes"]) > 10, f"{name}: axe looked at hardly anything"
-        found[name] = [
-            f"{rule['impact']}: {rule['id']} at {node['target'][-1]}: {node['html'][:120]}"
-            for rule in answer["violations"]
-            if rule["impact"] in ("serious", "critical")
-            for node in rule["nodes"]
-        ]
+        found[name] = serious(dressed, name)
     assert not any(found.values()), found
     host = server.removesuffix("/dashboard")
     others = [url for url in dressed.asked if not url.startswith((host, "blob:", "data:"))]
     assert dressed.asked and not others, others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["empty", "live", "failed", "dialogs"])
+def test_axe_finds_nothing_serious_in_other_states(
+    browser: Any, server: str, two_runs: None, runs_dir: Path, state: str
+) -> None:
+    write_failed(runs_dir, "failed", name="a failed run", error="no space left on the device")
+    page = patient(browser.new_page(viewport={"width": 1440, "height": 900}))
+    page.set_default_timeout(90_000)
+    found: dict[str, list[str]] = {}
+    try:
+        with closing(begin_run(runs_dir, "live", name="a run at work", pressed=20)):
+            page.goto(server + ("" if state in ("empty", "dialogs") else f"?run={state}&tab=overview"))
+            ready(page)
+            if state == "dialogs":
+                for what in ("Edit", "Delete"):
+                    page.get_by_role("button", name=f"{what} a failed run").click()
+                    page.get_by_role("dialog").wait_for()
+                    page.wait_for_timeout(500)
+                    found[what] = serious(page, what)
+                    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+                    page.get_by_role("dialog").wait_for(state="hidden")
+                return
+            for tab in ("Overview", "Progress", "Metrics", "Quality", "Outputs", "Diff", "Tuning"):
+                show(page, tab)
+                page.wait_for_timeout(500)
+                found[tab] = serious(page, tab)
+    finally:
+        page.close()
+        assert not any(found.values()), found
 
 
 def test_light_and_dark_by_system_and_switch(browser: Any, server: str, two_runs: None) -> None:
