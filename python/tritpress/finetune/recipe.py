@@ -19,6 +19,9 @@ WALK = 0.16
 """How far the noise of the gradients alone may carry a latent, in widths of its cell (root mean square; the
 border is at 0.5). It fixes the rate: under AdamW, whose steps are the gradients over their own spread, the
 walk is r * sqrt(n / 2) at the rate r where the pull takes n steps."""
+LONG_WALK = 0.22
+"""The same for one plane and a long training (`LONG_TOKENS`), which has the time to mend what flips too much:
+better there by every measure, worse at a quarter of a million tokens (docs/quality.md)."""
 MUON_SHARE = 0.8
 """Muon's steps at the same rate are smaller but go the same way for longer: its rate against AdamW's."""
 SCALE_RATE = 6e-3
@@ -30,7 +33,8 @@ REST_RATE_PLANES = 2e-3
 """Peak rates of what is not ternary (embeddings, head, norms, biases), likewise; AdamW, relative to the size
 of each tensor's values."""
 LONG_TOKENS = 600_000
-"""Budgets from which a step takes 2,048 tokens rather than 1,024: fewer steps, but more tokens a second."""
+"""Long budgets: from here on a step takes 2,048 tokens rather than 1,024 (fewer steps, but more tokens a
+second), and one plane the `LONG_WALK`."""
 EVALUATIONS = 6
 
 
@@ -114,10 +118,12 @@ def recipe_for(
         budget_tokens = config.epochs * epoch_tokens
     elif config.minutes is None:
         budget_tokens = config.tokens or DEFAULT_TOKENS
-    batch_tokens = 2048 if (budget_tokens or DEFAULT_TOKENS) >= LONG_TOKENS else 1024
+    long = (budget_tokens or DEFAULT_TOKENS) >= LONG_TOKENS
+    batch_tokens = 2048 if long else 1024
     steps = max(1, math.ceil((budget_tokens or DEFAULT_TOKENS) / batch_tokens))
     pull_steps = max(PULL_STEPS, PULL_SHARE * steps)
-    rate = WALK / math.sqrt(0.5 * pull_steps) * (1.0 if config.optimizer == "adamw" else MUON_SHARE)
+    walk = LONG_WALK if long and planes <= 1.0 else WALK
+    rate = walk / math.sqrt(0.5 * pull_steps) * (1.0 if config.optimizer == "adamw" else MUON_SHARE)
     values: dict[str, Any] = {
         "optimizer": config.optimizer,
         "lr": config.learning_rate or rate,
