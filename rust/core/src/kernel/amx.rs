@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use super::unpack512::{Affine, Unpack};
-use super::Batch;
+use super::{starts, Batch};
 use crate::scratch::{Line, Scratch};
 use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
 
@@ -206,10 +206,7 @@ impl Many<'_> {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn pair(&self, tiles: &[u8], out: &mut [f32]) {
         let (g, step) = (self.geometry, self.x.step);
-        let size = g.tile_bytes();
-        let mut p: [*const u8; PAIR] = std::array::from_fn(|tile| {
-            tiles.get(tile * size..).filter(|t| !t.is_empty()).unwrap_or(tiles).as_ptr()
-        });
+        let mut p: [*const u8; PAIR] = starts(tiles, g.tile_bytes());
         let per_block = g.width / step;
         let total = g.groups * g.planes * per_block;
         let mut codes = [const { Codes([[0; 1024]; SPAN]) }; PAIR];

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 
 use super::avx512::in_order;
 use super::unpack512::Unpack;
-use super::{Batch, TILES};
+use super::{starts, Batch, TILES};
 use crate::scratch::Line;
 use crate::tiles::{Geometry, CHUNK_BYTES, TILE};
 
@@ -53,9 +53,7 @@ pub unsafe fn tiles_times<U: Unpack, const STEP: usize>(
     let mut w = [const { MaybeUninit::<[Line; TILES]>::uninit() }; SPAN / 4];
     let mut scales = [[NOTHING; TILES]; SPAN / 32];
     let mut steps = [Step::default(); SPAN / 32];
-    let mut p: [*const u8; TILES] = std::array::from_fn(|i| {
-        tiles.get(i * geometry.tile_bytes()..).filter(|rest| !rest.is_empty()).unwrap_or(tiles).as_ptr()
-    });
+    let mut p: [*const u8; TILES] = starts(tiles, geometry.tile_bytes());
     // As even as can be: 16 tokens are 8 and 8.
     let many = n.div_ceil(n.div_ceil(MANY));
     // SAFETY: each p walks over its tile, `total` steps long; token indices stay below n.

@@ -320,6 +320,12 @@ impl Batch {
 /// multipliers' peak, with one for each four 91 %.
 pub const TILES: usize = 4;
 
+/// Where each of `N` tiles of `size` bytes starts; the first stands in for those that are missing.
+#[cfg(target_arch = "x86_64")]
+fn starts<const N: usize>(tiles: &[u8], size: usize) -> [*const u8; N] {
+    std::array::from_fn(|i| tiles.get(i * size..).filter(|rest| !rest.is_empty()).unwrap_or(tiles).as_ptr())
+}
+
 /// Products of one to [`TILES`] tiles with every token: `out` is [tiles, n, 16].
 pub fn matmul(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     let size = geometry.tile_bytes();
