@@ -87,7 +87,10 @@ def check_text(paths: Sequence[str], reference: bool) -> TextCheck:
             return TextCheck(False, f"There is no text at {path}.")
         inside = _text_files(found)
         if not inside:
-            return TextCheck(False, f"{path} holds no .txt, .md, .py, .jsonl or .parquet file.")
+            from tritpress.text import SUFFIXES
+
+            *most, last = SUFFIXES
+            return TextCheck(False, f"{path} holds no {', '.join(most)} or {last} file.")
         files += len(inside)
         size += sum(inside)
     more = "more than " if files >= FILES_LOOKED_AT else ""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tritpress.config import SPARSITY_CEILING
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.status import State
 
@@ -21,9 +22,6 @@ KINDS = ("q", "k", "v", "qkv", "o", "gate", "up", "fc1", "down", "fc2", "expert"
 
 SPARSITY_BAND = (0.25, 0.45)
 """The gate's band."""
-
-SPARSITY_CEILING = 0.44
-"""What a fit holds itself to when nothing else was asked for (config.SPARSITY_CEILING)."""
 
 OUTSIDE = "other"
 """Row of tensors that belong to no layer."""
