@@ -1,8 +1,8 @@
 """Takes pictures of every tab of the page: empty, running, failed and finished, light, dark, narrow and wide.
 
 `python tests/screenshots.py` replays the runs it shows and writes to tests/screenshots; `--run RUN_DIR` shows
-that finished run instead of a replayed one, `--only finished-overview` takes what is named so alone.
-`--readme docs/pictures` takes the README's six instead, small.
+that finished run instead of a replayed one (`--other RUN_DIR` one whose gates failed), `--only
+finished-overview` takes what is named so alone. `--readme docs/pictures`: the README's six instead, small.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ README = {
     "progress": ("dark", "?run=running&tab=progress", 860, False),
     "metrics": ("dark", "?run=finished&tab=metrics", 1150, False),
     "quality": ("light", "?run=finished&tab=quality", 900, False),
-    "compare": ("light", "?run=finished,gate-failed,training&tab=compare", 1150, False),
+    "compare": ("light", "?run=finished,gate-failed&tab=compare", 1150, False),
     "diff": ("dark", f"?run=finished&tab=diff&tensor={TENSOR}", 1290, False),
     "tuning": ("light", "?run=finished&tab=tuning&threshold=0.9", 860, False),
 }
@@ -44,7 +44,7 @@ README_COLOURS = 96
 BROKE = "Memory ran out at model.layers.2.self_attn.v_proj.weight: 3.1 GB were wanted, 2.0 GB are free."
 
 
-def make_runs(folder: Path, real: Path | None) -> None:
+def make_runs(folder: Path, real: Path | None, other: Path | None) -> None:
     """Runs in every state, this process being the worker of those at work."""
     finished = folder / "finished"
     if real is not None:
@@ -52,14 +52,18 @@ def make_runs(folder: Path, real: Path | None) -> None:
     else:
         write_run(folder, "finished", name="Llama 126", layers=126, steps=400, details=True)
     edit_labels(finished, name="ratio 8, fine-tuned", tags=["ratio 8", "fine-tuned"], note="The one to keep.")
-    write_run(
-        folder,
-        "gate-failed",
-        name="one plane everywhere",
-        details=True,
-        failing_gate="perplexity",
-        config={"planes": 1},
-    )
+    if other is not None:
+        shutil.copytree(other, folder / "gate-failed", symlinks=True)
+        edit_labels(folder / "gate-failed", name="one plane everywhere", tags=["one plane"], note="")
+    else:
+        write_run(
+            folder,
+            "gate-failed",
+            name="one plane everywhere",
+            details=True,
+            failing_gate="perplexity",
+            config={"planes": 1},
+        )
     part(folder, "running", "Llama 126 at ratio 6", layers=126, done=470, details=True)
     part(folder, "training", "fine-tuning again", layers=6, steps_done=70)
     broken = part(folder, "failed", "ran out of memory", layers=6, done=17)
@@ -204,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "screenshots")
     parser.add_argument("--run", type=Path, help="a finished run")
+    parser.add_argument("--other", type=Path, help="a finished run whose gates failed, of one plane")
     parser.add_argument("--only", action="append", default=[], help="names begin with this")
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--readme", type=Path, help="take the README's pictures, into this folder")
@@ -217,7 +222,9 @@ def main() -> None:
         folders = {state: Path(temporary) / state for state in ("empty", "full")}
         for folder in folders.values():
             folder.mkdir()
-        make_runs(folders["full"], arguments.run)
+        make_runs(folders["full"], arguments.run, arguments.other)
+        if arguments.readme is not None and (arguments.run is None or arguments.other is None):
+            sys.exit("the README's pictures show real runs: give --run and --other")
         servers = {state: Server(folder) for state, folder in folders.items()}
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
