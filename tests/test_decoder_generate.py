@@ -14,6 +14,7 @@ import pytest
 from formats_helpers import pack
 from tritpress.bench_generate import bench_generate, write_random_model
 from tritpress.decoder import Decoder, Sampler
+from tritpress.decoder.linear import Ternary
 from tritpress.decoder.tokens import Tokenizer
 from tritpress.decoder.writing import write_tokens
 from tritpress.errors import InputError, UsageError
@@ -64,7 +65,8 @@ def test_text_is_the_same_in_both_formats(packed: Path) -> None:
     logits = {name: decoder.forward(tokens, all_positions=True) for name, decoder in told.items()}
     assert np.array_equal(logits["2bit"], logits["1.6bit"])
     for name, decoder in told.items():
-        assert {m.format for p in decoder.products() for m in getattr(p, "matrices", ())} == {name}
+        ternary = [product for product in decoder.products() if isinstance(product, Ternary)]
+        assert {matrix.format for product in ternary for matrix in product.matrices} == {name}
     texts = {name: generate(packed, PROMPT, max_new_tokens=8, format=name)["text"] for name in told}
     assert texts["2bit"] == texts["1.6bit"]
     by_torch = [load(packed, format=name)(torch_ids(tokens)).logits for name in told]

@@ -157,12 +157,12 @@ class Int8Rows:
     those scales, exact in float16; the row's own scale is multiplied on at the end. Activations are rounded
     to int8 twice, the second time what the first left over, which makes them good to about 1 in 32,000 of
     the largest. (The format decodes int8 rows to float16; that last rounding, 1 in 4,000 of each weight, is
-    not repeated here.)
+    not repeated here.) One token is two for the kernels, for which five codes in a byte would be turned into
+    two bits each time: these matrices have two bits from the start.
     """
 
-    def __init__(self, threads: int | None = None, format: MemoryFormat = "2bit") -> None:
+    def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
-        self.format: MemoryFormat = format
         self.rows = 0
         self.matrices: list[PackedMatrix] = []
         self._scales: list[np.ndarray] = []
@@ -183,7 +183,7 @@ class Int8Rows:
             codes[plane] = low >> shift & mask | (high >> shift & mask) << np.uint32(4)
         powers = (3.0 ** np.arange(INT8_PLANES)).astype(np.float16)
         plane_scales = np.ascontiguousarray(np.broadcast_to(powers[:, None, None], (INT8_PLANES, rows, 1)))
-        self.matrices.append(PackedMatrix(codes, plane_scales, 0, (rows, cols), self.format))
+        self.matrices.append(PackedMatrix(codes, plane_scales, group_size=0, shape=(rows, cols)))
         self._scales.append(scales.astype(np.float32))
         self._scale = np.concatenate(self._scales)
         self.rows += rows

@@ -87,7 +87,7 @@ class Weights:
         q8, scale = self.packed.entries[f"{name}.q8"], self.packed.entries[f"{name}.q8_scale"]
         scales = read_raw(scale)
         check_scales(scales, scale.file, name)
-        made = Int8Rows(self.threads, self.format)
+        made = Int8Rows(self.threads)
         for start in range(0, rows, INT8_BLOCK_ROWS):
             stop = min(rows, start + INT8_BLOCK_ROWS)
             made.append(read_raw(q8, start * cols, stop * cols).reshape(-1, cols), scales[start:stop])
