@@ -90,7 +90,7 @@ def _race(runners: Runners, seconds: float = 0.25) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in runners}
     calls = dict.fromkeys(runners, 0)
 
-    def timed(name: str) -> float:
+    def call(name: str) -> float:
         calls[name] += 1
         before = time.perf_counter_ns()
         runners[name](calls[name])
@@ -104,9 +104,9 @@ def _race(runners: Runners, seconds: float = 0.25) -> dict[str, list[float]]:
             settled = time.perf_counter() + SETTLE
             untimed = 0
             while untimed < UNTIMED or time.perf_counter() < settled:
-                timed(name)
+                call(name)
                 untimed += 1
-            times[name] += [timed(name) for _ in range(TIMED)]
+            times[name] += [call(name) for _ in range(TIMED)]
     return times
 
 
