@@ -52,11 +52,16 @@ EYES = """(() => {
     }
     return null
   }
-  let grid = null, source = null
+  let grid = null, source = null, awake = false
   const look = () => {
     if (!grid || !grid.el.isConnected) grid = eyes.grid()
-    if (grid) for (const view of grid.renderer_views.values())
-      if (view.model.data_source && view.model.data_source.name === "grid") source = view.model.data_source
+    if (grid) for (const view of grid.renderer_views.values()) {
+      const found = view.model.data_source
+      if (!found || found.name !== "grid" || found === source) continue
+      source = found
+      grid.connect(source.patching, wake)
+      grid.connect(source.properties.data.change, wake)
+    }
     return grid && source && grid.frame && grid.canvas_view && grid.frame.bbox.width > 50
   }
   const pixels = (x, y, width, height) => {
@@ -75,12 +80,21 @@ EYES = """(() => {
   }
   const now = () => performance.timeOrigin + performance.now()
   let waiting = null, before = null
+  // Looking at every frame makes the browser draw sixty of them a second: once cells are followed it is
+  // done from when the grid's data change until their colours are there.
+  const wake = () => {
+    if (!awake) { awake = true; requestAnimationFrame(frame) }
+  }
   const frame = () => {
-    requestAnimationFrame(frame)
+    awake = false
+    if (see() || !eyes.following || eyes.armed !== null) wake()
+  }
+  const see = () => {
+    let pending = false
     if (!("first" in eyes.paints) && early()) eyes.paints.first = performance.now()
     for (const [name, selector] of Object.entries(eyes.watch || {}))
       if (!(name in eyes.paints) && eyes.shows(selector)) eyes.paints[name] = performance.now()
-    if (!look()) return
+    if (!look()) return true
     const {x, y, value} = source.data
     if (!("grid" in eyes.paints)) {
       for (let i = 0; i < value.length; i++) if (Number.isFinite(value[i]) && visible(y[i])) {
@@ -96,6 +110,7 @@ EYES = """(() => {
         if (name in eyes.cells || !Number.isFinite(value[i])) continue
         if (!visible(y[i])) { eyes.cells[name] = null; continue }
         if (waiting !== null && colour(x[i], y[i]) !== waiting) eyes.cells[name] = now()
+        else pending = true
       }
     }
     if (eyes.armed !== null) {
@@ -105,16 +120,18 @@ EYES = """(() => {
         eyes.armed = null
       }
     }
+    return pending
   }
   eyes.follow = () => {
     for (let i = 0; look() && i < source.data.value.length; i++)
       if (Number.isFinite(source.data.value[i])) eyes.cells[source.data.name[i]] = null
     eyes.following = true
+    wake()
   }
   window.addEventListener("click", (event) => {
-    if (eyes.timing && look()) { before = column(); eyes.armed = event.timeStamp }
+    if (eyes.timing && look()) { before = column(); eyes.armed = event.timeStamp; wake() }
   }, true)
-  requestAnimationFrame(frame)
+  wake()
 })()"""
 """Looks at the page's own pixels after every frame: when the words stand there, when a cell of the grid has
 changed its colour on the canvas, when another page of the grid is drawn after a click."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bokeh.events import Tap
@@ -15,12 +15,18 @@ from tritpress.dashboard.theme import CURRENT, NEUTRAL
 from tritpress.dashboard.views.progress import Board, Window
 
 WIDTH = 116
+COLUMNS = ("x", "y", "row", "column", "state", "value")
+"""What it takes of the grid's source."""
 
 
 class Minimap:
-    """Draws the grid's own cells again, without words; only the frame of the page moves."""
+    """Draws the grid's cells again, without words; from a source of its own, so that the whole model is not
+    drawn anew as often as the page's cells are."""
 
     def __init__(self, heatmap: Heatmap) -> None:
+        self.grid = heatmap
+        self.source = ColumnDataSource({name: [] for name in COLUMNS}, name="whole model")
+        self.shade: object = None
         self.rows = Range1d(start=0.5, end=-0.5)
         self.now = ColumnDataSource({"x": [], "y": [], "marker": []}, name="at work")
         self.figure = figure(
@@ -44,7 +50,7 @@ class Minimap:
             "y",
             1.0,
             1.0,
-            source=heatmap.source,
+            source=self.source,
             line_color=None,
             fill_color={"field": "value", "transform": heatmap.mapper},
         )
@@ -95,8 +101,8 @@ class Minimap:
         self.figure.yaxis[0].ticker = FixedTicker(ticks=list(range(0, count, step)))
         self.figure.yaxis[0].major_label_overrides = dict(enumerate(board.where.rows))
 
-    def show(self, board: Board, window: Window) -> None:
-        """Move the frame to the page and the mark to the tensor at work."""
+    def move(self, window: Window) -> None:
+        """Move the frame to the page."""
         height = plot_height(window.height)
         if self.figure.height != height:
             self.figure.height = height
@@ -104,6 +110,17 @@ class Minimap:
         for frame in self.frames:
             if (frame.top, frame.bottom) != (top, bottom):
                 frame.update(top=top, bottom=bottom)
+
+    def show(self, board: Board, changed: Sequence[int]) -> None:
+        """Bring the cells to what the grid has of them, and the mark to the tensor at work."""
+        found = self.grid.source.data
+        if self.shade is not self.grid.shade or len(self.source.data["x"]) != len(found["x"]):
+            self.shade = self.grid.shade
+            self.source.data = {name: list(found[name]) for name in COLUMNS}
+        elif changed:
+            self.source.patch(
+                {name: [(number, found[name][number]) for number in changed] for name in ("state", "value")}
+            )
         marked = [cell for cell in board.cells if cell.state in ("current", "failed")]
         place: dict[str, Any] = {
             "x": [cell.x for cell in marked],

@@ -33,6 +33,10 @@ LOOKUPS = ThreadPoolExecutor(2, thread_name_prefix="tritpress-lookup")
 TWIN_EVERY = 1.0
 """Least seconds between two tables sent for the grid's twin while it is open."""
 
+BESIDE_EVERY = 1.0
+"""Least seconds between two changes of minimap and bars while a run is at work: the grid shows every cell at
+once, and to draw the whole model beside it costs as much again."""
+
 LIVE = frozenset({CLOCK, "layer.started", "layer.finished", "step.progress"})
 
 
@@ -68,7 +72,8 @@ class Progress(Tab):
         self.last: Shown | None = None
         self.lookup: Future[Found] | None = None
         self.looked_at: Any = None  # what the snapshot had of the tensor when it was looked up
-        self.twin_sent = 0.0
+        self.twin_sent = self.beside_sent = 0.0
+        self.due: tuple[set[int], set[int]] = (set(), set())  # cells and rows that minimap and bars lack
         self.quiet, self.placed = False, False
 
     # The URL
@@ -141,9 +146,10 @@ class Progress(Tab):
             self._set_model(shown.state["targets"])
         self.now.set(now_bar(shown))
         if changed is not None and not changed - {CLOCK} and not fresh:
+            self._show_beside()
             self._show_twin()
             return
-        self._show(everything=changed is None or fresh)
+        self._show(everything=changed is None or fresh, quickly=changed is not None and changed <= LIVE)
         self._show_twin(force=changed is None or not changed <= LIVE)
 
     def _set_model(self, targets: list[Any]) -> None:
@@ -164,8 +170,8 @@ class Progress(Tab):
             self.number = 0 if cell is None and row is None else self.cursor[0] // LAYERS_A_PAGE
         self.placed = True
 
-    def _show(self, everything: bool = False) -> None:
-        """The grid as it is now: what changed is patched."""
+    def _show(self, everything: bool = False, quickly: bool = False) -> None:
+        """The grid as it is now: what changed is patched. `quickly`: minimap and bars may come later."""
         shown, parts, board = self.last, self.parts, self.board
         if shown is None or self.mapped is None:
             return
@@ -189,14 +195,26 @@ class Progress(Tab):
             self.quiet = False
         parts.where.set(where_words(view, board.where))
         parts.heatmap.show(view, shade, cells)
-        parts.bars.show(board, view, sparsity_target(shown.state["config"]), rows, everything)
-        parts.minimap.show(board, view)
+        parts.minimap.move(view)
+        self.due[0].update(cells)
+        self.due[1].update(rows)
+        self._show_beside(everything, force=not quickly)
         parts.legend.set(legend(board))
         self._show_cursor()
         if self.tensor:
             self._show_tensor()
         else:
             parts.panel.hide()
+
+    def _show_beside(self, everything: bool = False, force: bool = False) -> None:
+        """Minimap and bars, where they lack something."""
+        shown, now, (cells, rows) = self.last, time.monotonic(), self.due
+        if shown is None or not (force or ((cells or rows) and now - self.beside_sent >= BESIDE_EVERY)):
+            return
+        self.beside_sent, self.due = now, (set(), set())
+        view, target = window(self.board.where, self.number), sparsity_target(shown.state["config"])
+        self.parts.bars.show(self.board, view, target, sorted(rows), everything)
+        self.parts.minimap.show(self.board, sorted(cells))
 
     def _show_cursor(self) -> None:
         cell = self.board.at(*self.cursor)
