@@ -344,3 +344,18 @@ def test_an_event_reaches_the_grid_as_it_was_written(page: Any, server: str, run
                 assert cell["value"] == pytest.approx(layers[cell["name"]]["ratio"])
     finally:
         writer.wait(60)
+
+
+def test_a_style_sheet_that_stays_is_not_written_again(page: Any, server: str, big: RunDirectory) -> None:
+    """Bokeh writes those of a chart at every drawing, and the browser would work out all styles anew."""
+    page.goto(f"{server}?run={big.id}&tab=progress")
+    wait_until(page, lambda: filled(page) > 0, "the grid")
+    kept = page.evaluate("""() => {
+      const sheet = new (Bokeh.require("core/dom").InlineStyleSheet)("a { color: red }")
+      const text = sheet.el.firstChild
+      sheet.replace("a { color: red }")
+      const stays = sheet.el.firstChild === text
+      sheet.replace("a { color: blue }")
+      return [stays, sheet.css]
+    }""")
+    assert kept == [True, "a { color: blue }"]

@@ -13,6 +13,7 @@ from dashboard_log import events, make_run, targets, write_run
 from tritpress.dashboard.components.heatmap import HOVER
 from tritpress.dashboard.session import Session
 from tritpress.dashboard.store import RunStore
+from tritpress.dashboard.tabs.progress import BESIDE_EVERY
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.choice import chosen
 from tritpress.dashboard.views.layer import Found, find_layer, layer_view, look_through, look_up
@@ -293,7 +294,14 @@ def test_an_event_sends_its_cell_alone(tmp_path: Path, monkeypatch: pytest.Monke
     writer.close()
     session.feed.poll(time.monotonic() + 60)
     session.tick()
-    assert dict(sent) == {"grid": 3, "zeros": 1}, "two finished, one began, one layer's zeros moved"
+    assert dict(sent) == {"grid": 3}, "two finished, one began"
     assert session.tab.parts.heatmap.source.data is held
+    session.tab.beside_sent -= BESIDE_EVERY
+    session.clock = 0.0  # a second later
+    session.tick()
+    assert dict(sent) == {"grid": 3, "zeros": 1, "whole model": 3}, "one layer's zeros moved"
+    minimap, grid = session.tab.parts.minimap.source.data, session.tab.parts.heatmap.source.data
+    assert [minimap[name] for name in ("state", "row")] == [list(grid[name]) for name in ("state", "row")]
+    assert repr(minimap["value"]) == repr(list(grid["value"])), "with what is not a number yet"
     session.tab._turn(2)
-    assert dict(sent) == {"grid": 3, "zeros": 1}, "a page is turned without any data"
+    assert len(sent) == 3, "a page is turned without any data"
