@@ -175,6 +175,8 @@ WRONG = [
     (["{model}", "-o", "{out}", "--planes", "2.5"], "'--planes': it must be a whole number (see"),
     (["{model}", "-o", "{out}", "--ratio", "much"], "'--ratio': it must be a number (see"),
     (["{model}", "-o", "{out}", "--threads", "0"], "--threads must be at least 1 (given: 0)"),
+    (["{model}", "-o", "{out}", "--weight-decay", "-1"], "--weight-decay must be at least 0 (given: -1)"),
+    (["{model}", "-o", "{out}", "--weight-decay", "inf"], "--weight-decay must be a finite number"),
     (["{model}", "-o", "{out}", "--unheard-of"], "no such option"),
     (["{model}", "-o", "{out}", "--config", "{out}.toml"], "cannot read the configuration"),
     (["{model}", "-o", "{model}/out"], "model's own directory"),
@@ -268,8 +270,9 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
     (place / "text").mkdir()
     line = (
         "--planes 3 --threshold 0.7 --method gptq --fit twn --group-size 0 --text text --finetune --epochs 2 "
-        "--optimizer muon --grokfast-lambda 0.5 --learning-rate 0.01 --activation-bits 8 --packed-only "
-        "--no-eval --device cpu --tasks arc_easy,boolq --tasks mine --task-limit 7"
+        "--optimizer muon --grokfast-lambda 0.5 --learning-rate 0.01 --weight-decay 0.05 "
+        "--activation-bits 8 --packed-only --no-eval --device cpu --tasks arc_easy,boolq "
+        "--tasks mine --task-limit 7"
     )
     words = [*line.split(), "--threads", "1"]
     answer = call("compress", "model", "-o", "out", *words, "--seed", helper.FAST, "--json")
@@ -278,8 +281,9 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
     assert config.model_dump(exclude_defaults=True) == {
         "planes": 3, "threshold": 0.7, "method": "gptq", "fit": "twn", "group_size": 0, "finetune": True,
         "epochs": 2, "text": [str(place / "text")], "optimizer": "muon", "grokfast_lambda": 0.5,
-        "learning_rate": 0.01, "activation_bits": 8, "outputs": "packed", "evaluate": False, "device": "cpu",
-        "threads": 1, "seed": helper.FAST, "tasks": ["arc_easy", "boolq", "mine"], "task_limit": 7,
+        "learning_rate": 0.01, "weight_decay": 0.05, "activation_bits": 8, "outputs": "packed",
+        "evaluate": False, "device": "cpu", "threads": 1, "seed": helper.FAST,
+        "tasks": ["arc_easy", "boolq", "mine"], "task_limit": 7,
     }  # fmt: skip
 
 

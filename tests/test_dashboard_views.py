@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dashboard_log import events, make_run, write_run
+from tritpress.config import make_config
 from tritpress.dashboard.store import earlier_runs
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views import metrics, outputs, overview, quality, status
@@ -138,13 +140,14 @@ def test_eta_of_the_whole_run_from_earlier_runs_like_it(tmp_path: Path) -> None:
 
 
 def test_runs_are_alike_by_what_decides_how_long_they_take(tmp_path: Path) -> None:
-    for name, extra in (("a", {"seed": 1}), ("b", {"seed": 2}), ("c", {"method": "fast"})):
+    settings = {"a": {"seed": 1}, "b": {"seed": 2}, "c": {"method": "fast"}, "d": {"weight_decay": 0.0}}
+    for name, extra in settings.items():
         write_run(tmp_path, name, config={"method": "gptq", **extra})
     runs = list_runs(tmp_path)
-    (a,), (b,), (c,) = ([run for run in runs if run["id"] == name] for name in "abc")
-    assert a["alike"] == b["alike"] != c["alike"]
+    (a,), (b,), (c,), (d,) = ([run for run in runs if run["id"] == name] for name in "abcd")
+    assert a["alike"] == b["alike"] == d["alike"] != c["alike"]
     assert len(a["step_seconds"]) == 7 and a["step_seconds"][0] is not None
-    others = [run["step_seconds"] for run in runs if run["id"] == "b" and run["status"] == "finished"]
+    others = [run["step_seconds"] for run in runs if run["id"] in "bd" and run["status"] == "finished"]
     assert earlier_runs(runs, "a") == others and earlier_runs(runs, "c") == []
 
 
@@ -214,7 +217,7 @@ def test_outputs_side_by_side(tmp_path: Path) -> None:
 
 
 def test_form_and_configuration() -> None:
-    form = Form(model="/m", ratio=7.5, sparsity=0.35, budget="epochs", amount=2, seed=3)
+    form = Form(model="/m", ratio=7.5, sparsity=0.35, budget="epochs", amount=2, weight_decay=0.1, seed=3)
     config = config_of(form)
     assert (config.target_ratio, config.sparsity, config.epochs, config.tokens) == (7.5, 0.35, 2, None)
     again = form_of({"config": config.model_dump(), "model": {"path": "/m"}}, Form())
@@ -223,9 +226,11 @@ def test_form_and_configuration() -> None:
     with pytest.raises(UsageError):
         config_of(Form(amount=3))
     assert command_of(form) == (
-        "tritpress compress /m -o OUT --ratio 7.5 --sparsity 0.35 --epochs 2 --seed 3 --finetune"
+        "tritpress compress /m -o OUT --ratio 7.5 --sparsity 0.35 --epochs 2 --weight-decay 0.1 --seed 3 "
+        "--finetune"
     )
-    assert "target_ratio = 7.5" in toml_of(form) and "epochs = 2" in toml_of(form)
+    assert "target_ratio = 7.5" in toml_of(form) and "weight_decay = 0.1" in toml_of(form)
+    assert make_config(tomllib.loads(toml_of(form))) == config_of(form)
     assert "'/a b'" in command_of(Form(model="/a b"))
 
 

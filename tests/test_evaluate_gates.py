@@ -170,11 +170,11 @@ def test_a_pass_that_the_text_cannot_decide_says_so():
 def test_the_command_repeats_the_run():
     config = CompressionConfig(
         planes=1, text=["a b.txt"], tokens=5000, seed=4, optimizer="muon", sparsity="free",
-        grokfast_lambda=0.5,
+        grokfast_lambda=0.5, weight_decay=0.02,
     )  # fmt: skip
     assert str(Command.of(config, "m", "o")) == (
         "tritpress compress m -o o --planes 1 --sparsity free --tokens 5000 --optimizer muon "
-        "--grokfast-lambda 0.5 --seed 4 --text 'a b.txt' --overwrite"
+        "--grokfast-lambda 0.5 --weight-decay 0.02 --seed 4 --text 'a b.txt' --overwrite"
     )
 
 

@@ -212,6 +212,35 @@ def test_another_recipe_does_not_take_up_old_checkpoints(teacher, windows, tmp_p
         run(teacher, windows, tmp_path, config=config_for(tokens=512))
 
 
+@pytest.mark.parametrize("optimizer", ["mugrokfast", "muon", "adamw"])
+def test_weight_decay_is_the_latents_alone(teacher, windows, tmp_path, optimizer):
+    assert recipe(config_for()).weight_decay == 0.0
+    made = recipe(config_for(optimizer=optimizer, weight_decay=0.25))
+    training = trainer._Run(make_student(teacher), teacher, windows[0], windows[1], made, tmp_path, None)
+    latents = {id(p) for p in training.matrices.values()}
+    decays = {
+        id(p): group["weight_decay"]
+        for inner in training.optimizer.inner
+        for group in inner.param_groups
+        for p in group["params"]
+    }
+    assert latents and decays.keys() > latents
+    assert all(decay == (0.25 if p in latents else 0.0) for p, decay in decays.items())
+
+
+def test_weight_decay_draws_latents_to_zero_and_is_part_of_the_recipe(teacher, windows, tmp_path):
+    rates = {"lr": 0.3, "pull": 0.0, "patience": 99}
+    sizes = []
+    for decay in (0.0, 20.0):
+        run(teacher, windows, tmp_path / str(decay), config=config_for(weight_decay=decay), **rates)
+        latents, _ = load_checkpoint(tmp_path / str(decay) / "latest.safetensors")
+        own = [p for name, p in latents.items() if name.endswith(".latent") and "/" not in name]
+        sizes.append(sum(float(p.square().sum()) for p in own))
+    assert sizes[1] < 0.9 * sizes[0]
+    with pytest.raises(InputError, match="other settings"):
+        run(teacher, windows, tmp_path / "0.0", config=config_for(weight_decay=0.1), **rates)
+
+
 def test_a_model_without_bitlinear_is_refused(teacher, windows, tmp_path):
     with pytest.raises(InputError, match="no BitLinear"):
         fine_tune(copy.deepcopy(teacher), teacher, *windows, config_for(), tmp_path, number_formats=FLOAT32)

@@ -186,6 +186,15 @@ def compress(
             rich_help_panel=o.FINE_TUNING,
         ),
     ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            "--weight-decay",
+            metavar="X",
+            help="Of the weights behind the codes, times their rate a step (default: 0).",
+            rich_help_panel=o.FINE_TUNING,
+        ),
+    ] = None,
     activation_bits: Annotated[
         int | None,
         typer.Option(
@@ -249,6 +258,7 @@ def compress(
         "optimizer": optimizer,
         "grokfast_lambda": grokfast_lambda,
         "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
         "activation_bits": activation_bits,
         "outputs": o.outputs_value(packed_only, dequantized_only),
         "overwrite": overwrite or None,

@@ -132,6 +132,9 @@ class CompressionConfig(BaseModel):
         0.1, ge=0.0, le=10.0, description="of mugrokfast, which is the optimizer where this alone is given"
     )
     learning_rate: float | None = Field(None, gt=0, description="peak rate of the latents, in cells' widths")
+    weight_decay: float = Field(
+        0.0, ge=0.0, allow_inf_nan=False, description="of the latents: rate times it a step"
+    )
     activation_bits: Literal[8] | None = Field(None, description="8 trains with the kernels' activations")
 
     seed: int = Field(0, ge=0)

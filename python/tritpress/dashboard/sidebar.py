@@ -68,6 +68,7 @@ class Sidebar:
                 _column(
                     fields.method,
                     fields.optimizer,
+                    fields.weight_decay,
                     fields.outputs,
                     fields.device,
                     fields.seed,

@@ -93,6 +93,9 @@ class Fields:
             options={"AdamW": "adamw", "Muon": "muon", "Muon with Grokfast": "mugrokfast"},
             **wide,
         )
+        self.weight_decay = pmui.FloatInput(
+            label="Weight decay", value=0.0, start=0.0, step=0.01, theme_config=STEPPERS, **wide
+        )
         self.text = pmui.TextAreaInput(
             label="Text files and folders, one a line", rows=2, auto_grow=True, max_rows=6, **wide
         )
@@ -125,6 +128,7 @@ class Fields:
             self.amount,
             self.grokfast,
             self.optimizer,
+            self.weight_decay,
             self.text,
             self.outputs,
             self.device,
@@ -151,6 +155,7 @@ class Fields:
             amount=self.amount.value or 0,
             optimizer=self.optimizer.value,
             grokfast_lambda=self.grokfast.value if self.grokfast.value is not None else 0.0,
+            weight_decay=self.weight_decay.value or 0.0,
             outputs=self.outputs.value,
             text=self.paths(),
             device=self.device.value,
@@ -191,6 +196,7 @@ class Fields:
             self.budget.value = form.budget
             self.amount.param.update(label=AMOUNT_LABELS[form.budget], value=float(form.amount))
             self.grokfast.value = form.grokfast_lambda
+            self.weight_decay.value = form.weight_decay
             for field, value in (
                 (self.method, form.method),
                 (self.optimizer, form.optimizer),
@@ -219,7 +225,7 @@ class Fields:
         for field, seen in shown:
             put(field, visible=seen)
         self.zeros_words.set(Markup('<p class="soft small">{}</p>').format(ZEROS_WORDS[zeros]))
-        training = (self.budget, self.amount, self.grokfast, self.optimizer)
+        training = (self.budget, self.amount, self.grokfast, self.optimizer, self.weight_decay)
         for field in self.all:
             put(field, disabled=not editable or (field in training and not self.finetune.value))
 

@@ -28,6 +28,7 @@ OPTION_OF = {
     "optimizer": "--optimizer",
     "grokfast_lambda": "--grokfast-lambda",
     "learning_rate": "--learning-rate",
+    "weight_decay": "--weight-decay",
     "activation_bits": "--activation-bits",
     "text_field": "--text-field",
     "seed": "--seed",

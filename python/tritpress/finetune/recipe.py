@@ -44,7 +44,7 @@ class Recipe:
 
     `budget_tokens` or `budget_seconds` is set, never both. `lr` is the peak rate of the latents in cells'
     widths (`MuGrokfast.units`), `scale_lr` that of the factors on the scales (AdamW, relative: 1e-3 moves a
-    scale by about 0.1 % a step).
+    scale by about 0.1 % a step). `weight_decay` is that of the latents alone.
     """
 
     optimizer: Literal["mugrokfast", "muon", "adamw"]
@@ -129,7 +129,7 @@ def recipe_for(
         "lr": config.learning_rate or rate,
         "scale_lr": SCALE_RATE if planes <= 1.0 else SCALE_RATE_PLANES,
         "rest_lr": REST_RATE if planes <= 1.0 else REST_RATE_PLANES,
-        "weight_decay": 0.0,
+        "weight_decay": config.weight_decay,
         "pull": 1.0 / pull_steps,
         "grokfast_lambda": config.grokfast_lambda if config.optimizer == "mugrokfast" else 0.0,
         "grokfast_alpha": 0.98,

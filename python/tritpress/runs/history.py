@@ -25,7 +25,8 @@ SAVE_AFTER = 50
 
 FILES = ("run.json", "snapshot.json", "labels.json")
 TIMELESS = ("seed", "overwrite", "alerts", "alert_webhook", "alert_command", "target_ratio", "plan",
-            "sparsity", "threshold", "learning_rate", "grokfast_lambda")  # fmt: skip
+            "sparsity", "threshold", "learning_rate", "weight_decay",
+            "grokfast_lambda")  # fmt: skip
 """Settings that hardly change how long a run takes."""
 
 LIFE = ("status", "pid", "host", "process_start", "launched", "heartbeat")

@@ -34,6 +34,7 @@ class Form:
     amount: float = 100_000
     optimizer: str = "adamw"
     grokfast_lambda: float = 0.1
+    weight_decay: float = 0.0
     outputs: str = "both"
     text: tuple[str, ...] = ()
     device: str = "auto"
@@ -51,6 +52,7 @@ PLAIN = (
     "finetune",
     "optimizer",
     "grokfast_lambda",
+    "weight_decay",
     "outputs",
     "device",
     "seed",
