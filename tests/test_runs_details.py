@@ -202,19 +202,19 @@ def test_stacked_experts_are_rows_of_one_tensor(tmp_path: Path) -> None:
     """Experts [experts, in, out] and [experts, out, in]: sampled rows are the source's own."""
     from tritpress.formats.source import TensorEntry
     from tritpress.formats.targets import Target
-    from tritpress.steps.details import _rows, _weights
+    from tritpress.steps.details import sampled_rows, source_rows
 
     stack = np.random.default_rng(1).standard_normal((7, 24, 40)).astype(np.float32)
     file = tmp_path / "raw"
     file.write_bytes(b"head" + stack.tobytes())
     entry = TensorEntry("e", file, "F32", stack.shape, 4, stack.nbytes)
     plain = Target("e", 0, "expert", 24, 40, (7,), False, entry)
-    np.testing.assert_array_equal(_weights(plain, _rows(plain)), stack.reshape(-1, 40))
+    np.testing.assert_array_equal(source_rows(plain, sampled_rows(plain)), stack.reshape(-1, 40))
     turned = Target("e", 0, "expert", 40, 24, (7,), True, entry)
-    rows = _rows(turned)
+    rows = sampled_rows(turned)
     assert len(np.unique(rows // 40)) == 4
     whole = np.swapaxes(stack, -1, -2).reshape(-1, 24)
-    np.testing.assert_array_equal(_weights(turned, rows), whole[rows])
+    np.testing.assert_array_equal(source_rows(turned, rows), whole[rows])
 
 
 def test_fine_tuned_tensors_are_recorded_anew_and_a_resumed_run_keeps_them(

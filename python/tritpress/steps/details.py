@@ -32,10 +32,10 @@ def record_details(
     if details is None:
         assert work.plan is not None
         planned = work.plan.tensors[target.name]
-        rows = _rows(target)
+        rows = sampled_rows(target)
         codes, scales = store.entries(target.name)
         details = measure(
-            _weights(target, rows),
+            source_rows(target, rows),
             _stored_rows(codes, planned.planes, rows),
             _stored_rows(scales, planned.planes, rows),
             planned.group_size,
@@ -58,7 +58,7 @@ def record_details(
     }
 
 
-def _rows(target: Target) -> np.ndarray:
+def sampled_rows(target: Target) -> np.ndarray:
     """Sampled rows, counted over all experts."""
     experts = math.prod(target.experts)
     if not target.transposed or experts <= EXPERTS_TURNED:
@@ -68,7 +68,7 @@ def _rows(target: Target) -> np.ndarray:
     return chosen[inside // target.rows] * target.rows + inside % target.rows
 
 
-def _weights(target: Target, rows: np.ndarray) -> np.ndarray:
+def source_rows(target: Target, rows: np.ndarray) -> np.ndarray:
     """The source's weights in those rows: float32 [n, in]."""
     entry = target.entry
     if not target.transposed:
