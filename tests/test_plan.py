@@ -188,6 +188,37 @@ def test_a_plan_looked_at_again_is_foretold_the_same(reference, calibrated):
     assert again.predicted_loss == pytest.approx(plan.predicted_loss, rel=0.02)
 
 
+@pytest.mark.parametrize("basis", ["weights", "moments", "swept"])
+@pytest.mark.parametrize("asked", [{"sparsity": 0.65}, {"threshold": 1.3}])
+def test_what_a_plan_asks_of_its_zeros_is_foretold(reference, asked, basis):
+    """Given back without the option that it was made with, and tensor by tensor."""
+    source, targets = reference
+    calibration = None if basis == "weights" else made_up_calibration(targets)
+    usual = CompressionConfig(planes=1)
+    plan = make_plan(source, targets, CompressionConfig(planes=1, **asked), calibration)
+    if basis == "swept":
+        for t in targets:
+            calibration[t.name]["plane_losses"] = np.float32([3.0, 2.0, 1.0])
+    free = make_plan(source, targets, usual, calibration)
+    again = foretell(source, targets, usual, calibration, plan)
+    assert again.predicted_loss > 1.1 * free.predicted_loss
+    if basis == "swept":  # as much dearer as a plain fit of such zeros is
+        moments = made_up_calibration(targets)
+        own, other = (make_plan(source, targets, c, moments).tensors for c in (
+            CompressionConfig(planes=1, **asked), usual))  # fmt: skip
+        for name, planned in again.tensors.items():
+            grown = own[name].predicted_loss / other[name].predicted_loss
+            assert planned.predicted_loss == pytest.approx(3.0 * grown, rel=0.1)
+    else:
+        assert again.predicted_loss == pytest.approx(plan.predicted_loss)
+    first, second = list(free.tensors)[:2]
+    for key, value in asked.items():
+        setattr(free.tensors[first], key, value)
+    mixed = foretell(source, targets, usual, calibration, free)
+    assert mixed.tensors[first].predicted_loss == pytest.approx(again.tensors[first].predicted_loss)
+    assert mixed.tensors[second].predicted_loss == pytest.approx(free.tensors[second].predicted_loss)
+
+
 def test_options_reach_the_tensors_and_a_plan_survives_json(reference, tmp_path):
     source, targets = reference
     config = CompressionConfig(planes=1, sparsity=0.3, group_size=128)

@@ -3,10 +3,10 @@
 With a calibration these start from the losses that it foretold by sweeping a sample at one group size
 (`ternarize.prediction`); another group size changes them as it changes the error of a plain fit, weighted by
 inputs and outputs (on the reference model within 2 % at one plane and 4 to 10 % at three of what sweeping at
-that size foretells). Where it has the diagonal moments alone, the loss is
-1/2 sum_o E[g_o^2] sum_c dW_oc^2 E[x_c^2]: the error of each weight by how much its input carries and how much
-its output moves the loss (nats a token). Without a calibration it is the squared error of the weights
-relative to the tensor's own, times the tensor's size.
+that size foretells), and so do other zeros that a plan asks of a tensor. Where it has the diagonal moments
+alone, the loss is 1/2 sum_o E[g_o^2] sum_c dW_oc^2 E[x_c^2]: the error of each weight by how much its input
+carries and how much its output moves the loss (nats a token). Without a calibration it is the squared error
+of the weights relative to the tensor's own, times the tensor's size.
 """
 
 from __future__ import annotations
@@ -46,35 +46,45 @@ Choice = tuple[int, int]
 KEPT: Choice = (0, 0)
 """Of an embedding: not pressed."""
 
+Zeros = tuple[float | None, float | None]
+"""(threshold, sparsity): what was asked of a tensor's zeros, where anything was."""
+
 
 def choice_costs(
     targets: list[Target],
     config: CompressionConfig,
     calibration: Mapping[str, Any] | None,
     choices: Mapping[str, Sequence[Choice]],
+    zeros: Mapping[str, Zeros] | None = None,
 ) -> dict[str, dict[Choice, Cost]]:
     """Tensor name -> cost of each of the choices asked for.
+
+    `zeros`: what a tensor's own plan asks of its zeros, by its name; the others go by `config`, as the
+    calibration's sweeps did.
 
     Raises `InputError` naming the tensor where a weight is not finite.
     """
     total = sum(_weights(target) for target in targets if target.layer is not None)
+    usual = (config.threshold, config.target_sparsity)
     out = {}
     for target in targets:
         moments = None if calibration is None else calibration.get(target.name)
+        rule = usual if zeros is None else zeros.get(target.name, usual)
         asked = list(choices[target.name])
         swept = None if moments is None else moments.get("plane_losses")
         base = config.base_group_size
-        if swept is not None and all(group == base for _, group in asked):
+        if swept is not None and rule == usual and all(group == base for _, group in asked):
             out[target.name] = {c: Cost(float(swept[c[0] - 1]), TYPICAL_ERROR[c[0] - 1]) for c in asked}
             continue
         also = [] if swept is None else [(planes, base) for planes, _ in asked]
-        fitted = _fitted(target, config, moments, [*asked, *also], total)
+        fitted = _fitted(target, config, moments, [*asked, *also], total, rule)
         if swept is None:
             out[target.name] = {choice: fitted[choice] for choice in asked}
             continue
+        as_swept = fitted if rule == usual else _fitted(target, config, moments, also, total, usual)
         out[target.name] = {}
         for planes, group in asked:
-            own, plain = fitted[planes, group], fitted[planes, base]
+            own, plain = fitted[planes, group], as_swept[planes, base]
             grown = own.loss / plain.loss if plain.loss > 0 else 1.0
             out[target.name][planes, group] = Cost(float(swept[planes - 1]) * grown, own.relative)
     if calibration is not None:
@@ -92,7 +102,7 @@ TYPICAL_ERROR = (0.19, 0.04, 0.01)
 
 
 def _fitted(
-    target: Target, config: CompressionConfig, moments: Any, asked: list[Choice], total: int
+    target: Target, config: CompressionConfig, moments: Any, asked: list[Choice], total: int, zeros: Zeros
 ) -> dict[Choice, Cost]:
     """Costs by a plain fit of sampled rows, one fit a group size."""
     from tritpress import _core
@@ -110,8 +120,8 @@ def _fitted(
                 fit="absmean" if config.fit == "bitnet" else config.fit,  # a row or group near enough
                 group_size=group,
                 planes=counts[-1],
-                threshold=config.threshold,
-                sparsity=config.target_sparsity,  # the ceiling on zeros hardly changes the error: left out
+                threshold=zeros[0],
+                sparsity=zeros[1],  # the ceiling on zeros hardly changes the error: left out
                 importance=importance,
                 threads=config.threads,
             )

@@ -273,7 +273,8 @@ def foretell(
         planned = plan.tensors[t.name]
         roughest = (1, group_sizes(t, config)[-1])
         asked[t.name] = list(dict.fromkeys([(planned.planes, planned.group_size), roughest]))
-    costs = choice_costs(pressed, config, calibration, asked)
+    zeros = {name: (planned.threshold, planned.sparsity) for name, planned in plan.tensors.items()}
+    costs = choice_costs(pressed, config, calibration, asked, zeros)
     plan = plan.model_copy(deep=True)
     _price(plan, costs, int8_losses(source, targets, costs, calibration), calibration is not None)
     return _finish(source, plan, None, calibration)

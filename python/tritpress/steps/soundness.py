@@ -39,7 +39,8 @@ def unsound_tensors(work: Work, packed: str | Any) -> list[dict[str, Any]]:
     asked = {
         t.name: [(work.plan.tensors[t.name].planes, work.plan.tensors[t.name].group_size)] for t in targets
     }
-    plain = choice_costs(targets, work.config, None, asked)
+    zeros = {name: (p.threshold, p.sparsity) for name, p in work.plan.tensors.items()}
+    plain = choice_costs(targets, work.config, None, asked, zeros)
     found = []
     for target in targets:
         work.context.check()
