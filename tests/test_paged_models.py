@@ -14,14 +14,17 @@ pytest.importorskip("transformers")
 
 from tritpress import pipeline  # noqa: E402
 from tritpress.config import CompressionConfig  # noqa: E402
+from tritpress.costs import choice_costs, int8_losses  # noqa: E402
 from tritpress.events.context import NullContext  # noqa: E402
 from tritpress.formats.huggingface import load_original, modules_of  # noqa: E402
 from tritpress.formats.paged import load_paged  # noqa: E402
 from tritpress.formats.source import open_source  # noqa: E402
-from tritpress.formats.targets import find_targets  # noqa: E402
+from tritpress.formats.targets import embedding_targets, find_targets  # noqa: E402
 from tritpress.nn import paging  # noqa: E402
 from tritpress.nn.surgery import find_blocks  # noqa: E402
+from tritpress.plan import TensorPlan, make_plan  # noqa: E402
 from tritpress.steps import work as work_module  # noqa: E402
+from tritpress.ternarize import embeddings  # noqa: E402
 
 FAMILIES = ["tiny_llama_dir", "tiny_gpt2_dir", "tiny_qwen3_dir", "tiny_sharded_dir"]
 PRESSED = [*FAMILIES[:2], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[2:])]
@@ -57,10 +60,10 @@ class MostHeld(NullContext):
             self.most = max(self.most, held)
 
 
-def press(model: Path, folder: Path, text: Path, context: Any = None) -> dict[str, Any]:
+def press(model: Path, folder: Path, text: Path, context: Any = None, **options: Any) -> dict[str, Any]:
     config = CompressionConfig(
-        method="gptq", finetune=False, planes=1, text=[str(text)], calibration_tokens=1024,
-        evaluation_tokens=2048, window=64,
+        **{"method": "gptq", "finetune": False, "planes": 1, "text": [str(text)],
+           "calibration_tokens": 1024, "evaluation_tokens": 2048, "window": 64, **options},
     )  # fmt: skip
     folder.mkdir()
     return pipeline.run(config, Folder(folder, model), context or NullContext())
@@ -199,6 +202,99 @@ def test_moments_block_by_block(family: str, request: pytest.FixtureRequest, tmp
         for key, values in held[name].items():
             np.testing.assert_allclose(paged[name][key], values, rtol=2e-3, err_msg=f"{name} {key}")
     assert not list(tmp_path.iterdir())  # the activations that were put aside had no name
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_gpt2_dir", "tiny_qwen3_dir"])
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_embeddings_are_priced_as_in_the_held_model(
+    family: str, on_disk: bool, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Read a few rows at a time: what planes and int8 rows would cost comes out within 1 %."""
+    if on_disk:
+        monkeypatch.setattr(paging, "SMALLEST", 1 << 14)
+    source = open_source(request.getfixturevalue(family))
+    targets, tables = find_targets(source), embedding_targets(source)
+    windows = np.random.default_rng(0).integers(1, 2048, (12, 32))
+    config = CompressionConfig(target_ratio=6.0)
+    found, pieces = [], []
+
+    def noted(module: Any, start: int, stop: int) -> Any:
+        pieces.append(stop - start)
+        return paging.weight_rows(module, start, stop)
+
+    for model in (load_original(source), load_paged(source)):
+        own, others = (
+            {name: module for name, (_, module) in modules_of(model, [t.name for t in some]).items()}
+            for some in (targets, tables)
+        )
+        if paging.is_paged(model):
+            monkeypatch.setattr(embeddings, "PIECE", 64 * 100)
+            monkeypatch.setattr(embeddings, "weight_rows", noted)
+        found.append(
+            embeddings.calibrate_with_embeddings(
+                model, own, others, windows, NullContext(), config, tmp_path
+            )
+        )
+    assert max(pieces) == 100 and sum(pieces) == sum(table.rows for table in tables)
+    held, paged = found
+    assert set(held) == set(paged) == {target.name for target in (*targets, *tables)}
+    for table in tables:
+        for key, values in held[table.name].items():
+            least = 1e-3 * float(np.abs(values).max())
+            np.testing.assert_allclose(paged[table.name][key], values, rtol=2e-3, atol=least, err_msg=key)
+    every = {t.name: [(1, 64), (2, 64), (3, 32)] for t in (*targets, *tables)}
+    prices = [choice_costs([*targets, *tables], config, moments, every) for moments in found]
+    int8 = [int8_losses(source, targets, *pair) for pair in zip(prices, found)]
+    for table in tables:
+        assert int8[1][table.name] == pytest.approx(int8[0][table.name], rel=0.01)
+        for choice, cost in prices[0][table.name].items():
+            assert prices[1][table.name][choice].loss == pytest.approx(cost.loss, rel=0.01), choice
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_gpt2_dir"])
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_pressed_embeddings_are_what_the_blocks_are_fitted_to(
+    family: str,
+    on_disk: bool,
+    request: pytest.FixtureRequest,
+    text_dir: Path,
+    tmp_path: Path,
+    monkeypatch: Any,
+) -> None:
+    model = request.getfixturevalue(family)
+    source = open_source(model)
+    plan = make_plan(source, find_targets(source), CompressionConfig(planes=1))
+    for t in embedding_targets(source):
+        plan.tensors[t.name] = TensorPlan(name=t.name, rows=t.rows, cols=t.cols, planes=1, group_size=32)
+    plan.save(tmp_path / "plan.json")
+    asked = {"planes": None, "plan": str(tmp_path / "plan.json"), "evaluate": False}
+    held = press(model, tmp_path / "held", text_dir, **asked)
+    opened = []
+    monkeypatch.setattr(work_module, "PAGED_FROM", 0)
+    if on_disk:
+        monkeypatch.setattr(paging, "SMALLEST", 1 << 14)
+    monkeypatch.setattr(
+        "tritpress.formats.paged.load_paged", lambda source: opened.append(load_paged(source)) or opened[-1]
+    )
+    paged = press(model, tmp_path / "paged", text_dir, **asked)
+    assert opened
+    codes = [read_codes(tmp_path / name / "out" / "packed") for name in ("held", "paged")]
+    assert codes[0].keys() == codes[1].keys() >= set(plan.tensors)
+    for name, values in codes[0].items():  # sums in another order turn a code here and there
+        assert np.mean(values == codes[1][name]) > 0.98, name
+    errors = [{layer["name"]: layer["mse"] for layer in report["layers"]} for report in (held, paged)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.01)
+    # what was read or written in place of the original's embeddings is gone again
+    ids = torch.arange(24)[None]
+    with torch.inference_mode():
+        assert torch.equal(opened[0](input_ids=ids).logits, load_original(source)(input_ids=ids).logits)
+
+
+def read_codes(packed: Path) -> dict[str, np.ndarray]:
+    from tritpress.formats.packed_reader import open_packed
+
+    opened = open_packed(packed)
+    return {name: opened.ternary(name)[0] for name in opened.tensors}
 
 
 def test_a_full_disk_is_one_sentence(tiny_llama_dir: Path, monkeypatch: Any) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,27 @@ SMALLEST = 1 << 20
 """Parameters below which a part outside the blocks stays in memory."""
 
 
+class _Reader:
+    """Where the weights of one model come from: its files, or what stands in for some of them."""
+
+    def __init__(self, read: Read, read_rows: ReadRows) -> None:
+        self._read, self._read_rows = read, read_rows
+        self.instead: dict[str, tuple[int, ReadRows]] = {}
+
+    def whole(self, name: str) -> Tensor:
+        count, rows = self.instead.get(name, (0, None))
+        return self._read(name) if rows is None else rows(name, torch.arange(count))
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        _, other = self.instead.get(name, (0, None))
+        return self._read_rows(name, rows) if other is None else other(name, rows)
+
+
 class _Part:
     """One module that comes and goes as a whole."""
 
-    def __init__(self, module: nn.Module, names: dict[int, str], read: Read, alive: Any) -> None:
-        self.read, self.alive, self.count = read, alive, 0
+    def __init__(self, module: nn.Module, names: dict[int, str], reader: _Reader, alive: Any) -> None:
+        self.reader, self.read, self.alive, self.count = reader, reader.whole, alive, 0
         self.places = [
             (owner, key, names[id(parameter)], tuple(parameter.shape))
             for owner in module.modules()
@@ -103,6 +119,7 @@ def page(
     in memory is read now. A plain embedding is not read whole when it runs: only its rows of the tokens.
     """
     alive: Any = weakref.WeakValueDictionary()
+    reader = _Reader(read, read_rows)
     originals = list(model.parameters())  # kept until the end, so that an id means one parameter
     inside = {id(module) for block in blocks for module in block.modules()}
     outside = [module for module in model.modules() if id(module) not in inside]
@@ -118,11 +135,11 @@ def page(
                     owner._parameters[key] = kept[name]
     for module in [*blocks, *large]:
         if type(module) is nn.Embedding and module.max_norm is None:
-            module.forward = _Rows(module, names[id(module.weight)], read_rows)  # type: ignore[assignment]
+            module.forward = _Rows(module, names[id(module.weight)], reader.rows)  # type: ignore[assignment]
         else:
             module.register_forward_pre_hook(_before)
             module.register_forward_hook(_after, always_call=True)
-        module._paged = _Part(module, names, read, alive)  # type: ignore[assignment]
+        module._paged = _Part(module, names, reader, alive)  # type: ignore[assignment]
     del originals
     return model
 
@@ -169,6 +186,42 @@ def resting(module: nn.Module) -> Iterator[None]:
 def reading_rows(model: nn.Module) -> list[nn.Module]:
     """Its paged embeddings, which run as well without being held."""
     return [module for module in model.modules() if isinstance(module.__dict__.get("forward"), _Rows)]
+
+
+def weight_rows(module: nn.Module, start: int, stop: int) -> Tensor:
+    """Rows start:stop of a module's weight as float32 [n, cols], read from disk where it is not in memory."""
+    weight = cast(Tensor, module.weight)
+    if not is_placeholder(weight):
+        return weight.detach()[start:stop].float()
+    return module.__dict__["_paged"].reader.rows(_weight_name(module), torch.arange(start, stop))
+
+
+def same_weight(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules have one weight between them, in memory or on disk."""
+    name = _weight_name(first)
+    return first.weight is second.weight or (name is not None and name == _weight_name(second))
+
+
+def _weight_name(module: nn.Module) -> str | None:
+    part = module.__dict__.get("_paged")
+    places = [] if part is None else part.places
+    return next((name for owner, key, name, _ in places if owner is module and key == "weight"), None)
+
+
+@contextlib.contextmanager
+def weights_instead(modules: Mapping[nn.Module, ReadRows]) -> Iterator[None]:
+    """Let paged modules read the rows of their weight from elsewhere meanwhile."""
+    taken: list[tuple[_Reader, str]] = []
+    try:
+        for module, rows in modules.items():
+            reader, name = module.__dict__["_paged"].reader, _weight_name(module)
+            assert name is not None
+            reader.instead[name] = (len(cast(Tensor, module.weight)), rows)
+            taken.append((reader, name))
+        yield
+    finally:
+        for reader, name in taken:
+            del reader.instead[name]
 
 
 def is_placeholder(tensor: Tensor) -> bool:

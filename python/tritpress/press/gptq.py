@@ -12,10 +12,11 @@ towards the original one.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,16 +27,16 @@ from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
 from tritpress.events.context import RunContext
 from tritpress.formats.huggingface import model_name, modules_of
-from tritpress.formats.source import SourceModel, read_tensor
+from tritpress.formats.source import SourceModel, read_rows, read_some_rows
 from tritpress.formats.targets import Target
-from tritpress.nn.paging import holding, is_placeholder
+from tritpress.nn.paging import ReadRows, holding, is_paged, is_placeholder, weights_instead
 from tritpress.nn.surgery import find_blocks, is_linear, set_weight, weight_out_in
 from tritpress.ops import reference
 from tritpress.plan import Plan, TensorPlan
 from tritpress.press.fast import press_tensor
 from tritpress.ternarize.blocks import BlockRunner, Stage
 from tritpress.ternarize.points import FitSpec
-from tritpress.ternarize.stats import layer_statistics
+from tritpress.ternarize.stats import add, layer_statistics, summary
 from tritpress.ternarize.sweep import Curvature, curvature, damped, sweep
 
 CORRECTION = 1.0
@@ -138,10 +139,10 @@ def gptq_tensors(
             _started(target, context)
             planned = plan.tensors[target.name]
             seconds = press_table(target, planned, known[target.name]["hessian"], config, store)
-        _write_parameter(model, target, plan.tensors[target.name], store)
         yield target.name, seconds
     if tables:
-        runner.enter_again()
+        with _tables_as_pressed(model, tables, modules, plan, store):
+            runner.enter_again()
     for number, module in enumerate(blocks):
         with holding(module):  # of a paged model one block at a time is in memory
             for target in alone.pop(number, []):
@@ -214,22 +215,68 @@ def press_table(
     target: Target, planned: TensorPlan, hessian: np.ndarray, config: CompressionConfig, store: Any
 ) -> float:
     """Sweep an embedding or head into the store; returns the seconds it took."""
+    from tritpress import _core
+
     started = time.perf_counter()
-    weight = read_tensor(target.entry)
     at = curvature(torch.from_numpy(np.ascontiguousarray(hessian)), planned.group_size)
     codes, scales = [], []
+    sums: Any = None
     for start in range(0, target.rows, TABLE_ROWS):
-        piece = torch.from_numpy(weight[start : start + TABLE_ROWS])
+        weight = read_rows(target.entry, start, min(target.rows, start + TABLE_ROWS))
         try:
-            fitted = sweep(piece, at, spec_of(planned, config))
+            fitted = sweep(torch.from_numpy(weight), at, spec_of(planned, config))
         except InputError as error:
             raise InputError(f"{target.name}: {error}") from None
         codes.append(reference.pack(fitted.trits).cpu().numpy())
         scales.append(fitted.scales.half().cpu().numpy())
+        piece = _core.layer_statistics(weight, codes[-1], scales[-1], planned.group_size)
+        sums = piece if sums is None else add(sums, piece)
     whole = [np.concatenate(parts, axis=1) for parts in (codes, scales)]
-    info = layer_statistics(weight, whole[0], whole[1], planned.group_size)
-    store.put(target.name, whole[0], whole[1], info)
+    store.put(target.name, whole[0], whole[1], summary(sums))
     return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _tables_as_pressed(
+    model: nn.Module,
+    tables: list[Target],
+    modules: Mapping[str, tuple[str, nn.Module]],
+    plan: Plan,
+    store: Any,
+) -> Iterator[None]:
+    """Let the model's embeddings and head be what the store has of them: for good in a held model, which is
+    a copy; in a paged one, which is the original, only meanwhile."""
+    kept, instead = [], {}
+    for target in tables:
+        planned, (_, module) = plan.tensors[target.name], modules[target.name]
+        weight = cast(Tensor, module.weight)
+        if is_placeholder(weight):
+            instead[module] = _pressed_rows(target, planned, store)
+            continue
+        if is_paged(model):
+            kept.append((weight, weight.detach().clone()))
+        _write_parameter(model, target, planned, store)
+    try:
+        with weights_instead(instead):
+            yield
+    finally:
+        with torch.no_grad():
+            for weight, before in kept:
+                weight.copy_(before)
+
+
+def _pressed_rows(target: Target, planned: TensorPlan, store: Any) -> ReadRows:
+    entries = store.entries(target.name)
+
+    def read(name: str, rows: Tensor) -> Tensor:
+        every = (np.arange(planned.planes)[:, None] * target.rows + rows.numpy()).ravel()
+        codes, scales = (
+            torch.from_numpy(read_some_rows(entry, every)).unflatten(0, (planned.planes, len(rows)))
+            for entry in entries
+        )
+        return reference.dequantize(codes.to(torch.uint8), scales.half(), target.cols, planned.group_size)
+
+    return read
 
 
 def _started(target: Target, context: RunContext) -> None:

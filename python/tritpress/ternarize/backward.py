@@ -63,11 +63,12 @@ def backward(
     context: RunContext,
     folder: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> list[Tensor]:
     """Send the gradient of the summed next-token cross-entropy (nats) of all windows back to the first block.
 
     `runner` stands in front of block 0; afterwards behind the last. `around` gets the block whose graph is
     alive, to watch or collect what it wants; `progress` (blocks done, blocks in all) counts both ways.
+    Returns what arrives in front of block 0, batch by batch.
 
     Raises `InputError` where the loss is not finite or the disk is full.
     """
@@ -98,6 +99,7 @@ def backward(
                     assert hidden.grad is not None
                     gradients[i] = hidden.grad
             tell(total - number, total)
+        return gradients
     finally:
         spill.close()
 

@@ -96,6 +96,24 @@ class BlockRunner:
         stay."""
         self.hidden = [self._enter(self.model, batch) for batch in self.batches]
 
+    def leave(self, gradients: list[Tensor]) -> None:
+        """Send gradients of the hidden states in front of block 0, batch by batch, back to what made them:
+        hooks on the embedding's output see them come, where they let gradients follow."""
+        entered: list[Tensor] = []
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered.append(args[0] if args else kwargs["hidden_states"])
+            raise _Reached
+
+        first = self.blocks[0]
+        for batch, gradient in zip(self.batches, gradients, strict=True):
+            self.context.check()
+            with torch.enable_grad(), resting(first), _hooks([first], hook), contextlib.suppress(_Reached):
+                self.model(input_ids=batch, use_cache=False)
+            hidden = entered.pop()
+            if hidden.requires_grad:
+                hidden.backward(gradient)
+
     @torch.no_grad()
     def _enter(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Hidden states in front of block 0. The first batch of each size also records how blocks are called.

@@ -159,7 +159,8 @@ def _watch_by_block(
     def progress(done: int, total: int) -> None:
         context.emit("step.progress", step=3, done=done, total=total, detail="blocks, forth and back")
 
-    backward(BlockRunner(model, blocks, ids, context), around, context, folder, progress)
+    runner = BlockRunner(model, blocks, ids, context)
+    runner.leave(backward(runner, around, context, folder, progress))
 
 
 class _Mean:

@@ -21,13 +21,16 @@ from torch import Tensor, nn
 
 from tritpress.config import CompressionConfig
 from tritpress.events.context import RunContext
-from tritpress.nn.paging import is_paged
+from tritpress.nn.paging import same_weight, weight_rows
 from tritpress.ternarize.calibration import Moments, calibrate
-from tritpress.ternarize.prediction import losses_of_planes
+from tritpress.ternarize.prediction import losses_of_sample, power_of, sampled
 from tritpress.ternarize.sweep import curvature
 
 SAMPLED_ROWS = 256
 """Rows of a table that are swept to foretell what its planes would cost."""
+
+PIECE = 1 << 22
+"""Weights of a table that are looked at together."""
 
 
 @dataclass
@@ -45,12 +48,12 @@ class EmbeddingsSeen:
 def watch_embeddings(model: nn.Module) -> Iterator[EmbeddingsSeen]:
     """Gather what the embedding and the head are given and get back in the passes made meanwhile.
 
-    Nothing is gathered of a paged model, whose passes go block by block.
+    A token counts when its gradient arrives: a paged model's passes go block by block, and more than one of
+    them looks tokens up.
     """
     seen = EmbeddingsSeen()
     found = cast(Any, model)
-    embedding = None if is_paged(model) else found.get_input_embeddings()
-    head = None if is_paged(model) else found.get_output_embeddings()
+    embedding, head = found.get_input_embeddings(), found.get_output_embeddings()
 
     def add(name: str, value: Tensor) -> None:
         before = getattr(seen, name)
@@ -59,10 +62,15 @@ def watch_embeddings(model: nn.Module) -> Iterator[EmbeddingsSeen]:
     def read(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
         if not torch.is_grad_enabled():
             return
+        ids, rows = args[0].flatten(), len(cast(Tensor, module.weight))
+
+        def arrived(g: Tensor) -> None:
+            seen.tokens += ids.numel()
+            add("used", torch.bincount(ids, minlength=rows))
+            add("stream", g.detach().flatten(0, -2).float().square().sum(0))
+
         out.requires_grad_(True)
-        seen.tokens += args[0].numel()
-        add("used", torch.bincount(args[0].flatten(), minlength=len(found.get_input_embeddings().weight)))
-        out.register_hook(lambda g: add("stream", g.detach().flatten(0, -2).float().square().sum(0)))
+        out.register_hook(arrived)
 
     def project(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
         if not out.requires_grad:
@@ -114,11 +122,11 @@ def embedding_moments(
     """
     owner = cast(Any, model)
     embedding, head = owner.get_input_embeddings(), owner.get_output_embeddings()
-    tied = head is not None and embedding is not None and head.weight is embedding.weight
+    tied = head is not None and embedding is not None and same_weight(head, embedding)
     found = {}
     for name, module in modules.items():
         context.check()
-        weight = cast(Tensor, module.weight).detach().float()
+        weight = cast(Tensor, module.weight)
         reads = (tied or module is embedding) and seen.stream is not None
         writes = (tied or module is head) and seen.outputs is not None and seen.inputs is not None
         if not (reads or writes) or not seen.tokens:
@@ -135,24 +143,43 @@ def embedding_moments(
             assert seen.stream is not None
             hessian += torch.diag(seen.stream / seen.tokens) / (rows.sum() if writes else 1.0)
         gradient = rows.cpu().numpy().astype(np.float32)
-        at = curvature(hessian, config.base_group_size)
+        planes, int8 = _losses(module, rows, hessian, config)
         found[name] = {
             "input_moment": hessian.diagonal().cpu().numpy().astype(np.float32),
             "output_grad_moment": gradient,
-            "plane_losses": losses_of_planes(weight, gradient, at, config, SAMPLED_ROWS),
+            "plane_losses": planes,
             "hessian": np.ascontiguousarray(hessian.cpu().numpy(), dtype=np.float32),
-            "int8_loss": np.asarray([_int8_loss(weight, rows, hessian)], dtype=np.float32),
+            "int8_loss": np.asarray([int8], dtype=np.float32),
         }
     return found
 
 
+def _losses(
+    module: nn.Module, rows: Tensor, hessian: Tensor, config: CompressionConfig
+) -> tuple[np.ndarray, float]:
+    """(losses at 1, 2 and 3 planes float32 [3], loss as int8 rows) of a table [V, C] whose errors are weighed
+    by rows [V] and hessian [C, C]; of one on disk some rows at a time are in memory."""
+    count, cols = cast(Tensor, module.weight).shape
+    at = curvature(hessian, config.base_group_size)
+    sample = sampled(count, SAMPLED_ROWS).to(hessian.device)
+    step = max(1, PIECE // cols)
+    int8, whole, taken, powers = 0.0, 0.0, [], []
+    for start in range(0, count, step):
+        stop = min(count, start + step)
+        piece, weighed = weight_rows(module, start, stop), rows[start:stop].float()
+        power = power_of(piece, weighed, at)
+        inside = sample[(sample >= start) & (sample < stop)] - start
+        whole += float(power.sum())
+        taken.append(piece[inside])
+        powers.append(power[inside])
+        int8 += _int8_loss(piece, weighed, hessian)
+    share = whole / max(float(torch.cat(powers).sum()), torch.finfo(torch.float32).tiny)
+    return losses_of_sample(torch.cat(taken), rows[sample].float(), share, at, config), int8
+
+
 def _int8_loss(weight: Tensor, rows: Tensor, hessian: Tensor) -> float:
     """As the packed format rounds rows to int8 and decodes them again."""
-    total = 0.0
-    for start in range(0, len(weight), 8192):
-        piece = weight[start : start + 8192]
-        scales = (piece.abs().amax(1, keepdim=True) / 127.0).half().float()
-        q = torch.where(scales > 0, piece / scales, 0.0).round().clamp(-127, 127)
-        error = piece - (q * scales).half().float()
-        total += float((rows[start : start + 8192] * ((error @ hessian) * error).sum(1)).sum())
-    return 0.5 * total
+    scales = (weight.abs().amax(1, keepdim=True) / 127.0).half().float()
+    q = torch.where(scales > 0, weight / scales, 0.0).round().clamp(-127, 127)
+    error = weight - (q * scales).half().float()
+    return 0.5 * float((rows * ((error @ hessian) * error).sum(1)).sum())

@@ -83,21 +83,34 @@ def plane_losses(
 
 
 def losses_of_planes(
-    weight: Tensor,
-    gradient: np.ndarray,
-    at: Curvature,
-    config: CompressionConfig,
-    sampled_rows: int = SAMPLED_ROWS,
+    weight: Tensor, gradient: np.ndarray, at: Curvature, config: CompressionConfig
 ) -> np.ndarray:
     """float32 [3]: 1/2 sum_o gradient_o (dW H dW^T)_oo of weight [out, in] at 1, 2 and 3 planes, from a
     sample of its rows."""
-    rows = len(weight)
-    sample = torch.linspace(0, rows - 1, min(rows, sampled_rows)).round().long().to(weight.device)
+    sample = sampled(len(weight), SAMPLED_ROWS).to(weight.device)
     w = weight.float()
     g = torch.from_numpy(np.asarray(gradient, dtype=np.float32)).to(w.device)
-    ordered = w[:, at.order]
-    power = g * ((ordered @ at.hessian) * ordered).sum(1)  # what an error as large as the weight would cost
+    power = power_of(w, g, at)
     share = float(power.sum() / power[sample].sum().clamp_min(torch.finfo(torch.float32).tiny))
+    return losses_of_sample(w[sample], g[sample], share, at, config)
+
+
+def sampled(rows: int, wanted: int) -> Tensor:
+    """Indices of about `wanted` rows, evenly spread: int64, rising."""
+    return torch.linspace(0, rows - 1, min(rows, wanted)).round().long()
+
+
+def power_of(weight: Tensor, gradient: Tensor, at: Curvature) -> Tensor:
+    """What an error as large as each row of weight [R, C] itself would cost, twice over: [R]."""
+    ordered = weight[:, at.order]
+    return gradient * ((ordered @ at.hessian) * ordered).sum(1)
+
+
+def losses_of_sample(
+    weight: Tensor, gradient: Tensor, share: float, at: Curvature, config: CompressionConfig
+) -> np.ndarray:
+    """float32 [3]: `share` times 1/2 sum_o gradient_o (dW H dW^T)_oo of the rows weight [R, C] at 1, 2 and 3
+    planes."""
     losses = []
     for planes in range(1, MAX_PLANES + 1):
         spec = FitSpec(
@@ -108,7 +121,7 @@ def losses_of_planes(
             sparsity=config.target_sparsity,
             max_sparsity=config.max_sparsity,
         )
-        fitted = sweep(w[sample], at, spec, rounds=1, passes=1)
-        error = (w[sample] - fitted.decoded(at))[:, at.order]
-        losses.append(0.5 * share * float((g[sample] * ((error @ at.hessian) * error).sum(1)).sum()))
+        fitted = sweep(weight, at, spec, rounds=1, passes=1)
+        error = (weight - fitted.decoded(at))[:, at.order]
+        losses.append(0.5 * share * float((gradient * ((error @ at.hessian) * error).sum(1)).sum()))
     return np.asarray(losses, dtype=np.float32)
