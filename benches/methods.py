@@ -3,8 +3,8 @@
     python benches/methods.py [--model DIR --text PATH] [--cases exact,gptq] [--threads N] [--json FILE]
 
 Without `--model` the reference model on its own text. Every case is pressed, written, read back and measured
-on held-out text through the packed kernels; no fine-tuning. `weighted` cases weigh the inputs by the diagonal
-of the calibration Hessian; `gptq` is the sweep over the full Hessian, block by block.
+on held-out text through the packed kernels; no fine-tuning. `weighted` weighs the inputs by the diagonal of
+the calibration Hessian; `gptq` is the sweep over the full Hessian, block by block.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +21,36 @@ import torch
 from quality import Bench
 from tritpress.config import CompressionConfig
 from tritpress.evaluate.perplexity import evaluate_model
-from tritpress.events.context import NullContext
-from tritpress.formats.packed import packed_size, write_packed
-from tritpress.formats.store import TensorStore
+from tritpress.formats.packed import packed_size
 from tritpress.loading import load
 from tritpress.plan import make_plan
-from tritpress.press.fast import fast_tensors
 
-
-@dataclass(frozen=True)
-class Case:
-    """How one row is pressed: a configuration, and whether a data-free fit is weighed by the calibration."""
-
-    options: dict[str, Any] = field(default_factory=dict)
-    weighted: bool = False
-
-    def config(self) -> CompressionConfig:
-        return CompressionConfig(**{"planes": 1, "method": "fast", **self.options})
-
-
-CASES = {
-    "bitnet": Case({"fit": "bitnet"}),
-    "absmean": Case({"fit": "absmean"}),
-    "twn": Case({"fit": "twn"}),
-    "exact": Case(),
-    "exact-weighted": Case(weighted=True),
-    "gptq-bitnet": Case({"method": "gptq", "fit": "bitnet"}),
-    "gptq-absmean": Case({"method": "gptq", "fit": "absmean"}),
-    "gptq-twn": Case({"method": "gptq", "fit": "twn"}),
-    "gptq": Case({"method": "gptq"}),
-    "planes": Case({"planes": 2}),
-    "planes-weighted": Case({"planes": 2}, weighted=True),
-    "planes-gptq": Case({"planes": 2, "method": "gptq"}),
+CASES: dict[str, dict[str, Any]] = {
+    "bitnet": {"fit": "bitnet"},
+    "absmean": {"fit": "absmean"},
+    "twn": {"fit": "twn"},
+    "exact": {},
+    "bitnet-weighted": {"method": "weighted", "fit": "bitnet"},
+    "absmean-weighted": {"method": "weighted", "fit": "absmean"},
+    "twn-weighted": {"method": "weighted", "fit": "twn"},
+    "exact-weighted": {"method": "weighted"},
+    "gptq-bitnet": {"method": "gptq", "fit": "bitnet"},
+    "gptq-absmean": {"method": "gptq", "fit": "absmean"},
+    "gptq-twn": {"method": "gptq", "fit": "twn"},
+    "gptq": {"method": "gptq"},
+    "planes": {"planes": 2},
+    "planes-weighted": {"planes": 2, "method": "weighted"},
+    "planes-gptq": {"planes": 2, "method": "gptq"},
 }
 
 
 def measure(bench: Bench, name: str, baseline: float) -> dict[str, Any]:
-    case = CASES[name]
-    config = case.config()
-    weighing = bench.calibration(config) if case.weighted else None
-    plan = make_plan(bench.source, bench.targets, config, None)
+    config = CompressionConfig(**{"planes": 1, "method": "fast", **CASES[name]})
+    known = None if config.method == "fast" else bench.calibration(config)
+    plan = make_plan(bench.source, bench.targets, config, known)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        if config.method == "fast":
-            store = TensorStore(Path(folder) / "tensors")
-            for _ in fast_tensors(bench.targets, plan, config, store, NullContext(), weighing):
-                pass
-            packed = write_packed(bench.source, plan, store, Path(folder) / "packed", seed=0, versions={})
-        else:
-            packed = bench.press(config, plan, Path(folder))
+        packed = bench.press(config, plan, Path(folder))
         seconds = time.perf_counter() - started
         found = evaluate_model(load(packed), bench.held_out, reference=bench.original)
     return {
@@ -81,6 +61,7 @@ def measure(bench: Bench, name: str, baseline: float) -> dict[str, Any]:
         "top1": found.top1,
         "kl": found.kl,
         "agreement": found.agreement,
+        "predicted_loss": None if known is None else plan.predicted_loss,
         "seconds": seconds,
     }
 
@@ -103,14 +84,16 @@ def main() -> None:
     bench = Bench(model=arguments.model, text=arguments.text)
     before = evaluate_model(bench.original, bench.held_out)
     print(f"original: perplexity {before.perplexity:.3f}, top-1 {before.top1:.4f}, {before.tokens} tokens")
-    print(f"{'case':16} {'ratio':>6} {'ppl':>8} {'change':>9} {'top-1':>6} {'kl':>7} {'agree':>6}")
+    print(f"{'case':16} {'ratio':>6} {'ppl':>8} {'change':>9} {'top-1':>6} {'kl':>7} {'agree':>6}  predicted")
     rows = []
     for name in arguments.cases.split(","):
         row = measure(bench, name, before.perplexity)
         rows.append(row)
         print(
             f"{name:16} {row['ratio_file']:6.2f} {row['perplexity']:8.3f} {row['change']:+9.2%} "
-            f"{row['top1']:6.4f} {row['kl']:7.4f} {row['agreement']:6.4f}  {row['seconds']:.0f} s",
+            f"{row['top1']:6.4f} {row['kl']:7.4f} {row['agreement']:6.4f}  "
+            f"{'' if row['predicted_loss'] is None else format(row['predicted_loss'], '7.4f'):7}  "
+            f"{row['seconds']:.0f} s",
             flush=True,
         )
     if arguments.json:

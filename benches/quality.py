@@ -79,7 +79,7 @@ class Bench:
         self._calibrations: dict[str, Any] = {}
 
     def calibration(self, config: CompressionConfig) -> Any:
-        key = str((config.base_group_size, config.fit, config.sparsity, config.threshold))
+        key = str((config.method, config.base_group_size, config.fit, config.sparsity, config.threshold))
         if key not in self._calibrations:
             self._calibrations[key] = calibrate_with_embeddings(
                 self.original, self.modules, self.tables, self.calibration_windows, NullContext(), config
@@ -91,8 +91,9 @@ class Bench:
         store = TensorStore(folder / "tensors")
         tables = [target for target in embedding_targets(self.source) if target.name in plan.tensors]
         pressed = [*tables, *self.targets]
-        if config.method == "fast":
-            made = fast_tensors(pressed, plan, config, store, NullContext())
+        if config.method in ("fast", "weighted"):
+            weighing = self.calibration(config) if config.method == "weighted" else None
+            made = fast_tensors(pressed, plan, config, store, NullContext(), weighing)
         else:
             made = gptq_tensors(
                 copy.deepcopy(self.original),

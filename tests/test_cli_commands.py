@@ -166,7 +166,7 @@ WRONG = [
         ["{model}", "-o", "{out}", "--group-size", "48"],
         "--group-size must be 32, 64, 128, 256, or 0 for the whole row (given: 48)",
     ),
-    (["{model}", "-o", "{out}", "--method", "magic"], "'magic' is not one of 'auto', 'fast', 'gptq'"),
+    (["{model}", "-o", "{out}", "--method", "magic"], "'magic' is not one of 'auto', 'fast', 'weighted',"),
     (
         ["{model}", "-o", "{out}", "--tokens", "9000", "--epochs", "1"],
         "one budget for fine-tuning: --epochs, --tokens or --minutes",

@@ -104,7 +104,7 @@ class CompressionConfig(BaseModel):
 
     target_ratio: float | None = Field(None, gt=1.0, le=16.0, description="least ratio_file to reach")
     planes: int | None = Field(None, ge=1, le=3, description="the same number of planes for every tensor")
-    method: Literal["auto", "fast", "gptq"] = "auto"
+    method: Literal["auto", "fast", "weighted", "gptq"] = "auto"
     fit: Literal["exact", "twn", "absmean", "bitnet"] = "exact"
     group_size: int | None = Field(
         None, description="inputs that share a scale; 0 is the whole row; None lets the planner choose"

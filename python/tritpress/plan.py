@@ -249,7 +249,7 @@ def plans_for(
             kept = {t.name: int8[t.name] if embeddings == "int8" else 0.0 for t in tables}
             plan = _solved(source, targets, tables, config, costs, kept, target, embeddings)
             if plan is not None:
-                _price(plan, costs, int8, calibration is not None)
+                _price(plan, costs, int8, _makes_up(config, calibration))
                 found.append(_finish(source, plan, target, calibration))
         # One of them at least: the smallest plan meets the target. A file well below what another one uses of
         # the bytes granted is none to choose: the user granted them.
@@ -276,12 +276,12 @@ def foretell(
     zeros = {name: (planned.threshold, planned.sparsity) for name, planned in plan.tensors.items()}
     costs = choice_costs(pressed, config, calibration, asked, zeros)
     plan = plan.model_copy(deep=True)
-    _price(plan, costs, int8_losses(source, targets, costs, calibration), calibration is not None)
+    _price(plan, costs, int8_losses(source, targets, costs, calibration), _makes_up(config, calibration))
     return _finish(source, plan, None, calibration)
 
 
 def _price(
-    plan: Plan, costs: Mapping[str, Mapping[Choice, Cost]], int8: Mapping[str, float], calibrated: bool
+    plan: Plan, costs: Mapping[str, Mapping[Choice, Cost]], int8: Mapping[str, float], made_up: bool
 ) -> None:
     for name, planned in plan.tensors.items():
         planned.predicted_loss = costs[name][planned.planes, planned.group_size].loss
@@ -289,10 +289,15 @@ def _price(
     total = sum(p.predicted_loss or 0.0 for p in plan.tensors.values())
     total += sum(int8[name] for name in kept)
     linear = [p for p in plan.tensors.values() if p.layer is not None]
-    if calibrated and linear:
+    if made_up and linear:
         bits = 8 * sum(p.nbytes for p in linear) / sum(p.weights for p in linear)
         total *= min(1.0, (MADE_UP_FROM / bits) ** MADE_UP_POWER)
     plan.predicted_loss = total
+
+
+def _makes_up(config: CompressionConfig, calibration: Mapping[str, Any] | None) -> bool:
+    """Whether tensors are pressed so that later ones make up for what earlier ones lost: in the sweep."""
+    return calibration is not None and config.method != "weighted"
 
 
 def _loss(plan: Plan) -> float:

@@ -22,6 +22,7 @@ def help_text(summary: str, *examples: str) -> str:
 class Method(StrEnum):
     auto = "auto"
     fast = "fast"
+    weighted = "weighted"
     gptq = "gptq"
 
 
@@ -153,7 +154,7 @@ MethodOption = Annotated[
         "--method",
         metavar="NAME",
         help="auto (default): gptq where there are text and torch, else fast; "
-        "fast: no text, no torch; gptq: calibrated.",
+        "fast: no text, no torch; weighted: fast, inputs weighed by text; gptq: calibrated sweep.",
         rich_help_panel=TERNARIZATION,
     ),
 ]

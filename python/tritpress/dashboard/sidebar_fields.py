@@ -64,7 +64,12 @@ class Fields:
         )
         self.method = pmui.Select(
             label="Method",
-            options={"Automatic": "auto", "Fast (no text)": "fast", "GPTQ sweep": "gptq"},
+            options={
+                "Automatic": "auto",
+                "Fast (no text)": "fast",
+                "Fast, inputs weighed": "weighted",
+                "GPTQ sweep": "gptq",
+            },
             **wide,
         )
         self.finetune = pmui.Switch(label="Fine-tune", value=True, size="small", margin=(6, 14, 4, 16))

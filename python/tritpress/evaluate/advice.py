@@ -58,7 +58,7 @@ def for_quality(m: Measured) -> str:
             f"No plan of {LEAST_RATIO:g}x or more is predicted to pass without training: the best, at "
             f"{best.ratio:.2f}x, has perplexity {best.change:+.1%}."
         )
-    if m.command.options.get("method") == "fast":
+    if m.command.options.get("method") in ("fast", "weighted"):
         parts.append(
             f"Calibrated pressing keeps more at the same size (how much cannot be foretold without it). "
             f"Run: {m.command.changed(method=None)}"

@@ -1,7 +1,7 @@
 """The fast method: every tensor from the source file to the store in constant memory, by the Rust core.
 
-No torch and no text: a group is fitted by its weights alone, or weighted by the inputs' second moments where
-a calibration is at hand.
+No torch and no text: a group is fitted by its weights alone, or (`--method weighted`) weighted by the inputs'
+second moments where a calibration is at hand.
 """
 
 from __future__ import annotations

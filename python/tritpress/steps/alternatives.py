@@ -149,7 +149,7 @@ def _planes(plan: Plan, name: str) -> int:
 
 
 def _calibration(work: Work) -> Any:
-    if work.method != "gptq":
+    if not work.calibrates:
         return None
     from tritpress.ternarize.calibration import load_calibration
 

@@ -101,6 +101,6 @@ def foresee(model: str | Path, config: CompressionConfig, context: RunContext | 
             plan=planned(work),
             method=work.method,
             facts=model_facts(work),
-            text=work.splits.source if work.splits is not None and work.method == "gptq" else None,
+            text=work.splits.source if work.splits is not None and work.calibrates else None,
             largest_ratio=largest,
         )

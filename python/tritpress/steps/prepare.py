@@ -75,7 +75,7 @@ def baseline(work: Work) -> str | None:
 
 def calibration(work: Work) -> str | None:
     """Step 3: second moments of the inputs and output gradients of every tensor to press."""
-    if work.method == "fast":
+    if not work.calibrates:
         return "the fast method reads the weights alone"
     from tritpress.ternarize.calibration import save_calibration
     from tritpress.ternarize.embeddings import calibrate_with_embeddings
@@ -205,7 +205,8 @@ def has_reference_weights(source: SourceModel) -> bool:
 
 def _needs_text(config: CompressionConfig) -> list[str]:
     """The options given that ask for calibration or fine-tuning, neither of which there is without text."""
-    asked = {"--method gptq": config.method == "gptq", "--finetune": bool(config.finetune)}
+    calibrated = config.method in ("weighted", "gptq")
+    asked = {f"--method {config.method}": calibrated, "--finetune": bool(config.finetune)}
     if config.finetune is not False:
         budgets = ("tokens", "epochs", "minutes")
         asked |= {f"--{budget}": getattr(config, budget) is not None for budget in budgets}
@@ -268,7 +269,7 @@ def _cut_windows(work: Work) -> None:
     config = work.config
     if work.splits is None:
         return
-    if work.method == "gptq":
+    if work.calibrates:
         work.windows("calibration")
     asked = config.finetune or config.tokens or config.epochs or config.minutes
     if asked or (config.finetune is None and work.source.parameters < PAGED_FROM):

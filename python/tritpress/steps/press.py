@@ -168,7 +168,7 @@ def planned(work: Work) -> Plan:
 
 def _calibration(work: Work) -> Any:
     """What step 3 found of each tensor; None where the method needs none."""
-    if work.method != "gptq":
+    if not work.calibrates:
         return None
     from tritpress.ternarize.calibration import load_calibration
 
@@ -244,10 +244,11 @@ def _press_all(work: Work) -> Iterator[tuple[Target, float, bool]]:
     by_name = {target.name: target for target in work.pressed}
     finished = {target.name for target in work.pressed if work.store.has(target.name)}
     context = SteeredContext(work.context, work.plan, work.folder / "plan.json")
-    if work.method == "fast":
+    if work.method != "gptq":
         from tritpress.press.fast import fast_tensors
 
-        made = fast_tensors(work.pressed, work.plan, work.config, work.store, context)
+        weighing = _calibration(work)
+        made = fast_tensors(work.pressed, work.plan, work.config, work.store, context, weighing)
     else:
         from tritpress.nn.paging import is_paged
         from tritpress.press.gptq import gptq_tensors

@@ -173,7 +173,12 @@ class Work:
             return True
         if self.splits is None:
             return False
-        return self.config.evaluate or self.method == "gptq" or self.config.finetune is not False
+        return self.config.evaluate or self.calibrates or self.config.finetune is not False
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the method needs what step 3 finds in the calibration text."""
+        return self.method != "fast"
 
     @cached_property
     def tokenizer(self) -> Any:

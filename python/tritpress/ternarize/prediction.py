@@ -10,6 +10,7 @@ a rank correlation of 0.9 and more; with the diagonal of H alone it is off by up
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from tritpress.errors import InputError
 from tritpress.events.context import RunContext
 from tritpress.nn.paging import holding
 from tritpress.nn.surgery import find_blocks, is_linear, weight_out_in
+from tritpress.ternarize import ternarize
 from tritpress.ternarize.blocks import BlockRunner, Stage
 from tritpress.ternarize.points import FitSpec
 from tritpress.ternarize.sweep import Curvature, curvature, sweep
@@ -111,6 +113,8 @@ def losses_of_sample(
 ) -> np.ndarray:
     """float32 [3]: `share` times 1/2 sum_o gradient_o (dW H dW^T)_oo of the rows weight [R, C] at 1, 2 and 3
     planes."""
+    if config.method == "weighted":
+        return _losses_of_weighted(weight, gradient, share, at, config)
     losses = []
     for planes in range(1, MAX_PLANES + 1):
         spec = FitSpec(
@@ -122,6 +126,35 @@ def losses_of_sample(
             max_sparsity=config.max_sparsity,
         )
         fitted = sweep(weight, at, spec, rounds=1, passes=1)
-        error = (weight - fitted.decoded(at))[:, at.order]
-        losses.append(0.5 * share * float((gradient * ((error @ at.hessian) * error).sum(1)).sum()))
+        losses.append(share * _loss(weight - fitted.decoded(at), gradient, at))
     return np.asarray(losses, dtype=np.float32)
+
+
+def _losses_of_weighted(
+    weight: Tensor, gradient: Tensor, share: float, at: Curvature, config: CompressionConfig
+) -> np.ndarray:
+    """The same of fits that know the diagonal of H alone: what they leave is weighed by all of it."""
+    importance = torch.empty(weight.shape[1])
+    importance[at.order.cpu()] = at.hessian.diagonal().cpu()
+    fitted = ternarize(
+        weight.cpu().contiguous().numpy(),
+        fit=config.fit,
+        group_size=config.base_group_size,
+        planes=MAX_PLANES,
+        threshold=config.threshold,
+        sparsity=config.target_sparsity,
+        max_sparsity=config.max_sparsity,
+        importance=importance.numpy(),
+        threads=config.threads,
+    )
+    losses = []
+    for planes in range(1, MAX_PLANES + 1):  # they are residual: the first ones are those of a smaller number
+        first = replace(fitted, codes=fitted.codes[:planes], scales=fitted.scales[:planes])
+        losses.append(share * _loss(weight - torch.from_numpy(first.dequantize()).to(weight), gradient, at))
+    return np.asarray(losses, dtype=np.float32)
+
+
+def _loss(error: Tensor, gradient: Tensor, at: Curvature) -> float:
+    """1/2 sum_o gradient_o (E H E^T)_oo of error [R, C]."""
+    ordered = error[:, at.order]
+    return 0.5 * float((gradient * ((ordered @ at.hessian) * ordered).sum(1)).sum())

@@ -8,6 +8,7 @@ from tritpress.dashboard.views import figures as fig
 
 METHODS = {
     "gptq": "the calibrated sweep (gptq): errors of early inputs are made up for by later ones",
+    "weighted": "a fit of each group by its weights, its inputs weighed by the calibration (weighted)",
     "fast": "a fit of each group by its weights (fast)",
 }
 
