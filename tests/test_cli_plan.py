@@ -65,6 +65,21 @@ def test_a_calibrated_plan_foretells_perplexity(tiny_llama_dir: Path, text_dir: 
     assert found["predicted_perplexity_change"] >= found["predicted_loss"] > 0
 
 
+def test_a_plan_given_back_is_foretold_with_the_zeros_it_asks_for(
+    tiny_llama_dir: Path, text_dir: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "few.toml"
+    settings.write_text("calibration_tokens = 1024\nwindow = 128\n")
+    words = ("--text", text_dir, "--config", settings)
+    free = told(tiny_llama_dir, "--planes", 1, *words)["predicted_loss"]
+    for number, option in enumerate((("--sparsity", 0.65), ("--threshold", 1.3))):
+        plan = tmp_path / f"{number}.json"
+        made = told(tiny_llama_dir, "--planes", 1, *option, *words, "-o", plan)
+        assert made["predicted_loss"] > 1.05 * free
+        again = told(tiny_llama_dir, "--plan", plan, *words)
+        assert again["predicted_loss"] == pytest.approx(made["predicted_loss"], rel=1e-4)
+
+
 def test_an_edited_plan_is_looked_at_again_and_pressed(saved: Path, tmp_path: Path) -> None:
     plan = json.loads(saved.read_text())
     was = plan["tensors"][FIRST]

@@ -11,6 +11,7 @@ of the weights relative to the tensor's own, times the tensor's size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +61,7 @@ def choice_costs(
     """Tensor name -> cost of each of the choices asked for.
 
     `zeros`: what a tensor's own plan asks of its zeros, by its name; the others go by `config`, as the
-    calibration's sweeps did.
+    calibration's sweeps did where it does not say otherwise.
 
     Raises `InputError` naming the tensor where a weight is not finite.
     """
@@ -70,10 +71,11 @@ def choice_costs(
     for target in targets:
         moments = None if calibration is None else calibration.get(target.name)
         rule = usual if zeros is None else zeros.get(target.name, usual)
+        swept_by = swept_zeros(moments) or usual
         asked = list(choices[target.name])
         swept = None if moments is None else moments.get("plane_losses")
         base = config.base_group_size
-        if swept is not None and rule == usual and all(group == base for _, group in asked):
+        if swept is not None and rule == swept_by and all(group == base for _, group in asked):
             out[target.name] = {c: Cost(float(swept[c[0] - 1]), TYPICAL_ERROR[c[0] - 1]) for c in asked}
             continue
         also = [] if swept is None else [(planes, base) for planes, _ in asked]
@@ -81,7 +83,7 @@ def choice_costs(
         if swept is None:
             out[target.name] = {choice: fitted[choice] for choice in asked}
             continue
-        as_swept = fitted if rule == usual else _fitted(target, config, moments, also, total, usual)
+        as_swept = fitted if rule == swept_by else _fitted(target, config, moments, also, total, swept_by)
         out[target.name] = {}
         for planes, group in asked:
             own, plain = fitted[planes, group], as_swept[planes, base]
@@ -90,6 +92,15 @@ def choice_costs(
     if calibration is not None:
         _fill_unseen(targets, calibration, out)
     return out
+
+
+def swept_zeros(moments: Mapping[str, Any] | None) -> Zeros | None:
+    """What was asked of a tensor's zeros when its losses were foretold, where that is its own."""
+    found = None if moments is None else moments.get("swept_zeros")
+    if found is None:
+        return None
+    threshold, sparsity = (None if math.isnan(value) else float(value) for value in found)
+    return threshold, sparsity
 
 
 TABLE_WEIGHT = 6.0

@@ -64,6 +64,12 @@ class TensorPlan(BaseModel):
             raise ValueError("sparsity and threshold both decide the zeros: give one, the other as null")
         return self
 
+    def asked(self, config: CompressionConfig) -> CompressionConfig:
+        """`config` with this tensor's own zeros in place of what it says of all."""
+        free = self.threshold is None and self.max_sparsity is None
+        sparsity = "free" if self.sparsity is None and free else self.sparsity
+        return config.model_copy(update={"threshold": self.threshold, "sparsity": sparsity})
+
     @property
     def weights(self) -> int:
         """Number of weights, over all experts."""

@@ -81,7 +81,9 @@ def alternatives(work: Work) -> list[Alternative]:
         return []
     free = work.config.model_copy(update=_FREE)
     moments = _calibration(work)
-    if moments is not None and free.max_sparsity != work.config.max_sparsity:
+    usual = (None, None, free.max_sparsity)
+    zeros = {(p.threshold, p.sparsity, p.max_sparsity) for p in work.plan.tensors.values()}
+    if moments is not None and zeros != {usual}:
         # what was swept was swept as the run pressed: compare by what both can be estimated from
         moments = {n: {k: v for k, v in m.items() if k != "plane_losses"} for n, m in moments.items()}
     try:

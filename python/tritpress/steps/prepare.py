@@ -80,6 +80,10 @@ def calibration(work: Work) -> str | None:
     from tritpress.ternarize.calibration import save_calibration
     from tritpress.ternarize.embeddings import calibrate_with_embeddings
 
+    own = None
+    if work.config.plan is not None:
+        plan = read_plan(work.config.plan, work.source, work.targets)
+        own = {name: planned.asked(work.config) for name, planned in plan.tensors.items()}
     found = calibrate_with_embeddings(
         work.original,
         target_modules(work, work.original),
@@ -88,6 +92,7 @@ def calibration(work: Work) -> str | None:
         work.context,
         work.config,
         work.folder,
+        own,
     )
     save_calibration(found, work.folder / "calibration.safetensors")
     return None

@@ -28,12 +28,14 @@ BATCH_TOKENS = 2048
 class Moments(TypedDict):
     """input_moment: float32 [in], mean of x^2 over tokens; output_grad_moment: float32 [out], mean of
     (d loss / d y)^2 over tokens, the loss being the sum over a window's tokens (nats); plane_losses: float32
-    [3], predicted loss at 1, 2 and 3 planes (nats a token), where it could be foretold.
+    [3], predicted loss at 1, 2 and 3 planes (nats a token), where it could be foretold; swept_zeros: float64
+    [2], threshold and sparsity that it was foretold with, NaN for none, where they are the tensor's own.
     """
 
     input_moment: np.ndarray
     output_grad_moment: np.ndarray
     plane_losses: NotRequired[np.ndarray]
+    swept_zeros: NotRequired[np.ndarray]
 
 
 def calibrate(
@@ -43,6 +45,7 @@ def calibrate(
     context: RunContext,
     config: CompressionConfig | None = None,
     folder: str | Path | None = None,
+    own: Mapping[str, CompressionConfig] | None = None,
 ) -> dict[str, Moments]:
     """Moments of every module that the windows reach, in one forward and one backward pass a batch.
 
@@ -54,6 +57,7 @@ def calibrate(
         windows: int64 [n, window] token ids.
         context: asked between batches whether to go on.
         folder: where activations may be put aside; the system's own place for temporary files if None.
+        own: tensor name -> what is asked of that tensor in place of `config`.
 
     A paged model goes through block by block, so that no more than one is in memory.
 
@@ -81,9 +85,18 @@ def calibrate(
         from tritpress.ternarize.prediction import plane_losses
 
         sensitivity = {name: moments["output_grad_moment"] for name, moments in found.items()}
-        for name, losses in plane_losses(model, modules, windows, sensitivity, config, context).items():
+        own = own or {}
+        for name, losses in plane_losses(model, modules, windows, sensitivity, config, context, own).items():
             found[name]["plane_losses"] = losses
+            if name in own:
+                found[name]["swept_zeros"] = zeros_of(own[name])
     return found
+
+
+def zeros_of(config: CompressionConfig) -> np.ndarray:
+    """`Moments.swept_zeros` of a tensor of which that is asked."""
+    asked = (config.threshold, config.target_sparsity)
+    return np.array([np.nan if value is None else value for value in asked])
 
 
 def _watch(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tritpress.config import CompressionConfig
 from tritpress.events.context import RunContext
 from tritpress.nn.paging import same_weight, weight_rows
-from tritpress.ternarize.calibration import Moments, calibrate
+from tritpress.ternarize.calibration import Moments, calibrate, zeros_of
 from tritpress.ternarize.prediction import losses_of_sample, power_of, sampled
 from tritpress.ternarize.sweep import curvature
 
@@ -99,11 +99,13 @@ def calibrate_with_embeddings(
     context: RunContext,
     config: CompressionConfig,
     folder: str | Path | None = None,
+    own: Mapping[str, CompressionConfig] | None = None,
 ) -> dict[str, Moments]:
-    """What `calibrate` finds of `modules`, and `embedding_moments` of `tables` from the same passes."""
+    """What `calibrate` finds of `modules`, and `embedding_moments` of `tables` from the same passes; `own` as
+    there."""
     with watch_embeddings(model) as seen:
-        found = calibrate(model, modules, windows, context, config, folder)
-    found.update(cast(Any, embedding_moments(model, tables, seen, config, context)))
+        found = calibrate(model, modules, windows, context, config, folder, own)
+    found.update(cast(Any, embedding_moments(model, tables, seen, config, context, own)))
     return found
 
 
@@ -113,6 +115,7 @@ def embedding_moments(
     seen: EmbeddingsSeen,
     config: CompressionConfig,
     context: RunContext,
+    own: Mapping[str, CompressionConfig] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Tensor name -> what `Moments` has, and hessian float32 [in, in] (what the rows' errors are weighed by,
     times output_grad_moment of the row) and int8_loss float32 [1] (predicted loss as int8 rows).
@@ -143,7 +146,8 @@ def embedding_moments(
             assert seen.stream is not None
             hessian += torch.diag(seen.stream / seen.tokens) / (rows.sum() if writes else 1.0)
         gradient = rows.cpu().numpy().astype(np.float32)
-        planes, int8 = _losses(module, rows, hessian, config)
+        asked = (own or {}).get(name, config)
+        planes, int8 = _losses(module, rows, hessian, asked)
         found[name] = {
             "input_moment": hessian.diagonal().cpu().numpy().astype(np.float32),
             "output_grad_moment": gradient,
@@ -151,6 +155,8 @@ def embedding_moments(
             "hessian": np.ascontiguousarray(hessian.cpu().numpy(), dtype=np.float32),
             "int8_loss": np.asarray([int8], dtype=np.float32),
         }
+        if asked is not config:
+            found[name]["swept_zeros"] = zeros_of(asked)
     return found
 
 

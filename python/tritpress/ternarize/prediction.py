@@ -40,6 +40,7 @@ def plane_losses(
     gradients: Mapping[str, np.ndarray],
     config: CompressionConfig,
     context: RunContext,
+    own: Mapping[str, CompressionConfig] | None = None,
 ) -> dict[str, np.ndarray]:
     """Tensor name -> float32 [3], predicted loss (nats a token) at 1, 2 and 3 planes.
 
@@ -50,6 +51,7 @@ def plane_losses(
         gradients: tensor name -> float32 [out], mean squared gradient of the loss at each output.
         config: group size, fit and what is asked of the zeros.
         context: asked between batches and tensors whether to go on.
+        own: tensor name -> what is asked of its fit and zeros in place of `config`.
 
     Tensors outside the blocks, or that no window reaches, are left out.
     """
@@ -77,7 +79,8 @@ def plane_losses(
                     context.check()
                     name = inside[path]
                     weight = weight_out_in(modules[name])
-                    found[name] = losses_of_planes(weight, gradients[name], at, config)
+                    asked = (own or {}).get(name, config)
+                    found[name] = losses_of_planes(weight, gradients[name], at, asked)
         context.emit(
             "step.progress", step=3, done=number + 1, total=len(blocks), detail="what planes would cost"
         )
