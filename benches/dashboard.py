@@ -144,7 +144,7 @@ class Bench:
             query = f"?run={run_id}&tab=progress"
             try:
                 with self.server(query) as server:
-                    delays, cpu, missed = self._watch(server, replay, query, count)
+                    delays, cpu, browsers, missed = self._watch(server, replay, query, count)
             finally:
                 replay.stop()
             delays.sort()
@@ -159,7 +159,7 @@ class Bench:
                 "%",
                 100 * cpu / count,
                 5.0,
-                "of a core, the reading of the log included",
+                f"of a core, the reading of the log included; the browser {100 * browsers / count:.0f} %",
             )
 
     def worker(self) -> Iterator[Figure]:
@@ -174,8 +174,10 @@ class Bench:
 
     def _watch(
         self, server: Server, replay: Replay, query: str, count: int
-    ) -> tuple[list[float], float, int]:
-        """Milliseconds from each tensor's event to its cell's colour, CPU a second, cells never drawn."""
+    ) -> tuple[list[float], float, float, int]:
+        """Milliseconds from each tensor's event to its cell's colour, CPU a second of the server and of the
+        browsers, cells never drawn.
+        """
         contexts = [self.browser.new_context(viewport={"width": 1440, "height": 900}) for _ in range(count)]
         pages = []
         for context in contexts:
@@ -190,9 +192,10 @@ class Bench:
             page.evaluate("eyes.follow()")
         replay.go()
         time.sleep(2)
-        before, start = server.cpu, time.monotonic()
+        before, start = (server.cpu, self._browser_cpu()), time.monotonic()
         time.sleep(WINDOW)
-        cpu = (server.cpu - before) / (time.monotonic() - start)
+        seconds = time.monotonic() - start
+        cpu, browsers = (server.cpu - before[0]) / seconds, (self._browser_cpu() - before[1]) / seconds
         seen = [dict(page.evaluate("eyes.cells")) for page in pages]
         until = time.time() - 2
         for context in contexts:
@@ -208,7 +211,14 @@ class Bench:
                     delays.append(at - 1000 * t)
                 else:
                     missed += 1
-        return delays, cpu, missed
+        return delays, cpu, browsers, missed
+
+    def _browser_cpu(self) -> float:
+        """Seconds of CPU of all processes of the browser so far."""
+        session = self.browser.new_browser_cdp_session()
+        found = session.send("SystemInfo.getProcessInfo")["processInfo"]
+        session.detach()
+        return float(sum(process["cpuTime"] for process in found))
 
     def switch(self) -> Iterator[Figure]:
         run_id, replay = self.replay(500)
