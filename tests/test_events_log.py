@@ -313,6 +313,24 @@ def wait_for(check: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.parametrize("together", [0.0, 0.005])
+def test_the_time_spent_on_events_is_all_that_they_take(tmp_path: Path, together: float) -> None:
+    """Neither less than the processor's time of emitting nor more than passes meanwhile."""
+    writer = EventWriter(tmp_path, together=together)
+    started, worked = time.perf_counter(), time.thread_time()
+    for i in range(300):
+        writer.emit("layer.finished", name=f"t{i}", histogram={"before": [i] * 128, "after": [i] * 128})
+    writer.emit("log", message="x" * 1_000_000)
+    writer.flush()
+    worked, passed = time.thread_time() - worked, time.perf_counter() - started
+    assert 0.8 * worked < writer.write_seconds < passed
+    before = writer.write_seconds
+    time.sleep(0.05)
+    assert writer.write_seconds == pytest.approx(before, abs=1e-3), "waiting for events is not counted"
+    assert writer.seconds >= passed
+    writer.close()
+
+
 def test_training_points_are_thinned_but_reach_from_the_first_to_the_last(tmp_path: Path) -> None:
     state = initial_state("r")
     total = 3 * FINETUNE_POINTS + 7
