@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from browser_helpers import patient
-from dashboard_log import begin_run, write_run
+from dashboard_log import begin_run, write_failed, write_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -78,6 +78,7 @@ WALK = """() => {
 def run(runs_dir: Path) -> Iterator[None]:
     write_run(runs_dir, "whole", name="a whole run", failing_gate="perplexity", details=True)
     write_run(runs_dir, "other", name="another run", details=True)
+    write_failed(runs_dir, "failed", name="a failed run", error="no space left on the device")
     with closing(begin_run(runs_dir, "live", name="a run at work", pressed=20)):
         yield
 
@@ -94,7 +95,7 @@ def steps(page: Any, limit: int = 400) -> list[dict[str, Any]]:
     raise AssertionError(f"after {limit} steps still at {found[-1]}")
 
 
-@pytest.mark.parametrize("opened", ["whole,other", "live"])
+@pytest.mark.parametrize("opened", ["whole,other", "live", "failed"])
 def test_tab_reaches_every_control_and_comes_out_at_the_end(
     browser: Any, server: str, run: None, opened: str
 ) -> None:
