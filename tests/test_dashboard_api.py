@@ -22,15 +22,12 @@ from server_helper import TOKEN, ask, refusal
 from tritpress.client import Client
 from tritpress.client.http import Server
 from tritpress.client.websocket import masked
+from tritpress.dashboard.api.seek import offset_after, read_lines
 from tritpress.errors import TritpressError, UsageError
 from tritpress.events import EventWriter, StateReader
 from tritpress.events.reader import EventReader
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.history import list_runs
-
-pytest.importorskip("panel", reason="the dashboard's packages are not installed")
-
-from tritpress.dashboard.api.seek import offset_after, read_lines
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 JSON = {**BEARER, "content_type": "application/json"}

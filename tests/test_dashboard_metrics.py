@@ -163,7 +163,6 @@ def test_gradients_mark_what_is_dead_and_what_explodes(tmp_path: Path) -> None:
 
 
 def test_the_table_of_gradients_is_in_the_url(tmp_path: Path) -> None:
-    pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
     from tritpress.dashboard.session import Session
     from tritpress.dashboard.store import RunStore
 

@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("panel", reason="the dashboard's packages are not installed")
-pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
-
 from bokeh.models import ColumnDataSource
 from dashboard_log import make_run, write_run
 from server_helper import TOKEN

@@ -11,10 +11,6 @@ from typing import Any
 
 import pytest
 from dashboard_log import write_run
-from tritpress.events import StateReader
-
-pytest.importorskip("panel")
-
 from tritpress.dashboard import plugins
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.report.charts import pictures
@@ -24,6 +20,7 @@ from tritpress.dashboard.store import RunStore
 from tritpress.dashboard.tabs import make_tabs
 from tritpress.dashboard.tabs.base import Shown
 from tritpress.dashboard.tabs.plugin import PluginTab
+from tritpress.events import StateReader
 
 DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
 

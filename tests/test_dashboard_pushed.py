@@ -17,15 +17,12 @@ from server_helper import TOKEN, ask, port_and_log, refusal, serve_command, serv
 from tritpress.client import Client, Pusher, progress_callback
 from tritpress.client.http import Server
 from tritpress.config import CompressionConfig
+from tritpress.dashboard.api.checks import check_characters, check_event, matches
 from tritpress.errors import UsageError
 from tritpress.events import StateReader, fold, initial_state, load_snapshot
 from tritpress.events.reader import EventReader
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.history import list_runs
-
-pytest.importorskip("panel", reason="the dashboard's packages are not installed")
-
-from tritpress.dashboard.api.checks import check_characters, check_event, matches
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 JSON = {**BEARER, "content_type": "application/json"}

@@ -70,7 +70,6 @@ def test_deleting_and_restoring(tmp_path: Path) -> None:
 
 
 def test_a_column_that_a_narrow_page_hides_is_told_in_the_first(tmp_path: Path) -> None:
-    pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
     from tritpress.dashboard.components.runtable import CSS, ESM
 
     hidden = {}

@@ -18,8 +18,6 @@ from tritpress.dashboard import security
 from tritpress.dashboard.security import Guard, host_name, is_loopback, make_guard, page_rights
 from tritpress.errors import UsageError
 
-pytest.importorskip("panel", reason="the dashboard's packages are not installed")
-
 WS = {
     "upgrade": "websocket",
     "connection": "Upgrade",

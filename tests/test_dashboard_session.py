@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("panel", reason="the dashboard's packages are not installed")
-pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
-
 from dashboard_log import make_run
 from tritpress.dashboard.components.toasts import AlertWatch, Toasts
 from tritpress.dashboard.presets import (

@@ -10,11 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("panel", reason="the dashboard's packages are not installed")
-pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
-
 from bokeh.models import ColumnDataSource
 from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.app import app_path

@@ -173,7 +173,6 @@ def test_what_can_be_done_and_why_not(state: dict[str, Any]) -> None:
 
 
 def test_tensors_not_pressed_yet_can_be_set_without_a_forecast(tmp_path: Path) -> None:
-    pytest.importorskip("panel_material_ui", reason="the dashboard's packages are not installed")
     from tritpress.dashboard.session import Session
     from tritpress.dashboard.store import RunStore
 

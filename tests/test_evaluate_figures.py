@@ -7,15 +7,13 @@ import math
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from tritpress.errors import InputError  # noqa: E402
-from tritpress.evaluate.bootstrap import mean_interval, perplexity_interval, ratio_interval  # noqa: E402
-from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms  # noqa: E402
-from tritpress.evaluate.latency import decode_latency  # noqa: E402
-from tritpress.evaluate.perplexity import Evaluation, evaluate_model  # noqa: E402
+import torch
+import transformers
+from tritpress.errors import InputError
+from tritpress.evaluate.bootstrap import mean_interval, perplexity_interval, ratio_interval
+from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms
+from tritpress.evaluate.latency import decode_latency
+from tritpress.evaluate.perplexity import Evaluation, evaluate_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

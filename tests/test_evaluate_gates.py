@@ -9,12 +9,8 @@ import pytest
 from tritpress.config import CompressionConfig
 from tritpress.evaluate.advice import Command, projected
 from tritpress.evaluate.gates import Alternative, Measured, five_gates
+from tritpress.evaluate.gradient_flow import GradientFlow
 from tritpress.evaluate.rerun import beyond_options, write_settings
-
-try:  # GradientFlow lives beside torch code
-    from tritpress.evaluate.gradient_flow import GradientFlow
-except ImportError:
-    pytest.skip("needs torch", allow_module_level=True)
 
 
 def layer(name: str, planes: int = 1, **more):

@@ -8,19 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
-from tritpress.evaluate.handoff import check_handoff  # noqa: E402
-from tritpress.formats.dequantized import write_dequantized  # noqa: E402
-from tritpress.formats.huggingface import load_original  # noqa: E402
-from tritpress.formats.packed import write_packed  # noqa: E402
-from tritpress.formats.source import open_source, read_tensor  # noqa: E402
-from tritpress.formats.store import TensorStore  # noqa: E402
-from tritpress.formats.targets import find_targets  # noqa: E402
-from tritpress.loading import load  # noqa: E402
-from tritpress.plan import Plan, TensorPlan  # noqa: E402
-from tritpress.ternarize import ternarize  # noqa: E402
+import torch
+from tritpress.evaluate.handoff import check_handoff
+from tritpress.formats.dequantized import write_dequantized
+from tritpress.formats.huggingface import load_original
+from tritpress.formats.packed import write_packed
+from tritpress.formats.source import open_source, read_tensor
+from tritpress.formats.store import TensorStore
+from tritpress.formats.targets import find_targets
+from tritpress.loading import load
+from tritpress.plan import Plan, TensorPlan
+from tritpress.ternarize import ternarize
 
 FILES = "packed files are those that were written"
 READER = "packed model passes the strict reader"

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
-
-from tritpress.evaluate.memory import held_bytes  # noqa: E402
-from tritpress.nn.ternary_linear import TernaryLinear  # noqa: E402
+import torch
+from tritpress.evaluate.memory import held_bytes
+from tritpress.nn.ternary_linear import TernaryLinear
 
 
 def test_tied_weights_count_once() -> None:

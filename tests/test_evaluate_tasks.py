@@ -8,19 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("lm_eval")
-
-import tritpress as tp  # noqa: E402
-from tritpress.errors import InputError, UsageError  # noqa: E402
-from tritpress.evaluate.task_model import TaskModel  # noqa: E402
-from tritpress.evaluate.tasks import TaskScore, compare_tasks, open_tasks, run_tasks  # noqa: E402
-from tritpress.formats.huggingface import load_original, load_tokenizer  # noqa: E402
-from tritpress.formats.source import open_source  # noqa: E402
-from tritpress.loading import load  # noqa: E402
-from tritpress.reference import reference_model_path  # noqa: E402
+import torch
+import tritpress as tp
+from tritpress.errors import InputError, UsageError
+from tritpress.evaluate.task_model import TaskModel
+from tritpress.evaluate.tasks import TaskScore, compare_tasks, open_tasks, run_tasks
+from tritpress.formats.huggingface import load_original, load_tokenizer
+from tritpress.formats.source import open_source
+from tritpress.loading import load
+from tritpress.reference import reference_model_path
 
 CHOICE = """
 task: keywords

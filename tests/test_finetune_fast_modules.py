@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch import nn  # noqa: E402
-from tritpress.allocator import keep_freed_memory  # noqa: E402
-from tritpress.finetune.fast_modules import faster_modules  # noqa: E402
+import torch
+import transformers
+from torch import nn
+from tritpress.allocator import keep_freed_memory
+from tritpress.finetune.fast_modules import faster_modules
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-
-torch = pytest.importorskip("torch")
-import torch.nn.functional as F  # noqa: E402
-from tritpress.errors import UsageError  # noqa: E402
-from tritpress.finetune.losses import distillation_loss  # noqa: E402
-from tritpress.finetune.mugrokfast import MuGrokfast, Muon, newton_schulz  # noqa: E402
+import torch
+import torch.nn.functional as F
+from tritpress.errors import UsageError
+from tritpress.finetune.losses import distillation_loss
+from tritpress.finetune.mugrokfast import MuGrokfast, Muon, newton_schulz
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

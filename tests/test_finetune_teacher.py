@@ -7,24 +7,22 @@ import math
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-import torch.nn.functional as F  # noqa: E402
-from tritpress import pipeline  # noqa: E402
-from tritpress.config import CompressionConfig  # noqa: E402
-from tritpress.errors import InputError, StopRequested  # noqa: E402
-from tritpress.evaluate.perplexity import logits_of  # noqa: E402
-from tritpress.events.context import NullContext  # noqa: E402
-from tritpress.finetune import teacher as teachers  # noqa: E402
-from tritpress.finetune.losses import distillation_loss  # noqa: E402
-from tritpress.finetune.recipe import recipe_for  # noqa: E402
-from tritpress.finetune.teacher import CachedTeacher, TopTargets, cache_teacher, teacher_on_disk  # noqa: E402
-from tritpress.finetune.training_text import ShuffledWindows  # noqa: E402
-from tritpress.formats.source import open_source  # noqa: E402
-from tritpress.formats.targets import find_targets  # noqa: E402
-from tritpress.steps import training_memory  # noqa: E402
+import torch
+import torch.nn.functional as F
+import transformers
+from tritpress import pipeline
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError, StopRequested
+from tritpress.evaluate.perplexity import logits_of
+from tritpress.events.context import NullContext
+from tritpress.finetune import teacher as teachers
+from tritpress.finetune.losses import distillation_loss
+from tritpress.finetune.recipe import recipe_for
+from tritpress.finetune.teacher import CachedTeacher, TopTargets, cache_teacher, teacher_on_disk
+from tritpress.finetune.training_text import ShuffledWindows
+from tritpress.formats.source import open_source
+from tritpress.formats.targets import find_targets
+from tritpress.steps import training_memory
 
 FLOAT32 = {"muon": "float32", "autocast": "float32"}
 

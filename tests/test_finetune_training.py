@@ -7,19 +7,17 @@ import json
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from tritpress.config import CompressionConfig  # noqa: E402
-from tritpress.errors import InputError, StopRequested  # noqa: E402
-from tritpress.finetune import trainer  # noqa: E402
-from tritpress.finetune.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
-from tritpress.finetune.number_formats import measure_number_formats  # noqa: E402
-from tritpress.finetune.recipe import recipe_for  # noqa: E402
-from tritpress.finetune.trainer import fine_tune  # noqa: E402
-from tritpress.finetune.training_text import ShuffledWindows  # noqa: E402
-from tritpress.nn.bit_linear import BitLinear  # noqa: E402
+import torch
+import transformers
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError, StopRequested
+from tritpress.finetune import trainer
+from tritpress.finetune.checkpoints import load_checkpoint, save_checkpoint
+from tritpress.finetune.number_formats import measure_number_formats
+from tritpress.finetune.recipe import recipe_for
+from tritpress.finetune.trainer import fine_tune
+from tritpress.finetune.training_text import ShuffledWindows
+from tritpress.nn.bit_linear import BitLinear
 
 FLOAT32 = {"muon": "float32", "autocast": "float32"}
 WINDOW = 16

@@ -6,11 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
-from tritpress.errors import InputError  # noqa: E402
-from tritpress.nn.bit_linear import BitLinear, fake_quantize_activations, pack_trits, unpack_trits  # noqa: E402
+import torch
+from tritpress.errors import InputError
+from tritpress.nn.bit_linear import BitLinear, fake_quantize_activations, pack_trits, unpack_trits
 
 SHAPES = [(1, 1, 64), (5, 64, 64), (7, 130, 64), (4, 70, 0), (6, 96, 32)]
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-torch = pytest.importorskip("torch")
-
-from tritpress import _core  # noqa: E402
-from tritpress.nn import cells  # noqa: E402
-from tritpress.nn.cells import Cells, half_levels, sum_groups, sum_planes, zero_share  # noqa: E402
+from tritpress import _core
+from tritpress.nn import cells
+from tritpress.nn.cells import Cells, half_levels, sum_groups, sum_planes, zero_share
 
 
 def in_torch(function, *args):

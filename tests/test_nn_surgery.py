@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
-
-torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
-from tritpress.nn import surgery  # noqa: E402
-from tritpress.nn.ternary_linear import TernaryLinear  # noqa: E402
-from tritpress.ternarize.modules import ternarize_  # noqa: E402
+from tritpress.nn import surgery
+from tritpress.nn.ternary_linear import TernaryLinear
+from tritpress.ternarize.modules import ternarize_
 
 
 class Little(nn.Module):
@@ -61,7 +60,6 @@ def test_a_bare_layer_comes_back_as_a_ternary_one():
 
 
 def test_conv1d_is_a_linear_layer_turned_round():
-    pytest.importorskip("transformers")
     from transformers.pytorch_utils import Conv1D
 
     torch.manual_seed(0)

@@ -7,13 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from tritpress.errors import InputError, UsageError
-
-torch = pytest.importorskip("torch")
-
-from tritpress.nn.ternary_linear import TernaryLinear  # noqa: E402
-from tritpress.ops import linear as ops  # noqa: E402
-from tritpress.ops import reference  # noqa: E402
+from tritpress.nn.ternary_linear import TernaryLinear
+from tritpress.ops import linear as ops
+from tritpress.ops import reference
 
 
 def make(out=6, cols=70, group_size=32, planes=2, bias=False, activation_bits=8, seed=0):

@@ -8,23 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from tritpress import pipeline  # noqa: E402
-from tritpress.config import CompressionConfig  # noqa: E402
-from tritpress.costs import choice_costs, int8_losses  # noqa: E402
-from tritpress.events.context import NullContext  # noqa: E402
-from tritpress.formats.huggingface import load_original, modules_of  # noqa: E402
-from tritpress.formats.paged import load_paged  # noqa: E402
-from tritpress.formats.source import open_source  # noqa: E402
-from tritpress.formats.targets import embedding_targets, find_targets  # noqa: E402
-from tritpress.nn import paging  # noqa: E402
-from tritpress.nn.surgery import find_blocks  # noqa: E402
-from tritpress.plan import TensorPlan, make_plan  # noqa: E402
-from tritpress.steps import work as work_module  # noqa: E402
-from tritpress.ternarize import embeddings  # noqa: E402
+import torch
+from tritpress import pipeline
+from tritpress.config import CompressionConfig
+from tritpress.costs import choice_costs, int8_losses
+from tritpress.events.context import NullContext
+from tritpress.formats.huggingface import load_original, modules_of
+from tritpress.formats.paged import load_paged
+from tritpress.formats.source import open_source
+from tritpress.formats.targets import embedding_targets, find_targets
+from tritpress.nn import paging
+from tritpress.nn.surgery import find_blocks
+from tritpress.plan import TensorPlan, make_plan
+from tritpress.steps import work as work_module
+from tritpress.ternarize import embeddings
 
 FAMILIES = ["tiny_llama_dir", "tiny_gpt2_dir", "tiny_qwen3_dir", "tiny_sharded_dir"]
 PRESSED = [*FAMILIES[:2], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[2:])]

@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tritpress.config import CompressionConfig
-from tritpress.errors import InputError, TritpressError, UsageError
-
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from test_paged_models import Folder, MostHeld
 from tritpress import steps
+from tritpress.config import CompressionConfig
+from tritpress.errors import InputError, TritpressError, UsageError
 
 
 class Told(MostHeld):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-torch = pytest.importorskip("torch")
-
-from tritpress import _core  # noqa: E402
-from tritpress.ternarize import loops  # noqa: E402
-from tritpress.ternarize.points import FitSpec  # noqa: E402
-from tritpress.ternarize.sweep import curvature, sweep  # noqa: E402
+from tritpress import _core
+from tritpress.ternarize import loops
+from tritpress.ternarize.points import FitSpec
+from tritpress.ternarize.sweep import curvature, sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,14 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from tritpress.errors import InputError
-
-torch = pytest.importorskip("torch")
-
-from tritpress.ternarize import points as pt  # noqa: E402
-from tritpress.ternarize.points import FitSpec  # noqa: E402
-from tritpress.ternarize.refine import quadratic  # noqa: E402
-from tritpress.ternarize.sweep import curvature, damped, sweep  # noqa: E402
+from tritpress.ternarize import points as pt
+from tritpress.ternarize.points import FitSpec
+from tritpress.ternarize.refine import quadratic
+from tritpress.ternarize.sweep import curvature, damped, sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,21 +6,18 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
 from tritpress.events.context import NullContext
+from tritpress.formats.huggingface import load_original, modules_of
 from tritpress.formats.source import open_source, read_tensor
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import find_targets
 from tritpress.plan import make_plan
 from tritpress.press.fast import fast_tensors
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from tritpress.formats.huggingface import load_original, modules_of  # noqa: E402
-from tritpress.press.gptq import gptq_tensors  # noqa: E402
-from tritpress.ternarize.calibration import calibrate, load_calibration, save_calibration  # noqa: E402
+from tritpress.press.gptq import gptq_tensors
+from tritpress.ternarize.calibration import calibrate, load_calibration, save_calibration
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,8 +23,9 @@ def names(splits) -> dict[str, set[str]]:
 
 
 def test_a_field_of_jsonl_and_a_column_of_parquet_give_the_same_documents(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    from pyarrow import parquet
+
     texts = [prose(seed) for seed in range(120)]
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"body": text, "n": 1}) for text in texts), encoding="utf-8")
@@ -41,8 +42,9 @@ def test_a_field_of_jsonl_and_a_column_of_parquet_give_the_same_documents(tmp_pa
 
 
 def test_bad_rows_are_named(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    from pyarrow import parquet
+
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a"}\n{"body": "b"}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r'line 2 of .*rows.jsonl has no field "text".*its fields are body'):
