@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.base import AXE_SCRIPT
 from browser_helpers import button, open_page, patient, show, wait_until
 from dashboard_log import begin_run, write_failed, write_run
 
@@ -23,6 +24,9 @@ VISITS = (
     (f"?run=whole&tab=diff&tensor={TENSOR}", ("Diff",)),
 )
 """Pages to load and the tabs to look at in each: every tab with much in it, and one with nothing open."""
+
+
+TABS = ("Overview", "Runs", "Progress", "Metrics", "Quality", "Outputs", "Compare", "Diff", "Tuning")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +75,8 @@ def is_dark(page: Any) -> bool:
 
 def serious(page: Any, name: str) -> list[str]:
     """What axe-core finds serious or critical on the page as it stands."""
-    base = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
     if not page.evaluate("'axe' in window"):
-        page.evaluate(base.AXE_SCRIPT)
+        page.evaluate(AXE_SCRIPT)
     answer = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     assert len(answer["passes"]) > 10, f"{name}: axe looked at hardly anything"
     return [
@@ -119,7 +122,7 @@ def test_axe_finds_nothing_serious_in_other_states(
                     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
                     page.get_by_role("dialog").wait_for(state="hidden")
                 return
-            for tab in ("Overview", "Progress", "Metrics", "Quality", "Outputs", "Diff", "Tuning"):
+            for tab in TABS:
                 show(page, tab)
                 page.wait_for_timeout(500)
                 found[tab] = serious(page, tab)
