@@ -33,6 +33,7 @@ from tritpress.runs.details import load_details
 from tritpress.runs.directory import REMOTE, RunDirectory
 from tritpress.runs.history import run_state
 from tritpress.runs.tuning import (
+    LESS_MADE_UP,
     Setting,
     TensorCurve,
     basis_of,
@@ -69,7 +70,8 @@ def test_curves_are_the_recorded_ones(run: Any, state: Any, curves: dict[str, Te
         assert details is not None
         np.testing.assert_array_equal(curve.error_at, details.all_error_at)
         assert curve.zeros_with(0.75) == details.all_zeros_at[24]
-        assert curve.factor(0.75) == pytest.approx(details.all_error_at[24] / details.planned_error)
+        grown = details.all_error_at[24] / details.planned_error
+        assert curve.factor(Setting(threshold=0.75)) == pytest.approx(grown)
         assert curve.zeros_with(curve.threshold_of(Setting(sparsity=0.3))) == pytest.approx(0.3, abs=1e-6)
         assert curve.zeros_with(curve.present) == pytest.approx(curve.zeros, abs=1e-6)
     again = read_curves(run.path, state, curves)
@@ -88,7 +90,7 @@ def test_a_forecast_is_the_sum_over_tensors(state: dict[str, Any], curves: dict[
         weights += curve.weights
         zeros += curve.weights * curve.zeros_at[40]
         error += curve.weights * curve.error * curve.error_at[40] / curve.planned_error
-        loss += curve.loss * (curve.error_at[40] / curve.planned_error - 1)
+        loss += curve.loss * (LESS_MADE_UP[curve.planes] * curve.error_at[40] / curve.planned_error - 1)
     assert found.chosen_zeros == pytest.approx(zeros / weights)
     assert found.chosen_error == pytest.approx(error / weights)
     assert basis.loss is not None and basis.perplexity is not None
@@ -100,9 +102,40 @@ def test_a_forecast_is_the_sum_over_tensors(state: dict[str, Any], curves: dict[
     assert swept.perplexity[40] == pytest.approx(found.perplexity)
     assert swept.error[40] == pytest.approx(found.chosen_error)
     assert swept.zeros[40] == pytest.approx(found.chosen_zeros)
+    share = Setting(sparsity=0.3)
+    by_share, held = sweep(curves, names, basis, by_share=True), forecast(curves, names, share, basis)
+    assert by_share is not None and by_share.perplexity is not None and held is not None
+    assert np.interp(0.3, by_share.zeros, by_share.error) == pytest.approx(held.chosen_error, rel=0.01)
+    assert np.interp(0.3, by_share.zeros, by_share.perplexity) == pytest.approx(held.perplexity, rel=1e-3)
     nothing = forecast(curves, names, None, basis)
     assert nothing is not None and nothing.perplexity == nothing.perplexity_now
     assert forecast(curves, ["nowhere"], setting, basis) is None and sweep(curves, [], basis) is None
+
+
+def test_a_share_of_zeros_has_a_curve_of_its_own(curves: dict[str, TensorCurve]) -> None:
+    """Of several planes a fit that is held to a share chooses better than any threshold."""
+    several = [curve for curve in curves.values() if curve.planes > 1]
+    assert several
+    for curve in several:
+        assert curve.shares is not None and curve.error_at_share is not None
+        for share in (0.1, 0.3, 0.5):
+            setting = Setting(sparsity=share)
+            by_threshold = Setting(threshold=curve.threshold_of(setting))
+            assert curve.factor(setting) < curve.factor(by_threshold)
+            older = dataclasses.replace(curve, shares=None, error_at_share=None)
+            assert older.factor(setting) == pytest.approx(curve.factor(by_threshold))
+        at = float(np.interp(0.25, curve.shares, curve.error_at_share))
+        assert curve.factor(Setting(sparsity=0.25)) == pytest.approx(at / curve.planned_error)
+
+
+def test_a_threshold_costs_what_a_run_by_one_has_paid_already(curves: dict[str, TensorCurve]) -> None:
+    free = next(iter(curves.values()))
+    by_one = dataclasses.replace(free, planned_threshold=0.7)
+    threshold, share = Setting(threshold=0.9), Setting(sparsity=0.3)
+    assert free.loss_factor(threshold) == pytest.approx(LESS_MADE_UP[free.planes] * free.factor(threshold))
+    assert free.loss_factor(share) == free.factor(share)
+    assert by_one.loss_factor(threshold) == by_one.factor(threshold)
+    assert by_one.loss_factor(share) == pytest.approx(by_one.factor(share) / LESS_MADE_UP[by_one.planes])
 
 
 def test_without_a_ground_nothing_is_foretold(state: dict[str, Any], curves: dict[str, TensorCurve]) -> None:
@@ -220,7 +253,7 @@ def test_a_tuned_plan_changes_only_what_was_chosen(
     for name, before in plan.tensors.items():
         after = made.tensors[name]
         if name in names:
-            factor = curves[name].factor(curves[name].threshold_of(Setting(sparsity=0.25)))
+            factor = curves[name].loss_factor(Setting(sparsity=0.25))
             assert (after.threshold, after.sparsity, after.max_sparsity) == (None, 0.25, None)
             assert after.predicted_loss == pytest.approx(before.predicted_loss * factor)
             change += before.predicted_loss * (factor - 1)
@@ -274,7 +307,7 @@ def test_a_run_by_the_tuned_plan_has_the_zeros_and_error_that_were_foretold(
         if name in names:
             curve = curves[name]
             assert layer["sparsity"] == pytest.approx(curve.zeros_with(0.5), abs=0.01)
-            error = curve.error * curve.factor(0.5)
+            error = curve.error * curve.factor(setting)
             assert layer["relative_error"] == pytest.approx(error, rel=0.03)
             assert layer["relative_error"] > 1.1 * before["relative_error"]
         else:
@@ -293,5 +326,5 @@ def test_tuning_needs_neither_torch_nor_panel() -> None:
 
 def test_a_tensor_of_zeros_changes_nothing(curves: dict[str, TensorCurve]) -> None:
     curve = dataclasses.replace(next(iter(curves.values())), planned_error=0.0, error=0.0)
-    assert curve.factor(1.0) == 1.0
+    assert curve.loss_factor(Setting(threshold=1.0)) == 1.0
     assert sweep({"a": curve}, ["a"], basis_of({"plan": None})) is not None

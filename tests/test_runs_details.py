@@ -80,6 +80,28 @@ def test_curves_of_all_planes_are_those_of_fitting_anew(planes: int) -> None:
         made = measure(w, again.codes, again.scales, 64)
         assert found.all_error_at[k] == pytest.approx(made.relative_error, rel=2e-3), k
         assert found.all_zeros_at[k] == pytest.approx(made.zeros_by_plane.mean(), abs=2e-4), k
+    if planes == 1:
+        assert found.shares is None and found.error_at_share is None
+        return
+    assert found.shares is not None and found.error_at_share is not None
+    for share, error in zip(found.shares, found.error_at_share):
+        again = tp.ternarize(w, planes=planes, sparsity=float(share))
+        made = measure(w, again.codes, again.scales, 64)
+        assert made.zeros_by_plane.mean() == pytest.approx(share, abs=1e-3)
+        assert error == pytest.approx(made.relative_error, rel=2e-3), share
+
+
+def test_details_of_an_older_run_are_read_without_what_came_later(tmp_path: Path) -> None:
+    w, t, _ = pressed(64, 128, 2, 64)
+    found = measure(w, t.codes, t.scales, 64, planned={"threshold": 0.7})
+    save_details(tmp_path, "a", found)
+    read = load_details(tmp_path, "a")
+    assert read is not None and read.planned_threshold == 0.7
+    np.testing.assert_array_equal(read.error_at_share, found.error_at_share)
+    later = {"planned_threshold": None, "shares": None, "error_at_share": None}
+    save_details(tmp_path, "a", dataclasses.replace(found, **later))
+    read = load_details(tmp_path, "a")
+    assert read is not None and (read.planned_threshold, read.shares, read.error_at_share) == (None,) * 3
 
 
 def test_histograms_and_blocks_are_those_of_a_plain_loop() -> None:

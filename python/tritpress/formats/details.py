@@ -45,7 +45,7 @@ def read_details(run_path: str | Path, name: str) -> TensorDetails | None:
     try:
         with np.load(details_path(run_path, name), allow_pickle=False) as archive:
             for field in dataclasses.fields(TensorDetails):
-                if field.name not in archive and field.type == "float | None":
+                if field.name not in archive and str(field.type).endswith("| None"):
                     values[field.name] = None
                     continue
                 value = archive[field.name]

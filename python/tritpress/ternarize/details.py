@@ -20,6 +20,9 @@ HISTOGRAM_LIMIT = 4.0
 THRESHOLDS = np.arange(97, dtype=np.float64) / 32
 """Thresholds of the curves, relative to the group's mean |w|: 0 to 3 in steps of 1/32."""
 
+SHARES = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
+"""Shares of zero codes at which a tensor of several planes is fitted anew."""
+
 SCALE_BINS = 64
 BLOCKS = 64
 """Blocks along each side of the picture, fewer where the tensor has fewer rows or columns."""
@@ -51,6 +54,9 @@ class TensorDetails:
             what the ones before it leave, with that threshold; zeros are over all planes' codes.
         planned_zeros, planned_error: those two figures of fitting the tensor as it was planned (its weights
             alone): what a change of the threshold is to be compared with.
+        planned_threshold: the threshold that it was planned with, None where the fit chose the zeros.
+        shares, error_at_share: float [11], the error of all planes when the fit is held to a share of zero
+            codes and chooses which codes those are; None with one plane, where they are the smallest weights.
         block_before, block_after, block_error: float32 [<= 64, <= 64]; mean weight before and after, and root
             mean square of their difference, in each block of an even grid.
         sign_flips: share of the source's nonzero weights that came out with the other sign.
@@ -88,6 +94,9 @@ class TensorDetails:
     planes: int
     group_size: int
     threshold_used: float | None
+    planned_threshold: float | None = None
+    shares: Floats | None = None
+    error_at_share: Floats | None = None
 
 
 def sample_rows(rows: int, cols: int) -> NDArray[np.int64]:
@@ -136,7 +145,7 @@ def measure(
     wide = np.repeat(np.where(mean > 0, mean, np.inf), lengths, axis=1)
     relative = size / wide
     zeros_at, error_at = _curves(size, relative, starts, lengths)
-    all_zeros_at, all_error_at, fitted = _plane_curves(w, group_size, planes, planned or {})
+    all_zeros_at, all_error_at, error_at_share, fitted = _plane_curves(w, group_size, planes, planned or {})
     if planes == 1:
         all_zeros_at, all_error_at = zeros_at, error_at
     first_zero = trits[0] == 0
@@ -180,6 +189,9 @@ def measure(
         planes=planes,
         group_size=group_size or cols,
         threshold_used=float(np.median(largest)) if groups and largest.size else None,
+        planned_threshold=(planned or {}).get("threshold"),
+        shares=None if error_at_share is None else SHARES,
+        error_at_share=error_at_share,
     )
 
 
@@ -218,10 +230,11 @@ def _curves(
 
 def _plane_curves(
     w: np.ndarray, group_size: int, planes: int, planned: Mapping[str, Any]
-) -> tuple[Floats, Floats, tuple[float, float]]:
-    """Zeros and error of all planes at every threshold, and as planned, by fitting a few rows again.
+) -> tuple[Floats, Floats, Floats | None, tuple[float, float]]:
+    """Zeros and error of all planes at every threshold, error at every one of `SHARES`, and zeros and error
+    as planned, by fitting a few rows again.
 
-    Fitted at every sixteenth up to 1.5 and every quarter beyond, straight lines between.
+    Fitted at every sixteenth of a threshold up to 1.5 and every quarter beyond, straight lines between.
     """
     from tritpress import _core
 
@@ -236,10 +249,13 @@ def _plane_curves(
 
     as_planned = fitted(**planned)
     if planes == 1:
-        return THRESHOLDS, THRESHOLDS, as_planned
+        return THRESHOLDS, THRESHOLDS, None, as_planned
     points = np.concatenate([np.arange(24) / 16, np.arange(6, 13) / 4])
     made = np.array([fitted(threshold=float(t)) for t in points])
-    return np.interp(THRESHOLDS, points, made[:, 0]), np.interp(THRESHOLDS, points, made[:, 1]), as_planned
+    fit = planned.get("fit", "exact")
+    held = np.array([fitted(fit=fit, sparsity=float(share))[1] for share in SHARES])
+    zeros, error = (np.interp(THRESHOLDS, points, column) for column in made.T)
+    return zeros, error, held, as_planned
 
 
 def _histogram(relative: np.ndarray) -> NDArray[np.int64]:

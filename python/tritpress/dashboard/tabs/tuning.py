@@ -220,8 +220,9 @@ class Tuning(Tab):
         names = self.scope.names(shown.state)
         basis = basis_of(shown.state)
         found = forecast(self.curves, names, self.setting, basis)
-        if self.swept[0] != (self.scope, id(self.curves), basis):
-            self.swept = ((self.scope, id(self.curves), basis), sweep(self.curves, names, basis))
+        rests_on = (self.scope, id(self.curves), basis, self.mode)
+        if self.swept[0] != rests_on:
+            self.swept = (rests_on, sweep(self.curves, names, basis, self.mode == "sparsity"))
         swept = self.swept[1]
         if found is None or swept is None:
             if self._may_set(shown):

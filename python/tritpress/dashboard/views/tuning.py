@@ -16,9 +16,11 @@ ALL = "all"
 
 MODEL_WORDS = (
     "A tensor's loss is taken to scale with its squared error: the loss that the plan foretold for it, times "
-    "the error at the setting over the error as planned, both from fitting a sample of its weights anew. The "
-    "losses add up, and perplexity is the original's times exp(loss). A guide, not a measurement: how the "
-    "calibrated sweep makes up for errors, and how far it can at that setting, is not in it."
+    "the error at the setting over the error as planned, both from fitting a sample of its weights anew; and "
+    "it is more where a threshold leaves the calibrated sweep no choice of codes. The losses add up, and "
+    "perplexity is the original's times exp(loss). A guide, not a measurement: on the built-in model most "
+    "rises came within a quarter of the measured ones, some up to half too low with three planes or with "
+    "little calibration text."
 )
 
 
