@@ -332,7 +332,10 @@ def tuned_plan(
             raise UsageError(f"the plan has no tensor {name}")
         tensor.threshold, tensor.sparsity, tensor.max_sparsity = setting.threshold, setting.sparsity, None
         if tensor.predicted_loss is not None and name in curves:
-            factor = curves[name].loss_factor(setting)
+            curve = curves[name]
+            # Losses that rest on the weights alone are errors: no sweep makes up for them.
+            calibrated = made.basis == "calibrated"
+            factor = curve.loss_factor(setting) if calibrated else curve.factor(setting)
             change += tensor.predicted_loss * (factor - 1)
             tensor.predicted_loss *= factor
     if made.predicted_loss is not None:
