@@ -15,8 +15,6 @@ from tritpress.formats.targets import find_targets
 from tritpress.ternarize.calibration import load_calibration
 from typer.testing import CliRunner
 
-pytest.importorskip("torch")
-
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "moe"])
 @pytest.mark.parametrize("fit", ["exact", "twn"])
