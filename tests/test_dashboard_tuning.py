@@ -135,6 +135,7 @@ def test_a_threshold_costs_what_a_run_by_one_has_paid_already(curves: dict[str, 
     assert free.loss_factor(threshold) == pytest.approx(LESS_MADE_UP[free.planes] * free.factor(threshold))
     assert free.loss_factor(share) == free.factor(share)
     assert by_one.loss_factor(threshold) == by_one.factor(threshold)
+    assert dataclasses.replace(free, swept=False).loss_factor(threshold) == free.factor(threshold)
     assert by_one.loss_factor(share) == pytest.approx(by_one.factor(share) / LESS_MADE_UP[by_one.planes])
 
 

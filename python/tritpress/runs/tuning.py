@@ -47,7 +47,8 @@ class Setting:
 @dataclass(frozen=True)
 class TensorCurve:
     """What tuning needs of one pressed tensor. `zeros` and `error` are what the run made of it, `loss` the
-    plan's prediction (nats a token), None where there is none.
+    plan's prediction (nats a token), None where there is none. `swept` is by the calibrated method: others do
+    not make up for errors.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TensorCurve:
     planned_threshold: float | None = None
     shares: np.ndarray | None = None
     error_at_share: np.ndarray | None = None
+    swept: bool = True
 
     def threshold_of(self, setting: Setting) -> float:
         """The threshold that the setting means for this tensor, within what the curve covers."""
@@ -105,7 +107,8 @@ class TensorCurve:
 
     def made_up(self, by_threshold: bool) -> float:
         """What a threshold, or being rid of one, does to the loss beside what it does to the error."""
-        if self.planned_error <= 0 or by_threshold == (self.planned_threshold is not None):
+        same = by_threshold == (self.planned_threshold is not None)
+        if same or not self.swept or self.planned_error <= 0:
             return 1.0
         less = LESS_MADE_UP[self.planes]
         return less if by_threshold else 1.0 / less
@@ -132,6 +135,7 @@ def curve_of(
         d.planned_threshold,
         d.shares,
         d.error_at_share,
+        planned.get("method") in ("gptq", None),
     )
 
 
@@ -332,10 +336,7 @@ def tuned_plan(
             raise UsageError(f"the plan has no tensor {name}")
         tensor.threshold, tensor.sparsity, tensor.max_sparsity = setting.threshold, setting.sparsity, None
         if tensor.predicted_loss is not None and name in curves:
-            curve = curves[name]
-            # Losses that rest on the weights alone are errors: no sweep makes up for them.
-            calibrated = made.basis == "calibrated"
-            factor = curve.loss_factor(setting) if calibrated else curve.factor(setting)
+            factor = curves[name].loss_factor(setting)
             change += tensor.predicted_loss * (factor - 1)
             tensor.predicted_loss *= factor
     if made.predicted_loss is not None:
