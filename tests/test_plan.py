@@ -14,7 +14,6 @@ from tritpress.errors import UsageError
 from tritpress.formats.packed import packed_size
 from tritpress.formats.source import open_source
 from tritpress.formats.targets import embedding_targets, find_targets
-from tritpress.inspect import inspect_path
 from tritpress.knapsack import knapsack
 from tritpress.plan import MAX_PLANES, Plan, foretell, group_sizes, largest_reachable, make_plan
 from tritpress.reference import reference_model_path
@@ -107,8 +106,8 @@ def all_sizes(source, targets) -> np.ndarray:
             fixed -= stays if t in tables else 0
             groups = group_sizes(t, CompressionConfig())
             for planes, group in itertools.product(range(1, MAX_PLANES + 1), groups):
-                rows = t.rows * math.prod(t.experts)
-                own.add(planes * (-(-t.cols // 4) + 2 * -(-t.cols // (group or t.cols))) * rows)
+                weights = t.rows * t.cols * math.prod(t.experts)
+                own.add(planes * (-(-t.cols // 4) + 2 * -(-t.cols // group)) * (weights // t.cols))
             sums = {(a + b) // grain * grain for a in sums for b in own}
         found += [total + fixed for total in sums]
     return np.array(sorted(found))
@@ -234,24 +233,6 @@ def test_options_reach_the_tensors_and_a_plan_survives_json(reference, tmp_path)
         Plan.load(tmp_path / "plan.json")
     with pytest.raises(UsageError, match="cannot read"):
         Plan.load(tmp_path / "none.json")
-
-
-def test_whole_rows_are_a_choice_where_no_group_is_as_wide(reference, tmp_path):
-    """Written and read like any other: the largest ratio needs them."""
-    import tritpress as tp
-
-    source, targets = reference
-    wide = {t.name for t in targets if t.cols > 256}
-    for t in targets:
-        assert group_sizes(t, CompressionConfig()) == [32, 64, 128, 256, *([0] if t.name in wide else [])]
-    largest = math.floor(100 * largest_reachable(source, targets, CompressionConfig())) / 100
-    config = CompressionConfig(target_ratio=largest, method="fast", finetune=False, evaluate=False)
-    report = tp.compress(source.path, tmp_path / "out", config, runs_dir=tmp_path / "runs")
-    assert report["ratio_file"] >= largest and all(item["passed"] is not False for item in report["handoff"])
-    rows = {x["name"] for x in report["layers"] if x["name"] in wide and x["group_size"] == 704}
-    assert rows == wide and inspect_path(tmp_path / "out" / "packed")["verified"]
-    plan = make_plan(source, targets, CompressionConfig(target_ratio=8))
-    assert any(p.group_size == 0 for p in plan.tensors.values())
 
 
 def test_experts_are_planned_too(tiny_moe_dir):

@@ -198,16 +198,15 @@ def _smallest_ratio(source: SourceModel, pressed: list[Target], config: Compress
 
 
 def group_sizes(target: Target, config: CompressionConfig) -> list[int]:
-    """The group sizes to choose from, rising: the one asked for, or those that differ for this tensor, the
-    whole row (0) last."""
+    """The group sizes to choose from, rising: the one asked for, or those that differ for this tensor."""
     if config.group_size is not None:
         return [config.group_size]
     found = []
     for size in GROUP_SIZES[1:]:
         found.append(size)
         if size >= target.cols:
-            return found
-    return [*found, 0]
+            break
+    return found
 
 
 def make_plan(
