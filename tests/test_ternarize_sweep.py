@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -149,3 +151,30 @@ def test_the_same_input_gives_the_same_bytes():
     weight, hessian = problem()
     first, second = (sweep(weight, curvature(hessian, 64), FitSpec(planes=2)) for _ in range(2))
     assert torch.equal(first.trits, second.trits) and torch.equal(first.scales, second.scales)
+
+
+def test_a_row_of_many_scales_is_solved_by_several_threads():
+    """In a process of its own: what torch's batched LU makes of such sizes does not end."""
+    code = """
+import torch
+from tritpress.ternarize.points import ridge_solve
+torch.set_num_threads(2)
+for n in (90, 200, 300):
+    half = torch.randn(40, n, n + 20, generator=torch.Generator().manual_seed(n))
+    normal, right, before = half @ half.mT / n, torch.randn(40, n), torch.randn(40, n)
+    normal[3, 5], normal[3, :, 5] = 0.0, 0.0
+    solved = ridge_solve(normal, right, before).double()
+    ridge = 1e-4 * normal.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).double()
+    back = (normal.double() @ solved[..., None])[..., 0] + ridge * solved
+    wanted = right + ridge * before
+    assert solved[3, 5] == before[3, 5]
+    wanted[3, 5] = back[3, 5]
+    assert float((back - wanted).abs().max()) < 1e-3
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_system_that_rounding_made_indefinite_is_solved_too():
+    normal = torch.tensor([[[1.0, 2.0], [2.0, 1.0]], [[2.0, 0.0], [0.0, 4.0]]])
+    solved = pt.ridge_solve(normal, torch.tensor([[3.0, 3.0], [2.0, 4.0]]), torch.ones(2, 2))
+    assert torch.allclose(solved, torch.ones(2, 2), atol=1e-5)
