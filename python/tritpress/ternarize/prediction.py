@@ -159,5 +159,4 @@ def _losses_of_weighted(
 
 def _loss(error: Tensor, gradient: Tensor, at: Curvature) -> float:
     """1/2 sum_o gradient_o (E H E^T)_oo of error [R, C]."""
-    ordered = error[:, at.order]
-    return 0.5 * float((gradient * ((ordered @ at.hessian) * ordered).sum(1)).sum())
+    return 0.5 * float(power_of(error, gradient, at).sum())
