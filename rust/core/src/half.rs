@@ -22,41 +22,32 @@ pub fn scale_to_f32(h: u16) -> f32 {
     f32::from_bits((h as u32) << 13) * f32::from_bits((127 + 112) << 23)
 }
 
-/// float32 -> fp16 bits, round half to even; overflow gives infinity.
-#[inline]
+/// float32 -> fp16 bits, round half to even; overflow gives infinity. Without a branch, so that loops vectorize.
+#[inline(always)]
 pub fn f32_to_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let sign = ((bits >> 16) & 0x8000) as u16;
     let magnitude = bits & 0x7fff_ffff;
-    if magnitude > 0x7f80_0000 {
-        return sign | 0x7e00;
-    }
-    if magnitude >= 0x477f_f000 {
-        return sign | 0x7c00;
-    }
-    if magnitude >= 0x3880_0000 {
-        let rebased = magnitude - ((127 - 15) << 23);
-        let rounded = rebased + 0x0fff + ((rebased >> 13) & 1);
-        return sign | (rounded >> 13) as u16;
-    }
+    let rebased = magnitude.wrapping_sub((127 - 15) << 23);
+    let normal = rebased.wrapping_add(0x0fff + ((rebased >> 13) & 1)) >> 13;
     // Subnormal halves: adding 0.5 leaves the value's multiples of 2^-24 in the low mantissa bits,
     // rounded to even by the addition itself.
-    let sum = f32::from_bits(magnitude) + 0.5;
-    sign | (sum.to_bits() - 0x3f00_0000) as u16
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let half = if magnitude >= 0x3880_0000 { normal } else { subnormal };
+    let half = if magnitude >= 0x477f_f000 { 0x7c00 } else { half };
+    let half = if magnitude > 0x7f80_0000 { 0x7e00 } else { half };
+    sign | half as u16
 }
 
 /// float64 -> fp16 bits in one rounding (half to even).
-#[inline]
+#[inline(always)]
 pub fn f64_to_f16(value: f64) -> u16 {
-    // Round to odd on the way through float32: the sticky last bit keeps the second rounding honest.
+    // Round to odd on the way through float32: the sticky last bit keeps the second rounding honest. What is
+    // beyond float32 becomes its largest number, which is beyond fp16 too.
     let near = value as f32;
     let back = near as f64;
-    if back == value || !near.is_finite() {
-        return f32_to_f16(near);
-    }
-    let bits = near.to_bits();
-    let truncated = if back.abs() > value.abs() { bits - 1 } else { bits };
-    f32_to_f16(f32::from_bits(truncated | 1))
+    let truncated = near.to_bits() - (back.abs() > value.abs()) as u32;
+    f32_to_f16(f32::from_bits(truncated | (back != value) as u32))
 }
 
 /// bfloat16 bits -> float32, exact.
@@ -99,6 +90,8 @@ mod tests {
         assert_eq!(f32_to_f16(65519.9), 0x7bff);
         assert_eq!(f32_to_f16(65520.0), 0x7c00);
         assert_eq!(f64_to_f16(1e300), 0x7c00);
+        assert_eq!(f64_to_f16(-1e300), 0xfc00);
+        assert_eq!(f64_to_f16(f64::NEG_INFINITY), 0xfc00);
         assert_eq!(f64_to_f16(1e-300), 0);
     }
 }

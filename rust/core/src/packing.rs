@@ -223,27 +223,19 @@ impl<'a> Canonical<'a> {
     fn dequantize_inlined(&self, row: usize, out: &mut [f32]) {
         let width = if self.group_size == 0 { self.cols.max(1) } else { self.group_size };
         for plane in 0..self.planes {
-            let codes = self.codes_row(plane, row);
-            for (g, &scale) in self.scales_row(plane, row).iter().enumerate() {
-                let scale = f16_to_f32(scale);
-                let start = (g * width).min(self.cols);
-                let stop = (start + width).min(self.cols);
-                // Groups start at multiples of 4, so a byte never straddles two of them.
-                let (out, codes) = (&mut out[start..stop], &codes[start / 4..]);
-                let mut sixteens = out.chunks_exact_mut(16);
-                for (sixteen, four) in (&mut sixteens).zip(codes.chunks_exact(4)) {
-                    let word = u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
-                    for (s, value) in sixteen.iter_mut().enumerate() {
-                        let term = ((word >> (2 * s)) & 3) as i32 as f32 * scale - scale;
-                        *value = if plane == 0 { term } else { *value + term };
-                    }
+            let (codes, scales) = (self.codes_row(plane, row), self.scales_row(plane, row));
+            if width == 64 && self.cols.is_multiple_of(64) {
+                // The usual groups again with a length known when compiled.
+                let (out, _) = out.as_chunks_mut::<64>();
+                for ((out, codes), &scale) in out.iter_mut().zip(codes.as_chunks::<16>().0).zip(scales) {
+                    put_terms(codes, f16_to_f32(scale), plane == 0, out);
                 }
-                let done = (stop - start) / 16 * 4;
-                for (i, value) in sixteens.into_remainder().iter_mut().enumerate() {
-                    let code = (codes[done + i / 4] >> (2 * (i % 4))) & 3;
-                    let term = code as f32 * scale - scale;
-                    *value = if plane == 0 { term } else { *value + term };
-                }
+                continue;
+            }
+            // Groups start at multiples of 4, so a byte never straddles two of them.
+            let codes = codes.chunks(width.div_ceil(4));
+            for ((out, codes), &scale) in out.chunks_mut(width).zip(codes).zip(scales) {
+                put_terms(codes, f16_to_f32(scale), plane == 0, out);
             }
         }
     }
@@ -255,6 +247,24 @@ impl<'a> Canonical<'a> {
             self.dequantize_row(row, out);
         });
         out
+    }
+}
+
+/// scale * T of each code: in place of what is in `out` if this is the `first` plane, else added to it.
+#[inline(always)]
+fn put_terms(codes: &[u8], scale: f32, first: bool, out: &mut [f32]) {
+    let rest = &codes[out.len() / 16 * 4..];
+    let mut sixteens = out.chunks_exact_mut(16);
+    for (sixteen, four) in (&mut sixteens).zip(codes.chunks_exact(4)) {
+        let word = u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+        for (s, value) in sixteen.iter_mut().enumerate() {
+            let term = ((word >> (2 * s)) & 3) as i32 as f32 * scale - scale;
+            *value = if first { term } else { *value + term };
+        }
+    }
+    for (i, value) in sixteens.into_remainder().iter_mut().enumerate() {
+        let term = ((rest[i / 4] >> (2 * (i % 4))) & 3) as f32 * scale - scale;
+        *value = if first { term } else { *value + term };
     }
 }
 

@@ -73,50 +73,59 @@ pub fn ternarize_stream(
     let (bytes, groups) = (row_bytes(cols), groups_of(cols, options.group_size));
     let parts: Vec<Mutex<Option<Result<Statistics>>>> = (0..bands).map(|_| Mutex::new(None)).collect();
     let failed = AtomicBool::new(false);
-    let part = |first: usize, height: usize, tally: &mut Tally| -> Result<()> {
-        let mut w = Scratch::<f32>::new(height * cols);
-        read_band(&input, source, element as usize, first, height, &mut w).map_err(read_error)?;
-        let t = if options.planes > 1 {
-            let mut residual = Scratch::<f32>::new(w.len());
-            residual.copy_from_slice(&w);
-            ternarize_band(&mut residual, cols, importance, options, first)?
-        } else {
-            ternarize_band(&mut w, cols, importance, options, first)?
-        };
-        for plane in 0..options.planes {
-            let row = (plane * rows + first) as u64;
-            let codes = &t.codes[plane * height * bytes..(plane + 1) * height * bytes];
-            output.write_all_at(codes, target.codes_offset + row * bytes as u64).map_err(write_error)?;
-            let scales: Vec<u8> = t.scales[plane * height * groups..(plane + 1) * height * groups]
-                .iter()
-                .flat_map(|s| s.to_le_bytes())
-                .collect();
-            output
-                .write_all_at(&scales, target.scales_offset + row * groups as u64 * 2)
-                .map_err(write_error)?;
-        }
-        let matrix = Canonical {
-            codes: &t.codes,
-            scales: &t.scales,
-            planes: options.planes,
-            rows: height,
-            cols,
-            group_size: options.group_size,
-        };
-        tally.add(&w, &matrix);
-        Ok(())
-    };
-    // A stored row of a transposed tensor is a column: it is read for a whole band at once.
-    let step = if source.transposed || options.bounded() { band } else { part_rows(cols) };
+    let planes = options.planes;
+    // A band is read and written at once and worked on in parts that stay in the second-level cache, unless its
+    // zeros are counted together or its rows are columns of the file.
+    let whole = source.transposed || options.bounded();
     let one = |index: usize| -> Result<Statistics> {
-        let stop = ((index + 1) * band).min(rows);
-        let mut tally = Tally::new(options.planes);
-        let mut first = index * band;
-        while first < stop {
-            let height = step.min(stop - first);
-            part(first, height, &mut tally)?;
-            first += height;
+        let first = index * band;
+        let height = band.min(rows - first);
+        let mut raw = Scratch::<u8>::new(height * cols * element as usize);
+        read_band(&input, source, element as usize, first, &mut raw).map_err(read_error)?;
+        let mut codes = Scratch::<u8>::new(planes * height * bytes);
+        let mut scales = Scratch::<u8>::new(planes * height * groups * 2);
+        let mut tally = Tally::new(planes);
+        let step = if whole { height } else { part_rows(cols) };
+        for at in (0..height).step_by(step) {
+            let rows = step.min(height - at);
+            let mut w = Scratch::<f32>::new(rows * cols);
+            to_floats(&raw[at * cols * element as usize..], source, &mut w);
+            let t = if planes > 1 {
+                let mut residual = Scratch::<f32>::new(w.len());
+                residual.copy_from_slice(&w);
+                ternarize_band(&mut residual, cols, importance, options, first + at)?
+            } else {
+                ternarize_band(&mut w, cols, importance, options, first + at)?
+            };
+            let matrix = Canonical {
+                codes: &t.codes,
+                scales: &t.scales,
+                planes,
+                rows,
+                cols,
+                group_size: options.group_size,
+            };
+            tally.add(&w, &matrix);
+            for plane in 0..planes {
+                codes[(plane * height + at) * bytes..][..rows * bytes]
+                    .copy_from_slice(&t.codes[plane * rows * bytes..][..rows * bytes]);
+                let scales = &mut scales[(plane * height + at) * groups * 2..][..rows * groups * 2];
+                let found = &t.scales[plane * rows * groups..][..rows * groups];
+                for (bytes, scale) in scales.chunks_exact_mut(2).zip(found) {
+                    bytes.copy_from_slice(&scale.to_le_bytes());
+                }
+            }
         }
+        let write = |all: &[u8], start: u64, row_bytes: usize| -> Result<()> {
+            for plane in 0..planes {
+                let at = start + ((plane * rows + first) * row_bytes) as u64;
+                let plane = &all[plane * height * row_bytes..][..height * row_bytes];
+                output.write_all_at(plane, at).map_err(write_error)?;
+            }
+            Ok(())
+        };
+        write(&codes, target.codes_offset, bytes)?;
+        write(&scales, target.scales_offset, groups * 2)?;
         Ok(tally.finish())
     };
     pool::run(threads, bands, |index| {
@@ -138,39 +147,42 @@ pub fn ternarize_stream(
     Ok(out)
 }
 
-/// Rows `first..first + height` as float32 [height, cols].
+/// The bytes of as many rows from `first` on as `raw` has place for; a transposed tensor's come as
+/// [cols, those rows].
 fn read_band(
     file: &File,
     source: &Source<'_>,
     element: usize,
     first: usize,
-    height: usize,
-    w: &mut [f32],
+    raw: &mut [u8],
 ) -> std::io::Result<()> {
     let (rows, cols) = (source.rows, source.cols);
-    let mut raw = Scratch::<u8>::new(height * cols * element);
-    if source.transposed {
-        for (col, part) in raw.chunks_exact_mut(height * element).enumerate() {
-            file.read_exact_at(part, source.offset + ((col * rows + first) * element) as u64)?;
-        }
-    } else {
-        file.read_exact_at(&mut raw, source.offset + (first * cols * element) as u64)?;
-    }
     if !source.transposed {
-        decode(&raw, source.dtype, w);
-    } else {
-        let mut stored = Scratch::<f32>::new(w.len());
-        decode(&raw, source.dtype, &mut stored);
-        const BLOCK: usize = 16;
-        for row in (0..height).step_by(BLOCK) {
-            for (col, stored) in stored.chunks_exact(height).enumerate() {
-                for r in row..(row + BLOCK).min(height) {
-                    w[r * cols + col] = stored[r];
-                }
+        return file.read_exact_at(raw, source.offset + (first * cols * element) as u64);
+    }
+    let stored = raw.len() / cols.max(1);
+    for (col, part) in raw.chunks_exact_mut(stored.max(1)).enumerate() {
+        file.read_exact_at(part, source.offset + ((col * rows + first) * element) as u64)?;
+    }
+    Ok(())
+}
+
+/// Bytes as they were read -> float32 [rows, cols] (if transposed of all that was read, else from its start).
+fn to_floats(raw: &[u8], source: &Source<'_>, w: &mut [f32]) {
+    if !source.transposed {
+        return decode(raw, source.dtype, w);
+    }
+    let mut stored = Scratch::<f32>::new(w.len());
+    decode(raw, source.dtype, &mut stored);
+    const BLOCK: usize = 16;
+    let (cols, height) = (source.cols, w.len() / source.cols.max(1));
+    for row in (0..height).step_by(BLOCK) {
+        for (col, stored) in stored.chunks_exact(height).enumerate() {
+            for r in row..(row + BLOCK).min(height) {
+                w[r * cols + col] = stored[r];
             }
         }
     }
-    Ok(())
 }
 
 vectorized! {

@@ -47,7 +47,7 @@ use unpack512::{Affine, Mask, Unpack};
 
 use crate::error::{Error, Result};
 use crate::pool;
-use crate::scratch::AlignedBytes;
+use crate::scratch::Scratch;
 use crate::tiles::{Geometry, TILE};
 
 /// An instruction set that a path is written for.
@@ -276,7 +276,7 @@ pub struct Batch {
     /// Inputs that a step of the kernels takes: 64, or a group of 32.
     pub step: usize,
     /// int8 [padded_cols / step, n, step], and [`Batch::SPARE`] more; starts at a multiple of 64.
-    pub q: AlignedBytes,
+    pub q: Scratch<i8>,
     /// [groups, n], and [`Batch::SPARE_TOKENS`] more.
     pub offsets: Vec<i32>,
     /// [n].
@@ -297,7 +297,7 @@ impl Batch {
         let step = geometry.width.clamp(1, 64);
         let worth = (65_536 / geometry.padded_cols().max(1)).max(1);
         let steps = geometry.padded_cols() / step;
-        let mut q = AlignedBytes::new(steps * n * step + Self::SPARE);
+        let mut q = Scratch::<i8>::new(steps * n * step + Self::SPARE);
         let (used, spare) = q.split_at_mut(steps * n * step);
         pool::columns_mut(used, n * step, worth * step, threads, |part, columns| {
             let tokens = &tokens[part * worth..n.min((part + 1) * worth)];

@@ -1,12 +1,12 @@
 //! Counting bins. A weight's bin is found in vectors; what cannot be done in vectors is the increment, so weights
 //! are counted in pairs: one increment in a table of 128 x 128 for two of them.
 
-use super::{folded, sum_lanes, BINS, L};
+use super::{folded, sum_lanes, BINS};
 use crate::scratch::Scratch;
 use std::hint::black_box;
 
-/// Pairs whose places are found at a time.
-const BLOCK: usize = 128;
+/// Pairs that are counted at a time, at most.
+const BLOCK: usize = 1 << 14;
 
 /// Counts of bins, of values one by one and of pairs of values.
 pub struct Histogram {
@@ -15,6 +15,8 @@ pub struct Histogram {
     /// Pairs counted since `pairs` was last emptied.
     held: usize,
     single: [u64; BINS],
+    /// Where the pairs of a row are counted.
+    places: Scratch<u16>,
 }
 
 impl Histogram {
@@ -23,41 +25,51 @@ impl Histogram {
     pub fn new(of_pairs: bool) -> Self {
         let mut pairs = Scratch::new(if of_pairs { BINS * BINS } else { 0 });
         pairs.fill(0);
-        Histogram { pairs, held: 0, single: [0; BINS] }
+        Histogram { pairs, held: 0, single: [0; BINS], places: Scratch::new(0) }
     }
 
-    /// Count values times `factor`.
+    /// Count values, those of each group of `width` times its factor.
     #[inline(always)]
-    pub fn count(&mut self, values: &[f32], factor: f32) {
-        for values in values.chunks(2 * BLOCK) {
-            match <&[f32; 64]>::try_from(values) {
-                // The usual group again with a length known when compiled.
-                Ok(values) => self.count_block(values, factor),
-                _ => self.count_block(values, factor),
+    pub fn count(&mut self, values: &[f32], width: usize, factors: &[f32]) {
+        let half = width / 2;
+        let whole = values.len() / width;
+        self.places.resize(whole * half);
+        let (grouped, last) = values.split_at(whole * width);
+        let places = &mut self.places[..whole * half];
+        if width == 64 {
+            // The usual groups again with a length known when compiled.
+            let (usual, _) = grouped.as_chunks::<64>();
+            let (usual_places, _) = places.as_chunks_mut::<32>();
+            for ((values, places), &factor) in usual.iter().zip(usual_places).zip(factors) {
+                find_places(values, factor, places);
+            }
+        } else {
+            for (g, values) in grouped.chunks_exact(width).enumerate() {
+                find_places(values, factors[g], &mut places[g * half..(g + 1) * half]);
+                if width % 2 == 1 {
+                    self.single[bin(values[width - 1], factors[g]) as usize % BINS] += 1;
+                }
             }
         }
-    }
-
-    #[inline(always)]
-    fn count_block(&mut self, values: &[f32], factor: f32) {
-        let half = values.len() / 2;
-        if self.held + half > u16::MAX as usize {
-            self.empty();
+        for &value in last {
+            self.add(bin(value, factors[whole]), 1);
         }
-        self.held += half;
-        let mut places = [0u32; BLOCK];
-        let places = &mut places[..half];
-        for (place, (&a, &b)) in places.iter_mut().zip(values[..half].iter().zip(&values[half..2 * half])) {
-            *place = bin(a, factor) | bin(b, factor) << 7;
-        }
-        // From memory: LLVM would take every place out of its vector by two instructions.
-        let places = &*black_box(places);
-        let pairs = &mut self.pairs[..BINS * BINS];
-        for &place in places {
-            pairs[place as usize % (BINS * BINS)] += 1;
-        }
-        if values.len() % 2 == 1 {
-            self.add(bin(values[2 * half], factor), 1);
+        for from in (0..whole * half).step_by(BLOCK) {
+            let to = (from + BLOCK).min(whole * half);
+            if self.held + (to - from) > u16::MAX as usize {
+                self.empty();
+            }
+            self.held += to - from;
+            let pairs = &mut self.pairs[..BINS * BINS];
+            let (eights, rest) = self.places[from..to].as_chunks::<8>();
+            for eight in eights {
+                for &place in eight {
+                    pairs[place as usize % (BINS * BINS)] += 1;
+                }
+            }
+            for &place in rest {
+                pairs[place as usize % (BINS * BINS)] += 1;
+            }
         }
     }
 
@@ -94,6 +106,15 @@ impl Histogram {
     }
 }
 
+/// Places of pairs: each value of the first half with that of the second.
+#[inline(always)]
+fn find_places(values: &[f32], factor: f32, places: &mut [u16]) {
+    let half = values.len() / 2;
+    for (place, (&a, &b)) in places.iter_mut().zip(values[..half].iter().zip(&values[half..])) {
+        *place = (bin(a, factor) | bin(b, factor) << 7) as u16;
+    }
+}
+
 /// The bin of a value, below [`BINS`].
 #[inline(always)]
 pub fn bin(value: f32, factor: f32) -> u32 {
@@ -104,9 +125,47 @@ pub fn bin(value: f32, factor: f32) -> u32 {
     (place + 256.0).to_bits() >> 15 & 0xff
 }
 
-/// What a weight of a group is multiplied with to count bins: [`BINS`] / 8 a mean |w|.
+/// What the weights of each group of `width` are multiplied with to count bins: [`BINS`] / 8 a mean |w|.
 #[inline(always)]
-pub fn bins_per_unit(w: &[f32]) -> f32 {
+pub fn find_bins_per_unit(w: &[f32], width: usize, factors: &mut [f32]) {
+    const UNITS: f32 = BINS as f32 / 8.0;
+    let (usual, _) = w.as_chunks::<64>();
+    if width == 64 && usual.len() == factors.len() {
+        // The usual groups again with a length known when compiled.
+        for (sum, w) in factors.iter_mut().zip(usual) {
+            *sum = sum_of_sizes(w);
+        }
+    } else {
+        for (sum, w) in factors.iter_mut().zip(w.chunks(width)) {
+            *sum = sum_of_sizes(w);
+        }
+    }
+    let full = width as f32 * UNITS;
+    let mut largest = 0;
+    for factor in factors.iter_mut() {
+        let sum = *factor;
+        largest = sum.to_bits().max(largest);
+        // The division first: under a condition it would be done for one group at a time.
+        let found = full / sum;
+        let found = if found < f32::MAX { found } else { f32::MAX };
+        *factor = if sum > 0.0 { found } else { 0.0 };
+    }
+    if largest < f32::INFINITY.to_bits() && w.len().is_multiple_of(width) {
+        return;
+    }
+    // A last group may be shorter, and a sum beyond float32.
+    for (factor, w) in factors.iter_mut().zip(w.chunks(width)) {
+        if w.len() < width || largest == f32::INFINITY.to_bits() {
+            let mean = (sum_lanes(w, |x| x.abs() as f64) / w.len() as f64) as f32;
+            *factor = if mean > 0.0 { (UNITS / mean).min(f32::MAX) } else { 0.0 };
+        }
+    }
+}
+
+/// The sum of |w|, in sixteen lanes whose order is fixed.
+#[inline(always)]
+fn sum_of_sizes(w: &[f32]) -> f32 {
+    const L: usize = 16;
     let mut lanes = [0f32; L];
     let (whole, rest) = w.as_chunks::<L>();
     for w in whole {
@@ -118,15 +177,5 @@ pub fn bins_per_unit(w: &[f32]) -> f32 {
     for (lane, w) in lanes.iter_mut().zip(rest) {
         *lane += w.abs();
     }
-    let mut sum = folded(&lanes);
-    let mut all = w.len() as f32 * (BINS as f32 / 8.0);
-    if sum.is_infinite() {
-        (sum, all) = ((sum_lanes(w, |x| x.abs() as f64) / w.len() as f64) as f32, BINS as f32 / 8.0);
-    }
-    let factor = if sum > 0.0 { all / sum } else { 0.0 };
-    if factor < f32::MAX {
-        factor
-    } else {
-        f32::MAX
-    }
+    folded(&lanes)
 }

@@ -1,9 +1,9 @@
 //! One plane of a band: scales, codes, and the residual left in place of the weights.
 
 use super::counts::Gains;
-use super::lanes::{self, kept_mean, nearest};
+use super::lanes::{self, as_stored, beyond, halfway, kept_mean, nearest};
 use super::{Fit, Options};
-use crate::half::{f16_to_f32, f64_to_f16, F16_MAX};
+use crate::half::{f64_to_f16, scale_to_f32, F16_MAX};
 use crate::kernel::vectorized;
 use crate::packing::{groups_of, pack_row, row_bytes};
 use crate::scratch::Scratch;
@@ -133,10 +133,10 @@ fn fit_plane_inlined(
         (Fit::Exact, None) => exact(&band, options, &mut trits),
         _ => by_threshold(&band, options, &mut trits),
     };
-    for (index, (&size, scale)) in sizes.iter().zip(scales.iter_mut()).enumerate() {
-        if size > F16_MAX {
-            return Err(TooBig { row: index / groups, group: index % groups, scale: size });
-        }
+    if let Some(index) = first_beyond(&sizes) {
+        return Err(TooBig { row: index / groups, group: index % groups, scale: sizes[index] });
+    }
+    for (scale, &size) in scales.iter_mut().zip(&sizes) {
         *scale = f64_to_f16(size);
     }
     let bytes = row_bytes(cols);
@@ -144,7 +144,7 @@ fn fit_plane_inlined(
         let trits = &mut trits[row * cols..(row + 1) * cols];
         let scales = &scales[row * groups..(row + 1) * groups];
         for ((w, t), &scale) in w.chunks_mut(width).zip(trits.chunks_mut(width)).zip(scales) {
-            let scale = f16_to_f32(scale);
+            let scale = scale_to_f32(scale);
             if scale == 0.0 {
                 t.fill(0); // an underflown scale has no codes
                 continue;
@@ -158,6 +158,14 @@ fn fit_plane_inlined(
         pack_row(trits, &mut codes[row * bytes..(row + 1) * bytes]);
     }
     Ok(())
+}
+
+/// The first of the scales that fp16 cannot hold.
+#[inline(always)]
+fn first_beyond(sizes: &[f64]) -> Option<usize> {
+    // By bits, in which numbers that are not negative have the same order: their maximum vectorizes.
+    let most = sizes.iter().fold(0, |most, size| size.to_bits().max(most));
+    (most > F16_MAX.to_bits()).then(|| sizes.iter().position(|&size| size > F16_MAX)).flatten()
 }
 
 /// How many codes of the band must not be 0; None when the fit may stand as it is.
@@ -249,31 +257,49 @@ pub(super) fn sign(w: f32) -> i8 {
 #[inline(always)]
 fn by_threshold(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
     let mut means = vec![0f64; band.len()];
-    // A loop, not a closure over an iterator: that would not be compiled for the CPU's best.
-    for (index, mean) in means.iter_mut().enumerate() {
-        let (w, _) = band.group(index);
-        *mean = match <&[f32; 64]>::try_from(w) {
-            // The usual group again with a length known when compiled.
-            Ok(w) => sum_lanes(w, |x| x.abs() as f64) / 64.0,
-            _ => sum_lanes(w, |x| x.abs() as f64) / w.len().max(1) as f64,
-        };
-    }
-    for (index, mean) in means.iter().enumerate() {
-        let (w, _) = band.group(index);
-        let out = &mut trits[band.place(index)];
-        let cut = match (options.fit, options.threshold) {
-            (_, Some(threshold)) => threshold * *mean,
-            (Fit::Absmean, None) => {
-                nearest(w, *mean, out);
-                continue;
+    let (cols, groups) = (band.cols.max(1), band.groups.max(1));
+    // Loops, not closures over iterators: those would not be compiled for the CPU's best. By rows and then by
+    // groups: finding a group by its number takes two divisions.
+    for (w, means) in band.w.chunks(cols).zip(means.chunks_mut(groups)) {
+        let (usual, _) = w.as_chunks::<64>();
+        if band.width == 64 && usual.len() == means.len() {
+            // The usual groups again with a length known when compiled.
+            for (mean, w) in means.iter_mut().zip(usual) {
+                *mean = sum_lanes(w, |x| x.abs() as f64) / 64.0;
             }
-            _ => 0.7 * *mean,
-        };
-        // The largest float32 that is not above the cut: comparing with it is comparing with the cut.
-        let near = cut as f32;
-        let near = if near as f64 > cut { near.next_down() } else { near };
-        for (t, &w) in out.iter_mut().zip(w) {
-            *t = if w.abs() > near { sign(w) } else { 0 };
+            continue;
+        }
+        for (mean, w) in means.iter_mut().zip(w.chunks(band.width)) {
+            *mean = sum_lanes(w, |x| x.abs() as f64) / w.len() as f64;
+        }
+    }
+    let mut cuts = vec![0f32; means.len()];
+    if options.fit == Fit::Absmean && options.threshold.is_none() {
+        for (cut, &mean) in cuts.iter_mut().zip(&means) {
+            *cut = halfway(as_stored(mean));
+        }
+    } else {
+        let threshold = options.threshold.unwrap_or(0.7);
+        for (near, &mean) in cuts.iter_mut().zip(&means) {
+            // The largest float32 that is not above the cut: comparing with it is comparing with the cut.
+            let cut = threshold * mean;
+            *near = cut as f32;
+            if *near as f64 > cut {
+                *near = near.next_down();
+            }
+        }
+    }
+    let rows = band.w.chunks(cols).zip(trits.chunks_mut(cols)).zip(cuts.chunks(groups));
+    for ((w, trits), cuts) in rows {
+        let ((usual, _), (usual_trits, _)) = (w.as_chunks::<64>(), trits.as_chunks_mut::<64>());
+        if band.width == 64 && usual.len() == cuts.len() {
+            for ((w, trits), &cut) in usual.iter().zip(usual_trits).zip(cuts) {
+                beyond(w, cut, trits);
+            }
+            continue;
+        }
+        for ((w, trits), &cut) in w.chunks(band.width).zip(trits.chunks_mut(band.width)).zip(cuts) {
+            beyond(w, cut, trits);
         }
     }
     if let Some(kept) = required(options, trits) {

@@ -217,8 +217,7 @@ fn load(band: &Band, block: usize, lanes: usize, keys: &mut [Bits], h: &mut [Bit
 /// Codes nearest to w / scale for the scale as it will be stored.
 #[inline(always)]
 pub(super) fn nearest(w: &[f32], size: f64, trits: &mut [i8]) {
-    let half = f16_to_f32(f64_to_f16(size.min(F16_MAX))) / 2.0;
-    let half = if half > 0.0 { half } else { f32::INFINITY };
+    let half = halfway(as_stored(size));
     match (<&[f32; 64]>::try_from(w), <&mut [i8; 64]>::try_from(&mut *trits)) {
         // The usual group again with a length known when compiled.
         (Ok(w), Ok(trits)) => beyond(w, half, trits),
@@ -226,10 +225,28 @@ pub(super) fn nearest(w: &[f32], size: f64, trits: &mut [i8]) {
     }
 }
 
+/// A scale as fp16 keeps it; one that is too large as the largest.
 #[inline(always)]
-fn beyond(w: &[f32], half: f32, trits: &mut [i8]) {
+pub(super) fn as_stored(size: f64) -> f32 {
+    f16_to_f32(f64_to_f16(size.min(F16_MAX)))
+}
+
+/// Above what |w| a code is nearer to `scale` than 0 is; a scale of 0 has no codes.
+#[inline(always)]
+pub(super) fn halfway(scale: f32) -> f32 {
+    let half = scale / 2.0;
+    if half > 0.0 {
+        half
+    } else {
+        f32::INFINITY
+    }
+}
+
+/// The signs of weights beyond `cut`, 0 for the others.
+#[inline(always)]
+pub(super) fn beyond(w: &[f32], cut: f32, trits: &mut [i8]) {
     for (t, &w) in trits.iter_mut().zip(w) {
-        *t = (w > half) as i8 - (w < -half) as i8;
+        *t = (w > cut) as i8 - (w < -cut) as i8;
     }
 }
 
