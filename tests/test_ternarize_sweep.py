@@ -11,6 +11,7 @@ import pytest
 import torch
 from tritpress.errors import InputError
 from tritpress.ternarize import points as pt
+from tritpress.ternarize.first import first_scale
 from tritpress.ternarize.points import FitSpec
 from tritpress.ternarize.refine import quadratic
 from tritpress.ternarize.sweep import curvature, damped, sweep
@@ -137,10 +138,10 @@ def test_zero_rows_dead_inputs_and_tiny_weights():
 def test_fits_are_what_they_say():
     weight, _ = problem(cols=64)
     one = torch.ones(64)
-    assert torch.allclose(pt.first_scale(weight, one, "absmean", None), weight.abs().mean(1))
+    assert torch.allclose(first_scale(weight, one, "absmean", None), weight.abs().mean(1))
     twn = [row[row > 0.7 * row.mean()].mean() for row in weight.abs()]
-    assert torch.allclose(pt.first_scale(weight, one, "twn", None), torch.stack(twn))
-    for row, scale in zip(weight, pt.first_scale(weight, one, "exact", None)):
+    assert torch.allclose(first_scale(weight, one, "twn", None), torch.stack(twn))
+    for row, scale in zip(weight, first_scale(weight, one, "exact", None)):
         magnitude = row.abs().sort(descending=True).values
         gains = [float(magnitude[:k].sum() ** 2 / k) for k in range(1, 65)]
         k = int(np.argmax(gains)) + 1

@@ -232,6 +232,21 @@ def zero_price(
     `allowed` zeros; not below 0 unless `both_ways`.
     """
 
+def alternate_scales(
+    weights: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    rounds: int,
+    *,
+    threads: int | None = None,
+) -> None:
+    """Improve scales [R, P] (1 to 3 planes, values of float16) in place for weights [R, G] with importance
+    [G].
+
+    `rounds` times: codes by the nearest of the 3^P sums of planes, scales by ridge least squares. Raises
+    `CoreError` on arrays that do not fit and on a scale above 65504.
+    """
+
 def ternarize_stream(
     src_path: str | PathLike[str],
     offset: int,

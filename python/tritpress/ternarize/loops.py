@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tritpress import _core
+from tritpress.errors import InputError
 from tritpress.ternarize.points import zero_counts
 
 
@@ -76,6 +77,21 @@ def zero_price(
         both_ways,
         threads=torch.get_num_threads(),
     )
+
+
+def alternate_scales(weights: Tensor, importance: Tensor, scales: Tensor, rounds: int) -> Tensor:
+    """Better scales [R, P] for weights [R, G] with importance [G]: codes and scales in turn, `rounds` times.
+
+    Raises `InputError` where a scale leaves float16.
+    """
+    found = scales.numpy(force=True).copy()
+    try:
+        _core.alternate_scales(
+            _array(weights), _array(importance), found, rounds, threads=torch.get_num_threads()
+        )
+    except _core.CoreError as error:
+        raise InputError(str(error)) from None
+    return torch.from_numpy(found)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -44,39 +44,42 @@ def refine(
     scales: Tensor,
     blocks: Blocks,
     spec: FitSpec,
+    loss: float,
     passes: int | None = None,
 ) -> tuple[Tensor, Tensor, float]:
-    """Better (trits, scales) than those given, and their loss; never worse ones."""
-    best = (trits, scales, quadratic(w - decode(trits, scales, blocks), h))
+    """Better (trits, scales) than those given, whose loss is `loss`, and theirs; never worse ones."""
+    best = (trits, scales, loss)
+    wh = w @ h
     for _ in range(PASSES if passes is None else passes):
-        scales = joint_scales(w, h, best[0], best[1], blocks)
-        trits = best[0] if spec.threshold is not None else descend(w, h, best[0], scales, blocks, spec)
-        loss = quadratic(w - decode(trits, scales, blocks), h)
+        scales = joint_scales(wh, h, best[0], best[1], blocks)
+        if spec.threshold is not None:
+            trits, loss = best[0], quadratic(w - decode(best[0], scales, blocks), h)
+        else:
+            trits, loss = descend(w, h, best[0], scales, blocks, spec)
         if loss >= best[2]:
             break
         best = (trits, scales, loss)
     return best
 
 
-def joint_scales(w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: Blocks) -> Tensor:
-    """All scales of a row at once by ridge least squares: float32 [P, R, groups], rounded to float16's
-    values."""
+def joint_scales(wh: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: Blocks) -> Tensor:
+    """All scales of a row at once by ridge least squares, given W H [R, C]: float32 [P, R, groups], rounded
+    to float16's values."""
     planes, rows, _ = trits.shape
     unknowns = len(blocks) * planes
     step = max(1, _NORMAL_BYTES // (4 * unknowns * unknowns))
     out = torch.empty_like(scales)
     for start in range(0, rows, step):
         piece = slice(start, start + step)
-        out[:, piece] = _joint_scales(w[piece], h, trits[:, piece], scales[:, piece], blocks)
+        out[:, piece] = _joint_scales(wh[piece], h, trits[:, piece], scales[:, piece], blocks)
     return out
 
 
-def _joint_scales(w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: Blocks) -> Tensor:
+def _joint_scales(wh: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: Blocks) -> Tensor:
     planes, rows, _ = trits.shape
     groups = len(blocks)
-    normal = w.new_empty(rows, groups, planes, groups, planes)
-    right = w.new_empty(rows, groups, planes)
-    wh = w @ h
+    normal = wh.new_empty(rows, groups, planes, groups, planes)
+    right = wh.new_empty(rows, groups, planes)
     for i, (_, block) in enumerate(blocks):
         for p in range(planes):
             right[:, i, p] = (trits[p, :, block] * wh[:, block]).sum(1)
@@ -105,8 +108,10 @@ def _sums_of_groups(products: Tensor, blocks: Blocks) -> Tensor:
     return torch.stack([products[:, b.start - first : b.stop - first].sum(1) for _, b in blocks], 1)
 
 
-def descend(w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: Blocks, spec: FitSpec) -> Tensor:
-    """One pass of coordinate descent over the codes, scales fixed."""
+def descend(
+    w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: Blocks, spec: FitSpec
+) -> tuple[Tensor, float]:
+    """One pass of coordinate descent over the codes, scales fixed: (codes, their loss)."""
     trits = trits.clone()
     q = decode(trits, scales, blocks)
     gradient = (w - q) @ h
@@ -138,7 +143,8 @@ def descend(w: Tensor, h: Tensor, trits: Tensor, scales: Tensor, blocks: Blocks,
         gradient += (before - q[:, block]) @ h[block]
         trits[:, :, block] = pt.trits_of(index, spec.planes)
         budget.spend(index)
-    return trits
+    # what each group's change has done to the gradient is in it: it is (W - Q) H of the new codes
+    return trits, float(((w - q) * gradient).sum(dtype=torch.float64))
 
 
 def settle_zeros(

@@ -20,6 +20,7 @@ from torch import Tensor
 from tritpress.ternarize import loops as rust
 from tritpress.ternarize import points as pt
 from tritpress.ternarize.bitnet import tensor_scales
+from tritpress.ternarize.first import fit_group
 from tritpress.ternarize.points import FitSpec
 from tritpress.ternarize.refine import decode, quadratic, refine, settle_zeros
 from tritpress.ternarize.zeros import ZeroBudget
@@ -128,7 +129,7 @@ def sweep(
         left[:, block.stop :] -= error @ at.factor[block, block.stop :]
     sweep_loss = loss = quadratic(w - decode(trits, scales, at.blocks), at.hessian)
     if spec.fit == "exact":
-        trits, scales, loss = refine(w, at.hessian, trits, scales, at.blocks, spec, passes)
+        trits, scales, loss = refine(w, at.hessian, trits, scales, at.blocks, spec, loss, passes)
     if budget.total is not None and spec.fit == "exact":
         settle_zeros(w, at.hessian, trits, scales, at.blocks, budget)
     back = torch.empty_like(trits)
@@ -142,7 +143,7 @@ def _code_group(
     """Codes and scales of one group: (scales [R, P], index [R, G], error [R, G] in the factor's
     coordinates)."""
     column_weights = factor.diagonal().square().reciprocal()
-    scales = pt.fit_group(weights, column_weights, spec)
+    scales = fit_group(weights, column_weights, spec)
     if spec.threshold is not None:
         return _code_by_threshold(weights, factor, scales, spec)
     best: tuple[Tensor, Tensor, Tensor, Tensor] | None = None

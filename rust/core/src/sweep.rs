@@ -4,11 +4,15 @@
 //! points (sums of planes) that a weight can stand for. A weight takes the point with the least squared error
 //! plus `price` times the point's zero codes; the first of equals.
 
+mod scales;
+
 use std::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::kernel::vectorized;
 use crate::pool;
+
+pub use scales::alternate;
 
 const LANES: usize = 16;
 type Lanes = [f32; LANES];

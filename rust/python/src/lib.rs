@@ -112,6 +112,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(sweep::sweep_group, m)?)?;
     m.add_function(wrap_pyfunction!(sweep::descend_group, m)?)?;
     m.add_function(wrap_pyfunction!(sweep::zero_price, m)?)?;
+    m.add_function(wrap_pyfunction!(sweep::alternate_scales, m)?)?;
     m.add_function(wrap_pyfunction!(files::ternarize_stream, m)?)?;
     m.add_function(wrap_pyfunction!(files::safetensors_header, m)?)?;
     Ok(())

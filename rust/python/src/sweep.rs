@@ -4,7 +4,7 @@ use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use tritpress_core::sweep::{self, Passing, Points};
 
-use crate::arrays::{array, raise, refuse, target, threads};
+use crate::arrays::{array, count, raise, refuse, target, threads};
 
 /// [R, G] of `values`, checked against the rows of the points [R, K].
 fn shape_of(values: &[usize], table: &PyReadonlyArrayDyn<'_, f32>) -> PyResult<usize> {
@@ -93,4 +93,32 @@ pub fn zero_price(
     let points = Points { table: table.as_slice()?, zeros: zeros.as_slice()?, price: None };
     let (weights, importance) = (weights.as_slice()?, importance.as_slice()?);
     py.detach(|| sweep::zero_price(weights, importance, &points, allowed, both_ways, threads)).map_err(raise)
+}
+
+#[pyfunction]
+#[pyo3(signature = (weights, importance, scales, rounds, *, threads=None))]
+pub fn alternate_scales(
+    py: Python<'_>,
+    weights: &Bound<'_, PyAny>,
+    importance: &Bound<'_, PyAny>,
+    scales: &Bound<'_, PyAny>,
+    rounds: i64,
+    threads: Option<i64>,
+) -> PyResult<()> {
+    let (threads, rounds) = (self::threads(threads)?, count("rounds", rounds)?);
+    let weights = array::<f32>(weights, "weights", "float32")?;
+    let importance = array::<f32>(importance, "importance", "float32")?;
+    let mut scales = target::<f32>(scales, "scales", 2, "float32")?;
+    let planes = scales.shape()[1];
+    match (weights.shape(), scales.shape()) {
+        (&[rows, width], &[same, _]) if rows == same && width == importance.len() => {}
+        (weights, scales) => {
+            let given = importance.len();
+            return refuse(format!(
+                "weights {weights:?}, importance of {given} and scales {scales:?} do not fit each other"
+            ));
+        }
+    }
+    let (weights, importance, scales) = (weights.as_slice()?, importance.as_slice()?, scales.as_slice_mut()?);
+    py.detach(|| sweep::alternate(weights, importance, scales, planes, rounds, threads)).map_err(raise)
 }
