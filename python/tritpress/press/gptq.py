@@ -294,18 +294,28 @@ def _moments(
     role = (
         runner.stream_role(number, twin, alone) if twin is not None and alone and STREAM_CORRECTION else None
     )
-    for hidden, original in zip(runner.hidden, runner.original_hidden):
+    for batch, (hidden, original) in enumerate(zip(runner.hidden, runner.original_hidden)):
         context.check()
-        seen = runner.inputs(number, block, stage, hidden)
-        before = {} if twin is None else runner.inputs(number, twin, stage, original)
+        drift: Tensor | None = None
+        before: dict[str, Tensor] = {}
+        if role == "output":
+            assert twin is not None and alone is not None
+            z, stream = runner.input_and_stream(number, block, alone, batch, original=False)
+            x, wanted = runner.input_and_stream(number, twin, alone, batch, original=True)
+            seen, before, drift = {alone: z}, {alone: x}, wanted - stream
+        else:
+            seen = runner.inputs(number, block, stage, hidden)
+            if twin is not None:
+                before = runner.inputs(number, twin, stage, original)
+            drift = original - hidden if role == "input" else None
         for path, z in seen.items():
             fresh = _Moments(z.T @ z)
             if twin is not None:
-                x = before.get(path)
+                own = before.get(path)
                 # experts may be given other tokens in the two streams: nothing to compare there
-                fresh.cross = x.T @ z if x is not None and x.shape == z.shape else fresh.hessian.clone()
-            if role is not None:
-                fresh.drift = _drift(runner, number, twin, alone, role, hidden, original).T @ z
+                fresh.cross = own.T @ z if own is not None and own.shape == z.shape else fresh.hessian.clone()
+            if drift is not None:
+                fresh.drift = drift.flatten(0, -2).float().T @ z
             sums[path] = _add(sums[path], fresh) if path in sums else fresh
             tokens[path] = tokens.get(path, 0) + len(z)
     for path, total in sums.items():
@@ -327,24 +337,6 @@ def _add(first: _Moments, second: _Moments) -> _Moments:
         total(first.cross, second.cross),
         total(first.drift, second.drift),
     )
-
-
-def _drift(
-    runner: BlockRunner,
-    number: int,
-    twin: nn.Module | None,
-    path: str | None,
-    role: str,
-    hidden: Tensor,
-    original: Tensor,
-) -> Tensor:
-    """Original minus compressed residual stream at the place where the layer adds to it: [tokens, out]."""
-    assert twin is not None and path is not None
-    if role == "input":
-        return (original - hidden).flatten(0, -2).float()
-    out, y = runner.output_with(number, twin, path, original)
-    out_now, y_now = runner.output_with(number, runner.blocks[number], path, hidden)
-    return ((out - y) - (out_now - y_now)).flatten(0, -2).float()
 
 
 def _press_layer(

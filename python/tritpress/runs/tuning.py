@@ -86,20 +86,23 @@ class TensorCurve:
 
     def factor(self, setting: Setting) -> float:
         """Squared error with that setting over squared error as planned."""
-        if self.planned_error <= 0:
-            return 1.0
-        if setting.sparsity is not None and self.shares is not None and self.error_at_share is not None:
-            return float(np.interp(setting.sparsity, self.shares, self.error_at_share)) / self.planned_error
-        threshold = self.threshold_of(setting)
-        return float(np.interp(threshold, self.thresholds, self.error_at)) / self.planned_error
+        if setting.sparsity is not None and self.shares is not None:
+            return float(self._factors_at_shares(np.array([setting.sparsity]))[0])
+        at = np.array([self.threshold_of(setting)])
+        return float(self._over_planned(np.interp(at, self.thresholds, self.error_at))[0])
 
     def factors(self, by_share: bool) -> np.ndarray:
         """`factor` at every threshold, or at the share of zeros that it means."""
-        if self.planned_error <= 0:
-            return np.ones_like(self.error_at)
-        if by_share and self.shares is not None and self.error_at_share is not None:
-            return np.interp(self.zeros_at, self.shares, self.error_at_share) / self.planned_error
-        return self.error_at / self.planned_error
+        if by_share and self.shares is not None:
+            return self._factors_at_shares(self.zeros_at)
+        return self._over_planned(self.error_at)
+
+    def _factors_at_shares(self, shares: np.ndarray) -> np.ndarray:
+        assert self.shares is not None and self.error_at_share is not None
+        return self._over_planned(np.interp(shares, self.shares, self.error_at_share))
+
+    def _over_planned(self, error: np.ndarray) -> np.ndarray:
+        return error / self.planned_error if self.planned_error > 0 else np.ones_like(error)
 
     def loss_factor(self, setting: Setting) -> float:
         """Loss with that setting over loss as planned."""

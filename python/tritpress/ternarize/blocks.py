@@ -84,6 +84,7 @@ class BlockRunner:
         size = max(1, BATCH_TOKENS // ids.shape[1])
         self._calls: dict[int, list[_Call]] = {}
         self._roles: dict[str, StreamRole] = {}
+        self._behind: dict[int, Tensor] = {}
         self.hidden: list[Tensor] = []
         self.batches = [batch.to(device) for batch in ids.split(size)]
         for batch in self.batches:
@@ -225,6 +226,30 @@ class BlockRunner:
             self._run(number, block, hidden)
         return {path: torch.cat(parts) for path, parts in seen.items()}
 
+    @torch.no_grad()
+    def input_and_stream(
+        self, number: int, block: nn.Module, path: str, batch: int, original: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Of the layer at `path`, whose role is "output": (its input [tokens, in], the stream [B, T, C] that
+        it adds to) for one batch of the compressed or the `original` stream, by one pass through the block.
+
+        The original stream's output, which its twin gives however the block is changed, is kept for
+        `advance`.
+        """
+        seen: list[Tensor] = []
+
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            seen.extend((args[0], out))
+
+        handle = block.get_submodule(path).register_forward_hook(hook)
+        try:
+            out = self._run(number, block, (self.original_hidden if original else self.hidden)[batch])
+        finally:
+            handle.remove()
+        if original:
+            self._behind[batch] = out
+        return seen[0].flatten(0, -2).float(), out - seen[1]
+
     def survey(self, number: int, stage: Stage) -> Iterator[dict[str, Tensor]]:
         """The inputs of a stage's groups for each batch, while the stream moves past the block."""
         block = self.blocks[number]
@@ -295,7 +320,9 @@ class BlockRunner:
         for i, hidden in enumerate(self.hidden):
             self.context.check()
             if twin is not None:
-                self.original_hidden[i] = self._run(number, twin, self.original_hidden[i])
+                known = self._behind.pop(i, None)
+                original = self.original_hidden[i]
+                self.original_hidden[i] = self._run(number, twin, original) if known is None else known
             self.hidden[i] = self._run(number, self.blocks[number], hidden)
 
 

@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use crate::half::f16_to_f32;
 use crate::kernel::vectorized;
+use crate::memory;
 use crate::pool;
 
 /// Bytes of one row of `cols` codes.
@@ -77,7 +78,7 @@ pub fn pack(trits: &[i8], cols: usize, threads: usize) -> Result<Vec<u8>> {
     }
     let rows = trits.len().checked_div(cols).unwrap_or(0);
     let bytes = row_bytes(cols);
-    let mut out = vec![0u8; rows * bytes];
+    let mut out = memory::zeros::<u8>(rows * bytes);
     pool::rows_mut(&mut out, bytes, cols.max(1), threads, |row, out| {
         pack_row(&trits[row * cols..(row + 1) * cols], out);
     });
@@ -89,7 +90,7 @@ pub fn unpack(codes: &[u8], cols: usize, threads: usize) -> Result<Vec<i8>> {
     check_codes(codes, cols)?;
     let bytes = row_bytes(cols);
     let rows = codes.len().checked_div(bytes).unwrap_or(0);
-    let mut out = vec![0i8; rows * cols];
+    let mut out = memory::zeros::<i8>(rows * cols);
     pool::rows_mut(&mut out, cols, cols.max(1), threads, |row, out| {
         unpack_row(&codes[row * bytes..(row + 1) * bytes], out);
     });
@@ -242,7 +243,7 @@ impl<'a> Canonical<'a> {
 
     /// float32 [rows, cols].
     pub fn dequantize(&self, threads: usize) -> Vec<f32> {
-        let mut out = vec![0f32; self.rows * self.cols];
+        let mut out = memory::zeros::<f32>(self.rows * self.cols);
         pool::rows_mut(&mut out, self.cols, self.cols * self.planes, threads, |row, out| {
             self.dequantize_row(row, out);
         });
