@@ -12,6 +12,7 @@ import torch
 from tritpress import pipeline
 from tritpress.config import CompressionConfig
 from tritpress.costs import choice_costs, int8_losses
+from tritpress.evaluate import streamed
 from tritpress.events.context import NullContext
 from tritpress.formats.huggingface import load_original, modules_of
 from tritpress.formats.paged import load_paged
@@ -108,6 +109,29 @@ def test_the_same_bytes_and_figures_as_the_held_model(
         assert paged["gradient_norms"][name] == pytest.approx(norm, rel=1e-3), name
     assert [gate["passed"] for gate in paged["gates"]] == [gate["passed"] for gate in held["gates"]]
     assert all(item["passed"] for item in paged["handoff"]), paged["handoff"]
+
+
+@pytest.mark.parametrize("at_most, reads", [(None, 1), (0, 4)])
+def test_the_head_is_read_once_for_an_evaluation_unless_it_is_too_large(
+    at_most: int | None, reads: int, tiny_llama_dir: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(paging, "SMALLEST", 1 << 14)
+    if at_most is not None:
+        monkeypatch.setattr(streamed, "HELD_AT_MOST", at_most)
+    model = load_paged(open_source(tiny_llama_dir))
+    assert model is not None
+    part = model.get_output_embeddings().__dict__["_paged"]
+    plain, found = part.read, []
+    part.read = lambda name: (found.append(name), plain(name))[1]
+    windows = torch.arange(4 * 48).reshape(4, 48) * 7 % 512
+    by_block = streamed.Streamed(model, windows.numpy(), NullContext())
+    with torch.inference_mode():
+        with by_block.held():
+            ours = [by_block(input_ids=window[None]) for window in windows]
+        assert len(found) == reads
+        assert part.count == 0 and paging.is_placeholder(model.get_output_embeddings().weight)
+        for window, logits in zip(windows, ours):
+            assert torch.equal(model(input_ids=window[None]).logits, logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tritpress.nn.paging import holding
+from tritpress.nn.paging import holding, reading_rows
 from tritpress.nn.surgery import find_blocks
 from tritpress.ternarize.blocks import BlockRunner
 
 if TYPE_CHECKING:
     from tritpress.events.context import RunContext
+
+
+HELD_AT_MOST = 1 << 26
+"""Weights behind the blocks that are kept in memory for a whole evaluation (256 MB in float32)."""
 
 
 class Streamed(nn.Module):
@@ -44,10 +50,30 @@ class Streamed(nn.Module):
             return self.model(input_ids=input_ids, **options)
         hidden = self._behind_the_blocks()
         assert self._runner is not None
-        with holding(self.model, without=self._runner.blocks):
+        with holding(self.model, without=self._passed_over()):
             at = torch.from_numpy(np.stack([hidden[i] for i in places])).to(input_ids.device)
             del hidden  # what was seen of a file does not stay in the resident set
             return self._runner.tail(input_ids, at)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep what follows the blocks (the head) in memory meanwhile, in place of reading it for each call;
+        nothing happens where it is larger than `HELD_AT_MOST`."""
+        apart = {id(module) for module in self._passed_over()}
+        weights = sum(
+            parameter.numel()
+            for module in self.model.modules()
+            if id(module) not in apart and module.__dict__.get("_paged") is not None
+            for parameter in module.parameters()
+        )
+        with contextlib.ExitStack() as stack:
+            if weights <= HELD_AT_MOST:
+                stack.enter_context(holding(self.model, without=self._passed_over()))
+            yield
+
+    def _passed_over(self) -> list[nn.Module]:
+        """What need not be whole in memory to make logits: blocks, and embeddings that read single rows."""
+        return [*find_blocks(self.model)[1], *reading_rows(self.model)]
 
     @torch.no_grad()
     def _behind_the_blocks(self) -> np.ndarray:

@@ -17,10 +17,14 @@ from tritpress.steps.alternatives import rerun, ways_out
 from tritpress.steps.places import dequantized_folder, packed_folder
 from tritpress.steps.prepare import emit_evaluation, measure, target_modules, time_in_turns
 from tritpress.steps.tasks import tasks_after
-from tritpress.steps.work import Work, write_atomically
+from tritpress.steps.work import PAGED_FROM, Work, write_atomically
 
 GRADIENT_WINDOWS = 16
 """Held-out windows of the backward pass that measures gradient norms."""
+
+GRADIENT_WINDOWS_LARGE = 4
+"""The same for models of `PAGED_FROM` weights and more, whose passes are long; all are taken where there are
+experts, who see few tokens each."""
 
 
 def outputs(work: Work) -> None:
@@ -224,7 +228,9 @@ def _measure_gradients(work: Work, dequantized: Any) -> Any:
     from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms, gradient_norms_by_block
     from tritpress.nn.paging import is_paged
 
-    windows = work.windows("held_out")[:GRADIENT_WINDOWS]
+    experts = any(target.experts or ".experts." in target.name for target in work.targets)
+    few = work.source.parameters >= PAGED_FROM and not experts
+    windows = work.windows("held_out")[: GRADIENT_WINDOWS_LARGE if few else GRADIENT_WINDOWS]
     norms = {}
     for which, model in (("dequantized", dequantized), ("original", work.original)):
         modules = target_modules(work, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from tritpress.config import SELF_TEXT, CompressionConfig
@@ -106,6 +107,7 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
     """
     from tritpress.evaluate.memory import held_bytes
     from tritpress.evaluate.perplexity import evaluate_model
+    from tritpress.evaluate.streamed import Streamed
 
     windows = work.windows("held_out")
     model = work.for_evaluation(model)
@@ -113,7 +115,11 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
     def progress(done: int, total: int) -> None:
         work.context.emit("step.progress", step=step, done=done, total=total, detail="held-out windows")
 
-    evaluation = evaluate_model(model, windows, reference=reference, ctx=work.context, progress=progress)
+    with contextlib.ExitStack() as stack:
+        for one in (model, reference):
+            if isinstance(one, Streamed):
+                stack.enter_context(one.held())
+        evaluation = evaluate_model(model, windows, reference=reference, ctx=work.context, progress=progress)
     return evaluation.to_json() | {"memory_bytes": held_bytes(model)}
 
 
