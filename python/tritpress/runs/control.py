@@ -75,15 +75,15 @@ class WorkerContext:
 
     def _wait_while_paused(self) -> None:
         start = time.monotonic()
+        self.run.update_run(status="paused")  # before the event: who hears it may read the record
         self.emit("run.paused")
-        self.run.update_run(status="paused")
         while self._pause and self._stop is None:
             self._changed.wait()
         seconds = time.monotonic() - start
         self.paused_seconds += seconds
         if self._stop is None:
-            self.emit("run.resumed", seconds=seconds)
             self.run.update_run(status="running")
+            self.emit("run.resumed", seconds=seconds)
 
     def obey(self, command: dict[str, Any]) -> None:
         """Take one command in and acknowledge it; `check` makes it take effect."""

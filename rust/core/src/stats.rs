@@ -183,22 +183,17 @@ impl Statistics {
     fn add_zeros(&mut self, matrix: &Canonical<'_>, row: usize) {
         let padding = (row_bytes(matrix.cols) * 4 - matrix.cols) as u64;
         let zero = |byte: u8| byte & !(byte >> 1) & 0x55;
-        let mut all = 0u64;
         for plane in 0..matrix.planes {
             let codes = matrix.codes_row(plane, row);
             let zeros: u64 = codes.iter().map(|&b| zero(b).count_ones() as u64).sum();
             self.zeros_per_plane[plane] += zeros - padding;
-            all = zeros;
         }
-        if matrix.planes > 1 {
-            let first = matrix.codes_row(0, row);
-            all = (0..first.len())
-                .map(|i| {
-                    let both = (0..matrix.planes).fold(0x55, |m, p| m & zero(matrix.codes_row(p, row)[i]));
-                    both.count_ones() as u64
-                })
-                .sum();
-        }
+        let all: u64 = (0..row_bytes(matrix.cols))
+            .map(|i| {
+                let both = (0..matrix.planes).fold(0x55, |m, p| m & zero(matrix.codes_row(p, row)[i]));
+                both.count_ones() as u64
+            })
+            .sum();
         self.zeros_all_planes += all - padding;
     }
 }
