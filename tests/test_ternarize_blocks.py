@@ -34,7 +34,7 @@ def test_input_and_stream_of_one_pass_are_those_of_two(runner: BlockRunner) -> N
         for batch, hidden in enumerate(runner.original_hidden if original else runner.hidden):
             found, stream = runner.input_and_stream(0, of, LAST, batch, original=original)
             assert torch.equal(found, runner.inputs(0, of, Stage([[LAST]]), hidden)[LAST])
-            out, y = runner.output_with(0, of, LAST, hidden)
+            out, _, y = runner.around(0, of, LAST, hidden)
             assert torch.equal(stream, out - y)
 
 

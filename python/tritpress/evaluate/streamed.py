@@ -40,6 +40,8 @@ class Streamed(nn.Module):
         self.model, self.config = model, model.config
         self.windows, self.context, self.keep = np.asarray(windows, dtype=np.int64), context, keep
         self._places = {window.tobytes(): i for i, window in enumerate(self.windows)}
+        # What need not be whole in memory to make logits: blocks, and embeddings that read single rows.
+        self._passed_over = [*find_blocks(model)[1], *reading_rows(model)]
         self._runner: BlockRunner | None = None
         self._hidden: Any = None
         self.train(model.training)  # whoever puts the flag back later puts back the model's own
@@ -50,7 +52,7 @@ class Streamed(nn.Module):
             return self.model(input_ids=input_ids, **options)
         hidden = self._behind_the_blocks()
         assert self._runner is not None
-        with holding(self.model, without=self._passed_over()):
+        with holding(self.model, without=self._passed_over):
             at = torch.from_numpy(np.stack([hidden[i] for i in places])).to(input_ids.device)
             del hidden  # what was seen of a file does not stay in the resident set
             return self._runner.tail(input_ids, at)
@@ -59,7 +61,7 @@ class Streamed(nn.Module):
     def held(self) -> Iterator[None]:
         """Keep what follows the blocks (the head) in memory meanwhile, in place of reading it for each call;
         nothing happens where it is larger than `HELD_AT_MOST`."""
-        apart = {id(module) for module in self._passed_over()}
+        apart = {id(module) for module in self._passed_over}
         weights = sum(
             parameter.numel()
             for module in self.model.modules()
@@ -68,12 +70,8 @@ class Streamed(nn.Module):
         )
         with contextlib.ExitStack() as stack:
             if weights <= HELD_AT_MOST:
-                stack.enter_context(holding(self.model, without=self._passed_over()))
+                stack.enter_context(holding(self.model, without=self._passed_over))
             yield
-
-    def _passed_over(self) -> list[nn.Module]:
-        """What need not be whole in memory to make logits: blocks, and embeddings that read single rows."""
-        return [*find_blocks(self.model)[1], *reading_rows(self.model)]
 
     @torch.no_grad()
     def _behind_the_blocks(self) -> np.ndarray:

@@ -228,7 +228,7 @@ def _measure_gradients(work: Work, dequantized: Any) -> Any:
     from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms, gradient_norms_by_block
     from tritpress.nn.paging import is_paged
 
-    experts = any(target.experts or ".experts." in target.name for target in work.targets)
+    experts = any(target.kind == "expert" for target in work.targets)
     few = work.source.parameters >= PAGED_FROM and not experts
     windows = work.windows("held_out")[: GRADIENT_WINDOWS_LARGE if few else GRADIENT_WINDOWS]
     norms = {}

@@ -236,19 +236,11 @@ class BlockRunner:
         The original stream's output, which its twin gives however the block is changed, is kept for
         `advance`.
         """
-        seen: list[Tensor] = []
-
-        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-            seen.extend((args[0], out))
-
-        handle = block.get_submodule(path).register_forward_hook(hook)
-        try:
-            out = self._run(number, block, (self.original_hidden if original else self.hidden)[batch])
-        finally:
-            handle.remove()
+        hidden = (self.original_hidden if original else self.hidden)[batch]
+        out, x, y = self.around(number, block, path, hidden)
         if original:
             self._behind[batch] = out
-        return seen[0].flatten(0, -2).float(), out - seen[1]
+        return x.flatten(0, -2).float(), out - y
 
     def survey(self, number: int, stage: Stage) -> Iterator[dict[str, Tensor]]:
         """The inputs of a stage's groups for each batch, while the stream moves past the block."""
@@ -282,7 +274,7 @@ class BlockRunner:
     def _try_stream_role(self, number: int, block: nn.Module, path: str) -> StreamRole:
         hidden = self.original_hidden[0]
         layer = block.get_submodule(path)
-        plain, y = self.output_with(number, block, path, hidden)
+        plain, _, y = self.around(number, block, path, hidden)
         if y.shape != hidden.shape:
             return None
         generator = torch.Generator().manual_seed(0)
@@ -303,15 +295,20 @@ class BlockRunner:
         return "input" if same(forced(y - shift, hidden + shift), plain) else None
 
     @torch.no_grad()
-    def output_with(self, number: int, block: nn.Module, path: str, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(the block's output, the output of its layer at `path`) for one batch of hidden states."""
+    def around(
+        self, number: int, block: nn.Module, path: str, hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(the block's output, the input and the output of its layer at `path`) for one batch of hidden
+        states."""
         seen: list[Tensor] = []
-        handle = block.get_submodule(path).register_forward_hook(lambda module, args, out: seen.append(out))
+        handle = block.get_submodule(path).register_forward_hook(
+            lambda module, args, out: seen.extend((args[0], out))
+        )
         try:
             out = self._run(number, block, hidden)
         finally:
             handle.remove()
-        return out, seen[0]
+        return out, seen[0], seen[1]
 
     @torch.no_grad()
     def advance(self, number: int, twin: nn.Module | None) -> None:

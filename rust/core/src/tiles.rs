@@ -79,9 +79,8 @@ pub struct Aligned {
 
 impl Aligned {
     pub fn zeroed(len: usize) -> Self {
-        let bytes = vec![0u8; len + 63];
+        let bytes = memory::zeros::<u8>(len + 63);
         let start = bytes.as_ptr().align_offset(64).min(63);
-        memory::prefer_large_pages(&bytes);
         Aligned { bytes, start, len }
     }
 
