@@ -16,16 +16,11 @@ from tritpress.ternarize.sweep import curvature, sweep
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    rows=st.integers(1, 40),
-    cols=st.integers(1, 130),
-    group=st.sampled_from([0, 16, 32, 64]),
-    planes=st.integers(1, 3),
-    zeros=st.sampled_from([{}, {"max_sparsity": 0.4}, {"sparsity": 0.3}, {"sparsity": 0.7}]),
-    seed=st.integers(0, 2**31),
-)
-def test_a_whole_fit_is_as_good_as_in_torch(rows, cols, group, planes, zeros, seed):
+ZEROS = [{}, {"max_sparsity": 0.4}, {"sparsity": 0.3}, {"sparsity": 0.7}]
+
+
+def both(rows, cols, group, planes, zeros, seed):
+    """One fit by the loops in Rust, one by those in torch, and the energy of the weights as the loss counts it."""
     random = torch.Generator().manual_seed(seed)
     inputs = torch.randn(2 * cols + 3, cols, generator=random) * torch.rand(cols, generator=random)
     weight = torch.randn(rows, cols, generator=random) * 0.05
@@ -35,13 +30,37 @@ def test_a_whole_fit_is_as_good_as_in_torch(rows, cols, group, planes, zeros, se
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loops, "serves", lambda tensor: False)
         twin = sweep(weight, at, spec)
-    same = torch.equal(ours.trits, twin.trits) and torch.equal(ours.scales, twin.scales)
-    # rounding may differ (least squares in float64 or float32, products fused with sums): a code at a border
-    # then turns
-    whole = quadratic(weight[:, at.order], at.hessian)
-    assert same or ours.loss == pytest.approx(twin.loss, rel=0.05, abs=1e-6 * whole)
+    return ours, twin, float(quadratic(weight[:, at.order], at.hessian))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    cols=st.integers(1, 130),
+    group=st.sampled_from([0, 16, 32, 64]),
+    planes=st.integers(1, 3),
+    zeros=st.sampled_from(ZEROS),
+    seed=st.integers(0, 2**31),
+)
+def test_a_whole_fit_is_as_good_as_in_torch(rows, cols, group, planes, zeros, seed):
+    ours, twin, whole = both(rows, cols, group, planes, zeros, seed)
+    # rounding may differ (least squares in float64 or float32, products fused with sums): a code at a border then
+    # turns, and with a column or two the descent may end somewhere else, for the better more often than not
+    assert ours.loss <= 1.05 * twin.loss + 1e-3 * whole
     if "sparsity" in zeros:
         assert int((ours.trits == 0).sum()) == int((twin.trits == 0).sum())
+
+
+def test_fits_of_common_shapes_lose_the_same_as_in_torch():
+    shares = []
+    for seed in range(24):
+        ours, twin, whole = both(
+            8 + seed, (64, 96, 130)[seed % 3], (0, 32, 64)[seed // 3 % 3], 1 + seed % 2, ZEROS[seed % 4], seed
+        )
+        shares.append((ours.loss / whole, twin.loss / whole))
+        assert ours.loss == pytest.approx(twin.loss, rel=0.05)
+    found, wanted = np.mean(shares, 0)
+    assert found == pytest.approx(wanted, rel=2e-3)
 
 
 def test_threads_change_nothing():
