@@ -168,13 +168,20 @@ fn first_beyond(sizes: &[f64]) -> Option<usize> {
     (most > F16_MAX.to_bits()).then(|| sizes.iter().position(|&size| size > F16_MAX)).flatten()
 }
 
-/// How many codes of the band must not be 0; None when the fit may stand as it is.
+/// How many codes of `weights`, of which `zeros` are 0, must not be; None when the fit may stand as it is.
 #[inline(always)]
-pub(super) fn required(options: &Options, trits: &[i8]) -> Option<usize> {
-    if !options.bounded() {
-        return None;
+pub(super) fn required(options: &Options, weights: usize, zeros: usize) -> Option<usize> {
+    let ceiling = options.max_sparsity.map(|s| (s * weights as f64).floor() as usize);
+    if let Some(share) = options.sparsity {
+        let wanted = (share * weights as f64).round() as usize;
+        let wanted = ceiling.map_or(wanted, |most| wanted.min(most));
+        return (wanted != zeros).then(|| weights - wanted);
     }
-    let weights = trits.len();
+    ceiling.filter(|&most| zeros > most).map(|most| weights - most)
+}
+
+#[inline(always)]
+fn zeros_of(trits: &[i8]) -> usize {
     let mut zeros = 0;
     for part in trits.chunks(255) {
         let mut count = 0u8;
@@ -183,13 +190,7 @@ pub(super) fn required(options: &Options, trits: &[i8]) -> Option<usize> {
         }
         zeros += count as usize;
     }
-    let ceiling = options.max_sparsity.map(|s| (s * weights as f64).floor() as usize);
-    if let Some(share) = options.sparsity {
-        let wanted = (share * weights as f64).round() as usize;
-        let wanted = ceiling.map_or(wanted, |most| wanted.min(most));
-        return (wanted != zeros).then(|| weights - wanted);
-    }
-    ceiling.filter(|&most| zeros > most).map(|most| weights - most)
+    zeros
 }
 
 /// The exact fit: for each group the k that maximises A_k^2 / B_k; with a ceiling or a target the ks that give
@@ -208,7 +209,10 @@ fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
         });
         nearest(w, *size, &mut trits[band.place(index)]);
     }
-    let Some(kept) = required(options, trits) else { return sizes };
+    if !options.bounded() {
+        return sizes;
+    }
+    let Some(kept) = required(options, trits.len(), zeros_of(trits)) else { return sizes };
 
     let mut gains = Gains {
         width: band.width,
@@ -302,8 +306,10 @@ fn by_threshold(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
             beyond(w, cut, trits);
         }
     }
-    if let Some(kept) = required(options, trits) {
-        keep_largest(band, &means, kept, trits);
+    if options.bounded() {
+        if let Some(kept) = required(options, trits.len(), zeros_of(trits)) {
+            keep_largest(band, &means, kept, trits);
+        }
     }
     if options.fit == Fit::Absmean {
         return means;

@@ -46,6 +46,8 @@ struct Sorted {
     gains: Scratch<Lane>,
     /// Weights that are not 0 in each group.
     most: Vec<u32>,
+    /// How many the best fit keeps; empty where weights have importance.
+    kept: Vec<u32>,
 }
 
 #[inline(always)]
@@ -84,9 +86,10 @@ fn sort_weighted(keys: &mut [Bits], h: &mut [Bits]) {
     }
 }
 
-/// The best scale of each lane before rounding; fills `gains` if it is not empty.
+/// The best scale of each lane before rounding, and the importance that it keeps (without `h` the number of
+/// weights); fills `gains` if it is not empty.
 #[inline(always)]
-fn scan(keys: &[Bits], h: Option<&[Bits]>, gains: &mut [Lane]) -> [f64; L] {
+fn scan(keys: &[Bits], h: Option<&[Bits]>, gains: &mut [Lane]) -> ([f64; L], [f64; L]) {
     let (mut a, mut b) = ([0f64; L], [0f64; L]);
     let (mut best, mut best_a, mut best_b) = ([0f64; L], [0f64; L], [1f64; L]);
     for (k, key) in keys.iter().enumerate() {
@@ -129,7 +132,7 @@ fn scan(keys: &[Bits], h: Option<&[Bits]>, gains: &mut [Lane]) -> [f64; L] {
     for l in 0..L {
         sizes[l] = best_a[l] / best_b[l];
     }
-    sizes
+    (sizes, best_b)
 }
 
 /// Fit every group of a band whose groups are 32, 64, 128 or 256 wide; see [`super::fit::exact`].
@@ -145,9 +148,11 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
         keys: Scratch::new(kept_blocks * width),
         gains: Scratch::new(if bounded { blocks * (width + 1) } else { 0 }),
         most: vec![0; if bounded { blocks * L } else { 0 }],
+        kept: vec![0; if bounded && band.importance.is_none() { blocks * L } else { 0 }],
     };
     let mut h = vec![[0u32; L]; if band.importance.is_some() { width } else { 0 }];
     let mut sizes = vec![0f64; blocks * L];
+    let mut zeros = trits.len();
     for block in 0..blocks {
         let keys = &mut sorted.keys[if bounded { block * width } else { 0 }..][..width];
         let lanes = (groups - block * L).min(L);
@@ -156,7 +161,7 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
             true => &mut sorted.gains[block * (width + 1)..][..width + 1],
             false => &mut [],
         };
-        let found = if band.importance.is_some() {
+        let (found, kept) = if band.importance.is_some() {
             sort_weighted(keys, &mut h);
             scan(keys, Some(&h), gains)
         } else {
@@ -165,36 +170,68 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
         };
         sizes[block * L..][..L].copy_from_slice(&found);
         if bounded {
-            for key in keys.iter() {
-                for (most, key) in sorted.most[block * L..].iter_mut().zip(key) {
-                    *most += (*key > 0) as u32;
+            // Codes are written when it is known how many there may be.
+            zeros -= above(keys, found.map(|size| halfway(as_stored(size)).to_bits())).iter().sum::<u32>()
+                as usize;
+            sorted.most[block * L..][..L].copy_from_slice(&above(keys, [0; L]));
+            if let Some(counts) = sorted.kept.get_mut(block * L..(block + 1) * L) {
+                let most = &sorted.most[block * L..];
+                // A group of zeros alone keeps none.
+                for l in 0..L {
+                    counts[l] = (kept[l] as u32).min(most[l]);
                 }
             }
-        }
-        for lane in 0..lanes {
-            let index = block * L + lane;
-            nearest(band.group(index).0, found[lane], &mut trits[band.place(index)]);
+        } else {
+            for lane in 0..lanes {
+                let index = block * L + lane;
+                nearest(band.group(index).0, found[lane], &mut trits[band.place(index)]);
+            }
         }
     }
     sizes.truncate(groups);
-    if let Some(kept) = required(options, trits) {
-        let counts = sorted.share_out(kept);
-        for (index, size) in sizes.iter_mut().enumerate() {
-            let (w, h) = band.group(index);
-            let count = counts[index] as usize;
-            let last = match count {
-                0 => f32::INFINITY,
-                k => f32::from_bits(sorted.keys[index / L * width + k - 1][index % L]),
-            };
-            *size = keep_first(w, h, count, last, &mut trits[band.place(index)]);
+    if bounded {
+        match required(options, trits.len(), zeros) {
+            Some(kept) => sorted.keep(band, kept, &mut sizes, trits),
+            None => {
+                for (index, &size) in sizes.iter().enumerate() {
+                    nearest(band.group(index).0, size, &mut trits[band.place(index)]);
+                }
+            }
         }
     }
     sizes
 }
 
+/// How many keys of each lane are above `cut`.
+#[inline(always)]
+fn above(keys: &[Bits], cut: Bits) -> [u32; L] {
+    let mut count = [0u32; L];
+    for key in keys {
+        for l in 0..L {
+            count[l] += (key[l] > cut[l]) as u32;
+        }
+    }
+    count
+}
+
 /// |w| (and h) of a block's groups, one in each lane; what a group lacks is 0.
 #[inline(always)]
 fn load(band: &Band, block: usize, lanes: usize, keys: &mut [Bits], h: &mut [Bits]) {
+    if lanes == L && band.cols.is_multiple_of(band.width) && band.importance.is_none() {
+        // The groups lie one after the other: 16 weights of each at a time.
+        let w = &band.w[block * L * band.width..][..L * band.width];
+        for (part, keys) in keys.as_chunks_mut::<L>().0.iter_mut().enumerate() {
+            let rows: [&Lane; L] = std::array::from_fn(|l| {
+                w[l * band.width + part * L..].first_chunk().expect("a group's weights")
+            });
+            for (i, key) in keys.iter_mut().enumerate() {
+                for l in 0..L {
+                    key[l] = rows[l][i].abs().to_bits();
+                }
+            }
+        }
+        return;
+    }
     if lanes < L || !band.cols.is_multiple_of(band.width) {
         keys.fill([0; L]);
         h.fill([0; L]);
@@ -217,11 +254,16 @@ fn load(band: &Band, block: usize, lanes: usize, keys: &mut [Bits], h: &mut [Bit
 /// Codes nearest to w / scale for the scale as it will be stored.
 #[inline(always)]
 pub(super) fn nearest(w: &[f32], size: f64, trits: &mut [i8]) {
-    let half = halfway(as_stored(size));
+    beyond_usual(w, halfway(as_stored(size)), trits);
+}
+
+/// `beyond` for one group.
+#[inline(always)]
+fn beyond_usual(w: &[f32], cut: f32, trits: &mut [i8]) {
     match (<&[f32; 64]>::try_from(w), <&mut [i8; 64]>::try_from(&mut *trits)) {
         // The usual group again with a length known when compiled.
-        (Ok(w), Ok(trits)) => beyond(w, half, trits),
-        _ => beyond(w, half, trits),
+        (Ok(w), Ok(trits)) => beyond(w, cut, trits),
+        _ => beyond(w, cut, trits),
     }
 }
 
@@ -250,25 +292,16 @@ pub(super) fn beyond(w: &[f32], cut: f32, trits: &mut [i8]) {
     }
 }
 
-/// Keep the `count` weights that are largest (the first in order among equals of size `last`); their scale.
+/// Codes of the `count` weights that are not below `last` in size; of those of that very size the first in order.
 #[inline(always)]
-fn keep_first(w: &[f32], h: Option<&[f32]>, count: usize, last: f32, trits: &mut [i8]) -> f64 {
-    let (mut above, mut equal) = (0usize, 0usize);
+fn first_of_equals(w: &[f32], count: usize, last: f32, trits: &mut [i8]) {
+    let above = w.iter().filter(|w| w.abs() > last).count();
+    let mut more = count - above;
     for (t, &w) in trits.iter_mut().zip(w) {
-        above += (w.abs() > last) as usize;
-        equal += (w.abs() == last) as usize;
-        *t = if w.abs() >= last { sign(w) } else { 0 };
+        let equal = w.abs() == last;
+        *t = if w.abs() > last || (equal && more > 0) { sign(w) } else { 0 };
+        more -= (equal && more > 0) as usize;
     }
-    if above + equal > count {
-        let mut more = count - above;
-        for (t, &w) in trits.iter_mut().zip(w) {
-            if w.abs() == last {
-                *t = if more > 0 { sign(w) } else { 0 };
-                more = more.saturating_sub(1);
-            }
-        }
-    }
-    kept_mean(w, h, trits)
 }
 
 /// The weighted mean |w| of what is kept (the plain mean where nothing kept has importance), 0 if nothing is.
@@ -309,13 +342,68 @@ pub(super) fn kept_mean(w: &[f32], h: Option<&[f32]>, trits: &[i8]) -> f64 {
 }
 
 impl Sorted {
-    /// For every group the least k that maximises gain + lambda k; returns their sum.
+    /// Codes and scales of the best fit that keeps `total` weights of the band.
     #[inline(always)]
-    fn best(&self, lambda: f32, counts: &mut [u32]) -> usize {
+    fn keep(&self, band: &Band, total: usize, sizes: &mut [f64], trits: &mut [i8]) {
+        let counts = self.share_out(total);
+        for (block, sizes) in sizes.chunks_mut(L).enumerate() {
+            let counts: &[u32; L] = counts[block * L..].first_chunk().expect("counts for every lane");
+            let (sums, last, equals) = self.first(block, counts);
+            for (lane, size) in sizes.iter_mut().enumerate() {
+                let index = block * L + lane;
+                let (w, h) = band.group(index);
+                let (count, trits) = (counts[lane], &mut trits[band.place(index)]);
+                if equals[lane] {
+                    first_of_equals(w, count as usize, last[lane], trits);
+                } else {
+                    beyond_usual(w, last[lane].next_down(), trits);
+                }
+                *size = match h {
+                    None if count > 0 => sums[lane] / count as f64,
+                    None => 0.0,
+                    Some(_) => kept_mean(w, h, trits),
+                };
+            }
+        }
+    }
+
+    /// Of the `counts` largest weights of each lane the sum and the last one (infinity where there is none), and
+    /// whether one as large as the last follows it.
+    #[inline(always)]
+    fn first(&self, block: usize, counts: &[u32; L]) -> ([f64; L], Lane, [bool; L]) {
+        let keys = &self.keys[block * self.width..][..self.width];
+        let mut sums = [0f64; L];
+        for (k, key) in keys.iter().enumerate() {
+            let mut kept = [0f32; L];
+            for l in 0..L {
+                kept[l] = f32::from_bits(key[l] & 0u32.wrapping_sub((counts[l] > k as u32) as u32));
+            }
+            for l in 0..L {
+                sums[l] += kept[l] as f64;
+            }
+        }
+        let (mut last, mut equals) = ([f32::INFINITY; L], [false; L]);
+        for l in 0..L {
+            let count = counts[l] as usize;
+            if count > 0 {
+                last[l] = f32::from_bits(keys[count - 1][l]);
+                equals[l] = keys.get(count).is_some_and(|key| key[l] == keys[count - 1][l]);
+            }
+        }
+        (sums, last, equals)
+    }
+
+    /// For every group the least k from `few` to `many` that maximises gain + lambda k; returns their sum.
+    #[inline(always)]
+    fn best(&self, lambda: f32, few: &[u32], many: &[u32], counts: &mut [u32]) -> usize {
         let mut sum = 0usize;
-        for (gains, counts) in self.gains.chunks_exact(self.width + 1).zip(counts.chunks_exact_mut(L)) {
-            let (mut best, mut at) = (gains[0], [0f32; L]);
-            for (k, gains) in gains.iter().enumerate().skip(1) {
+        let bounds = few.chunks_exact(L).zip(many.chunks_exact(L));
+        let blocks = self.gains.chunks_exact(self.width + 1).zip(counts.chunks_exact_mut(L));
+        for ((gains, counts), (few, many)) in blocks.zip(bounds) {
+            let from = few.iter().fold(u32::MAX, |a, &b| a.min(b));
+            let to = many.iter().fold(0, |a, &b| a.max(b));
+            let (mut best, mut at) = ([f32::NEG_INFINITY; L], [from as f32; L]);
+            for (k, gains) in (from..=to).zip(&gains[from as usize..=to as usize]) {
                 let (k, extra) = (k as f32, lambda * k as f32);
                 for l in 0..L {
                     let value = gains[l] + extra;
@@ -333,29 +421,27 @@ impl Sorted {
     }
 
     /// Counts that sum to `total` (or to all that can be kept, if that is less) at the least squared error: a
-    /// Lagrange multiplier per kept weight, by bisection until fewer than a thousandth of the weights are in
-    /// question; those are filled in order of the groups, all of them worth nearly the same.
+    /// Lagrange multiplier per kept weight, searched for until few enough weights are in question; those are
+    /// filled in order of the groups, all of them worth nearly the same.
+    ///
+    /// A group keeps no fewer weights under a larger multiplier, so what it keeps under those on both sides bounds
+    /// where the next pass looks: a third of the gains and less.
     #[inline(always)]
     fn share_out(&self, total: usize) -> Vec<u32> {
         let all: usize = self.most.iter().map(|&m| m as usize).sum();
         if total >= all {
             return self.most.clone();
         }
-        let slack = (self.most.len() * self.width / 1024).max(1);
-        let mut lanes = [0f32; L];
-        for gains in self.gains.iter() {
-            for l in 0..L {
-                lanes[l] = if gains[l] > lanes[l] { gains[l] } else { lanes[l] };
-            }
-        }
-        let largest = lanes.iter().fold(0f32, |a, &b| a.max(b));
         let (mut few, mut few_sum) = (vec![0u32; self.most.len()], 0);
         let (mut many, mut many_sum) = (self.most.clone(), all);
-        let mut counts = vec![0u32; self.most.len()];
-        let (mut low, mut high) = (-largest * 1.001, largest * 1.001);
-        let mut lambda = 0.0;
+        let (mut low, mut high) = (f32::NEG_INFINITY, f32::INFINITY);
+        let (mut lambda, mut counts) = (0.0, vec![0u32; self.most.len()]);
+        counts[..self.kept.len()].copy_from_slice(&self.kept);
         for step in 0..200 {
-            let sum = self.best(lambda, &mut counts);
+            let sum = match step {
+                0 if !self.kept.is_empty() => counts.iter().map(|&count| count as usize).sum(),
+                _ => self.best(lambda, &few, &many, &mut counts),
+            };
             if sum == total {
                 return counts;
             }
@@ -366,19 +452,25 @@ impl Sorted {
                 (high, many_sum) = (lambda, sum);
                 std::mem::swap(&mut many, &mut counts);
             }
-            if many_sum - few_sum <= slack {
+            if low.is_finite() && (many_sum - few_sum <= all / 1024 || total - few_sum <= all / 8192) {
                 break;
             }
-            lambda = match step {
-                // The multiplier is of the size of a squared scale: look there before halving what is wide.
-                0 => {
-                    sum.abs_diff(total) as f32 / all as f32 * largest / self.width as f32
-                        * 2.0
-                        * if sum < total { 1.0 } else { -1.0 }
+            lambda = if low.is_finite() && high.is_finite() {
+                // By the line between both sides, every third time by halving, which needs no such line.
+                let line = (total - few_sum) as f32 / (many_sum - few_sum) as f32;
+                low + (high - low) * if step % 3 == 0 { 0.5 } else { line }
+            } else if step == 0 {
+                // The multiplier is of the size of a squared scale.
+                let size = sum.abs_diff(total) as f32 / all as f32 * self.largest() / self.width as f32 * 2.0;
+                if sum < total {
+                    size
+                } else {
+                    -size
                 }
-                _ => low + (high - low) / 2.0,
+            } else {
+                2.0 * lambda
             };
-            if lambda <= low || lambda >= high {
+            if lambda <= low || lambda >= high || !lambda.is_finite() {
                 break;
             }
         }
@@ -389,6 +481,18 @@ impl Sorted {
             missing -= add;
         }
         few
+    }
+
+    /// The largest gain of any group.
+    #[inline(always)]
+    fn largest(&self) -> f32 {
+        let mut lanes = [0f32; L];
+        for gains in self.gains.iter() {
+            for l in 0..L {
+                lanes[l] = if gains[l] > lanes[l] { gains[l] } else { lanes[l] };
+            }
+        }
+        lanes.iter().fold(0f32, |a, &b| a.max(b))
     }
 }
 

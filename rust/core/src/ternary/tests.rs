@@ -110,6 +110,63 @@ proptest! {
         }
     }
 
+    /// By weak duality no fit that keeps as many weights wins more than min over lambda of
+    /// sum over groups of max over k of (gain_k + lambda k), less lambda times their number.
+    #[test]
+    fn no_fit_with_as_many_zeros_is_better(
+        rows in 1usize..40, cols in 1usize..300, seed in any::<u64>(), share in 0.05f64..0.8,
+        weighted in any::<bool>(), target in any::<bool>(),
+        group_size in prop::sample::select(vec![0usize, 32, 64, 128, 256]),
+    ) {
+        let mut w = random(rows * cols, seed, 1.0);
+        w.chunks_mut(37).enumerate().for_each(|(i, part)| part.iter_mut().for_each(|x| *x *= 1.0 + (i % 5) as f32));
+        let h: Vec<f32> = random(cols, seed ^ 77, 1.0).iter().map(|x| if weighted { 0.1 + x.abs() } else { 1.0 }).collect();
+        let options = Options {
+            group_size, sparsity: target.then_some(share), max_sparsity: (!target).then_some(share),
+            ..Options::default()
+        };
+        let t = ternarize(Weights::F32(&w), (rows, cols), weighted.then_some(&h[..]), &options, 1).unwrap();
+        let trits = unpack(&t.codes, cols, 1).unwrap();
+        let width = if group_size == 0 { cols } else { group_size };
+        let (mut groups, mut won, mut kept, mut all) = (Vec::new(), 0.0, 0usize, 0.0);
+        for (w, trits) in w.chunks(cols).zip(trits.chunks(cols)) {
+            for (g, (w, trits)) in w.chunks(width).zip(trits.chunks(width)).enumerate() {
+                let h = &h[g * width..][..w.len()];
+                let sums = |of: &[usize]| of.iter().fold((0.0, 0.0), |(a, b), &i| {
+                    (a + h[i] as f64 * w[i].abs() as f64, b + h[i] as f64)
+                });
+                let ours: Vec<usize> = (0..w.len()).filter(|&i| trits[i] != 0).collect();
+                let (a, b) = sums(&ours);
+                won += if b > 0.0 { a * a / b } else { 0.0 };
+                kept += ours.len();
+                all += w.iter().zip(h).map(|(w, h)| *h as f64 * (*w as f64).powi(2)).sum::<f64>();
+                let mut order: Vec<usize> = (0..w.len()).collect();
+                order.sort_by(|&a, &b| w[b].abs().total_cmp(&w[a].abs()));
+                let mut gains = vec![0.0];
+                for k in 1..=w.len() {
+                    let (a, b) = sums(&order[..k]);
+                    gains.push(a * a / b);
+                }
+                groups.push(gains);
+            }
+        }
+        let bound = |lambda: f64| {
+            let best = |gains: &Vec<f64>| {
+                gains.iter().enumerate().fold(f64::MIN, |most, (k, gain)| most.max(gain + lambda * k as f64))
+            };
+            groups.iter().map(best).sum::<f64>() - lambda * kept as f64
+        };
+        let (mut low, mut high) = (-1e3, 1e3); // the bound is convex in lambda
+        for _ in 0..120 {
+            let (a, b) = (low + (high - low) / 3.0, high - (high - low) / 3.0);
+            if bound(a) < bound(b) { high = b } else { low = a }
+        }
+        let most = bound((low + high) / 2.0);
+        // few groups leave a gap between the bound and what whole numbers of weights reach
+        let gap = groups.iter().map(|gains| gains.iter().fold(0.0f64, |a, &b| a.max(b))).fold(0.0, f64::max);
+        prop_assert!(won >= most - 1e-4 * all - 0.3 * gap, "{won} of {most}, all {all}, largest group {gap}");
+    }
+
     #[test]
     fn threads_do_not_matter(cols in 1usize..90, seed in any::<u64>()) {
         let rows = 7;
