@@ -1,14 +1,14 @@
 """What each way of pressing the reference model costs, on held-out text through the packed kernels.
 
-    python benches/quality.py table [--cases 1plane,2planes,7,8,10] [--json FILE] [--threads N]
+    python benches/quality.py table [--cases 2planes,1plane,7,8,10,12] [--json FILE] [--threads N]
     python benches/quality.py predictions [--plans 24] [--folder DIR] [--at-most N]
     python benches/quality.py zeros [--draws N]
     python benches/quality.py finetuning | bitnet | optimizers | step    (benches/finetuning.py)
 
-`table` presses, writes, loads and evaluates the model for each case: no fine-tuning, the built-in text,
-16,384 tokens of calibration. `predictions` compares the planner's predicted loss with the measured KL
-divergence over random plans. `zeros`: what one plane loses to the ceiling on zeros, over N draws of
-calibration windows, since a single one moves the perplexity as much as the ceiling does.
+`table` presses, writes, loads and evaluates the model for each case and judges the five gates: no
+fine-tuning, the built-in text, 16,384 tokens of calibration. `predictions` compares the planner's predicted
+loss with the measured KL divergence over random plans. `zeros`: what one plane loses to the ceiling on zeros,
+over N draws of calibration windows, since a single one moves the perplexity as much as the ceiling does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ import finetuning
 import numpy as np
 import torch
 from tritpress.config import CompressionConfig
-from tritpress.evaluate.perplexity import evaluate_model
+from tritpress.evaluate.gates import Measured, five_gates
+from tritpress.evaluate.gradient_flow import GradientFlow, gradient_flow, gradient_norms
+from tritpress.evaluate.perplexity import Evaluation, evaluate_model
 from tritpress.events.context import NullContext
 from tritpress.formats.huggingface import load_original, load_tokenizer, modules_of
 from tritpress.formats.packed import packed_size, write_packed
@@ -41,6 +43,9 @@ from tritpress.press.gptq import gptq_tensors
 from tritpress.reference import reference_model_path
 from tritpress.ternarize.embeddings import calibrate_with_embeddings
 from tritpress.text import builtin_splits, load_splits, token_windows
+
+GRADIENT_WINDOWS = 16
+"""Held-out windows of the backward pass, as in a run."""
 
 CASES: dict[str, dict[str, Any]] = {
     "1plane": {"planes": 1},
@@ -77,6 +82,7 @@ class Bench:
             for some in (self.targets, embedding_targets(self.source))
         )
         self._calibrations: dict[str, Any] = {}
+        self._norms: dict[str, float | None] = {}
 
     def calibration(self, config: CompressionConfig) -> Any:
         key = str((config.method, config.base_group_size, config.fit, config.sparsity, config.threshold))
@@ -109,9 +115,26 @@ class Bench:
         for _ in made:
             pass
         self.sparsity = [store.info(target.name)["sparsity"] for target in pressed]
+        codes = [plan.tensors[target.name].planes * target.rows * target.cols for target in pressed]
+        self.sparsity_of_all = float(np.average(self.sparsity, weights=codes))
         return write_packed(self.source, plan, store, folder / "packed", seed=0, versions={})
 
-    def row(self, name: str, baseline: float, activation_bits: int | None = 8) -> dict[str, Any]:
+    def gradients(self, packed: Path) -> GradientFlow:
+        """How gradients flow through the packed model's dequantized weights, beside the original."""
+        dense, pressed = copy.deepcopy(self.original), load(packed, activation_bits=None)
+        found = modules_of(dense, [target.name for target in self.targets])
+        with torch.no_grad():
+            dense.get_input_embeddings().weight.copy_(pressed.get_input_embeddings().weight)
+            for path, module in found.values():
+                module.weight.copy_(pressed.get_submodule(path).dequantize())
+        windows = self.held_out[:GRADIENT_WINDOWS]
+        if not self._norms:
+            weights = {name: module.weight for name, module in self.modules.items()}
+            self._norms = gradient_norms(self.original, windows, weights)
+        weights = {name: module.weight for name, (_, module) in found.items()}
+        return gradient_flow(gradient_norms(dense, windows, weights), self._norms)
+
+    def row(self, name: str, baseline: Evaluation, activation_bits: int | None = 8) -> dict[str, Any]:
         config = CompressionConfig(**CASES[name])
         started = time.perf_counter()
         plan = make_plan(
@@ -126,13 +149,24 @@ class Bench:
             found = evaluate_model(
                 load(packed, activation_bits=activation_bits), self.held_out, reference=self.original
             )
+            gradients = self.gradients(packed)
+        ratio = self.source.bytes_fp32 / packed_size(self.source, plan)
+        change = found.perplexity / baseline.perplexity - 1
+        measured = Measured(
+            ratio_file=ratio,
+            accuracy_kept=found.top1 / baseline.top1,
+            perplexity_change=change,
+            sparsity=self.sparsity_of_all,
+            gradients=gradients,
+        )
         return {
             "case": name,
-            "ratio_file": self.source.bytes_fp32 / packed_size(self.source, plan),
+            "ratio_file": ratio,
             "planes_mean": float(np.mean([p.planes for p in plan.tensors.values()])),
             "perplexity": found.perplexity,
-            "change": found.perplexity / baseline - 1,
+            "change": change,
             "top1": found.top1,
+            "gates": {gate["name"]: gate["passed"] for gate in five_gates(measured)},
             "kl": found.kl,
             "agreement": found.agreement,
             "sparsity_least": min(self.sparsity),
@@ -148,17 +182,22 @@ def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     print(
         f"original: perplexity {baseline.perplexity:.3f}, top-1 {baseline.top1:.4f}, {baseline.tokens} tokens"
     )
-    print(f"{'case':18} {'ratio':>6} {'ppl':>7} {'change':>8} {'top-1':>6} {'kl':>7} {'agree':>6}  zeros")
+    print(
+        f"{'case':18} {'ratio':>6} {'ppl':>7} {'change':>8} {'top-1':>6} {'kl':>7} {'agree':>6}  "
+        f"{'zeros':11}  gates"
+    )
     rows = []
     for name in arguments.cases.split(","):
         if name not in CASES:
             sys.exit(f"no case {name!r}; there are {', '.join(CASES)}")
-        row = bench.row(name, baseline.perplexity)
+        row = bench.row(name, baseline)
         rows.append(row)
+        failed = [gate for gate, passed in row["gates"].items() if not passed]
         print(
             f"{name:18} {row['ratio_file']:6.2f} {row['perplexity']:7.3f} {row['change']:+8.2%} "
             f"{row['top1']:6.4f} {row['kl']:7.4f} {row['agreement']:6.4f}  "
-            f"{row['sparsity_least']:.3f}-{row['sparsity_most']:.3f}  {row['seconds']:.0f} s",
+            f"{row['sparsity_least']:.3f}-{row['sparsity_most']:.3f}  "
+            f"{'failed: ' + ', '.join(failed) if failed else 'all pass'}; {row['seconds']:.0f} s",
             flush=True,
         )
     return rows
@@ -167,7 +206,7 @@ def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def zeros(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One plane with the zeros held and free, from the same windows, for several draws of them."""
     bench = Bench()
-    baseline = evaluate_model(bench.original, bench.held_out).perplexity
+    baseline = evaluate_model(bench.original, bench.held_out)
     pool = bench.windows_of_calibration(len(bench.calibration_windows) * arguments.draws)
     rows, costs = [], []
     print(f"{'draw':>4} {'held':>8} {'free':>8}   {'costs':>7}  zeros where free")
@@ -202,7 +241,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("table")
-    one.add_argument("--cases", default="1plane,2planes,7,8,10")
+    one.add_argument("--cases", default="2planes,1plane,7,8,10,12")
     three = commands.add_parser("zeros")
     three.add_argument("--draws", type=int, default=6, help="choices of calibration windows")
     two = commands.add_parser("predictions")
