@@ -52,7 +52,9 @@ def test_a_page_begins_with_its_run_whether_or_not_a_session_was_ready(port: int
     write_run(runs, "shown", name=HOSTILE)
     pages = [read_page(port, "?run=shown") for _ in range(2)]  # the second head is known to be the same
     time.sleep(6)
+    (runs / "presets.toml").write_text('["saved meanwhile"]\ncalibration_tokens = 2048\n', encoding="utf-8")
     pages.append(read_page(port, "?run=shown"))
+    assert "saved meanwhile" in pages[-1], "a session that was ready knows what was saved after it was built"
     for text in pages:
         places = [text.index(mark) for mark in ("<head>", "data-early-status", "bokeh", "data-root-id")]
         assert text.count("<html") == text.count("</html>") == text.count('id="opening"') == 1

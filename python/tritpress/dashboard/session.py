@@ -159,6 +159,7 @@ class Session:
         """Someone sees the page: show what its URL names."""
         self.store.join()
         self.joined = True
+        self.sidebar.list_presets()  # a page that was built ahead may know old ones
         self.refresh_list()
         self.routing.attach()
 

@@ -129,7 +129,7 @@ class Sidebar:
         small: dict[str, Any] = {"size": "small", "variant": "outlined", "margin": (4, 4, 10, 14)}
         self.preset_save = pmui.Button(label="Save preset", icon="bookmark_add", **small)
         self.preset_delete = pmui.Button(label="Delete", icon="bookmark_remove", **small)
-        self._list_presets()
+        self.list_presets()
 
     def _build_buttons(self) -> None:
         button: dict[str, Any] = {"sizing_mode": "stretch_width", "size": "medium", "disable_elevation": True}
@@ -299,7 +299,8 @@ class Sidebar:
 
     # Presets
 
-    def _list_presets(self, value: str = NO_PRESET) -> None:
+    def list_presets(self, value: str = NO_PRESET) -> None:
+        """Offer what the presets' file holds now."""
         try:
             self.own = load_presets(self.page.store.runs_dir)
         except TritpressError as error:
@@ -326,7 +327,7 @@ class Sidebar:
         except TritpressError as error:
             self.page.say("bad", str(error))
             return
-        self._list_presets(value)
+        self.list_presets(value)
         self._settle_presets()
 
     def _save_preset(self) -> str:
