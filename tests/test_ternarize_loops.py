@@ -20,7 +20,7 @@ ZEROS = [{}, {"max_sparsity": 0.4}, {"sparsity": 0.3}, {"sparsity": 0.7}]
 
 
 def both(rows, cols, group, planes, zeros, seed):
-    """One fit by the loops in Rust, one by those in torch, and the energy of the weights as the loss counts it."""
+    """One fit by the loops in Rust, one by those in torch, and the weights' energy as the loss counts it."""
     random = torch.Generator().manual_seed(seed)
     inputs = torch.randn(2 * cols + 3, cols, generator=random) * torch.rand(cols, generator=random)
     weight = torch.randn(rows, cols, generator=random) * 0.05
@@ -44,8 +44,8 @@ def both(rows, cols, group, planes, zeros, seed):
 )
 def test_a_whole_fit_is_as_good_as_in_torch(rows, cols, group, planes, zeros, seed):
     ours, twin, whole = both(rows, cols, group, planes, zeros, seed)
-    # rounding may differ (least squares in float64 or float32, products fused with sums): a code at a border then
-    # turns, and with a column or two the descent may end somewhere else, for the better more often than not
+    # rounding may differ (least squares in float64 or float32, products fused with sums): a code at a border
+    # then turns, and with a column or two the descent may end elsewhere, for the better more often than not
     assert ours.loss <= 1.05 * twin.loss + 1e-3 * whole
     if "sparsity" in zeros:
         assert int((ours.trits == 0).sum()) == int((twin.trits == 0).sum())
