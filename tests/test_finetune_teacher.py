@@ -173,6 +173,13 @@ def test_where_memory_is_short_the_run_keeps_the_original_on_disk(
     # what comes after compares with the original read anew, not with the student made of it
     assert report["after"]["packed"]["kl"] > 0.0 and report["after"]["packed"]["agreement"] < 1.0
 
+    # what has no room is refused before any work
+    late = config.model_copy(update={"tokens": None, "minutes": 1.0})
+    with pytest.raises(InputError, match="--tokens, not --minutes"):
+        pipeline.run(late, Folder(tmp_path / "minutes", tiny_llama_dir), NullContext())
     monkeypatch.setattr(training_memory, "free_memory", lambda device: 1_000_000)
     with pytest.raises(InputError, match=r"0\.0 GB are free.*--no-finetune"):
         pipeline.run(config, Folder(tmp_path / "none", tiny_llama_dir), NullContext())
+    for name in ("minutes", "none"):
+        assert not (tmp_path / name / "work" / "baseline.json").exists()
+        assert not (tmp_path / name / "work" / "teacher.json").exists()

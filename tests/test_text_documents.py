@@ -78,6 +78,19 @@ def test_a_near_duplicate_in_another_part_is_left_out() -> None:
     assert [d.name for part in SPLITS for d in kept[part]] == ["c", "e", "f", "b", "a"]
 
 
+def test_near_duplicates_of_short_lines_are_found_and_unlike_ones_kept() -> None:
+    numbers = [f"row {i},{i * 7 % 100}" for i in range(600)]
+    verse = [chr(0x4E00 + i * 37 % 5000) + chr(0x4E00 + i * 91 % 5000) for i in range(600)]
+    other = [chr(0x4E00 + i * 53 % 5000) + chr(0x4E00 + i * 17 % 5000) for i in range(600)]
+    for lines, left_out in ((numbers, ["near"]), (verse, ["near"]), (other, [])):
+        parts: dict[str, list[Document]] = {part: [] for part in SPLITS}
+        first = verse if lines is other else lines
+        parts["held_out"] = [Document("first", "\n".join(first))]
+        near = [*lines[:200], "one line more", *lines[200:]]
+        parts["fine_tuning"] = [Document("near", "\n".join(near))]
+        assert drop_near_duplicates(parts)[1] == left_out
+
+
 def test_within_one_part_near_duplicates_stay() -> None:
     parts = {part: [] for part in SPLITS}
     parts["fine_tuning"] = [Document("a", prose(1)), Document("b", prose(1) + "one more line of text\n")]
@@ -111,8 +124,12 @@ def test_text_written_by_the_model_itself(tiny_llama_dir: Path, tmp_path: Path) 
     report = tp.compress(tiny_llama_dir, tmp_path / "out", config, runs_dir=tmp_path / "runs")
     assert report["text"]["source"] == "written by the model itself (temperature 1, seed 0)"
     assert report["text"]["held_out_tokens"] > 500
-    written = next((tmp_path / "runs").glob("*/work/self-text.jsonl")).read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in written.rstrip("\n").split("\n")]
+    files = sorted((tmp_path / "runs").glob("*/work/self-text-*.jsonl"))
+    rows = [
+        json.loads(line)
+        for file in files
+        for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    ]
     assert {row["part"] for row in rows} == set(SPLITS)
     assert len({row["text"] for row in rows}) > 0.9 * len(rows)
     with pytest.raises(UsageError, match="stands alone"):

@@ -108,7 +108,8 @@ def cache_teacher(
     if not done and needed > free.f_bavail * free.f_frsize:
         raise InputError(
             f"the original's logits for {windows} windows take {needed / 1e9:.1f} GB in {folder}, where "
-            f"{free.f_bavail * free.f_frsize / 1e9:.1f} GB are free: give fewer --tokens or another -o"
+            f"{free.f_bavail * free.f_frsize / 1e9:.1f} GB are free: give fewer --tokens, or a runs "
+            "folder on another disk (--runs)"
         )
     opened = [
         np.lib.format.open_memmap(
@@ -132,7 +133,9 @@ def cache_teacher(
             if done % (16 * size) < size or done == windows:
                 for array in opened:
                     array.flush()
-                done_path.write_text(str(done))
+                part = done_path.with_suffix(".part")
+                part.write_text(str(done))
+                os.replace(part, done_path)
             if ctx is not None:
                 ctx.emit("step.progress", step=5, done=done, total=windows, detail="the original's logits")
     (folder / "facts.json").write_text(json.dumps({"windows": windows, "top": top}), encoding="utf-8")

@@ -75,7 +75,8 @@ def alternatives(work: Work) -> list[Alternative]:
     Their perplexity change is that of the run times the plans' predicted losses over the run's own predicted
     loss (in nats), the accuracy lost likewise. Empty where nothing was measured to scale by.
     """
-    change, kept = work.figures.get("perplexity_change"), work.figures.get("accuracy_kept")
+    change, tasks = work.figures.get("perplexity_change"), work.task_results
+    kept = (tasks or work.figures).get("accuracy_kept")  # as the gate: of the tasks where they were run
     ratio = work.figures.get("ratio_file")
     if change is None or ratio is None or work.plan is None or not math.isfinite(change):
         return []

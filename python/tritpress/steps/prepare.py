@@ -15,7 +15,8 @@ from tritpress.plan import largest_reachable, read_plan
 from tritpress.reference import is_reference_model, reference_model_path
 from tritpress.report import model_facts
 from tritpress.steps.tasks import check_tasks, tasks_before
-from tritpress.steps.work import PAGED_FROM, Work
+from tritpress.steps.training_memory import check_room
+from tritpress.steps.work import Work
 from tritpress.text import SPLITS, Splits, builtin_splits, load_splits, windows_sha256
 
 
@@ -26,6 +27,8 @@ def load(work: Work) -> None:
     """
     open_model(work)
     check_tasks(work)
+    if work.splits is not None:
+        check_room(work)
     if work.torch_missing or work.cannot_measure:  # otherwise all of it is looked at when the model is opened
         pressed = {target.name for target in work.targets}
         check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
@@ -54,10 +57,10 @@ def open_model(work: Work) -> float:
     work.targets = find_targets(work.source)
     if work.config.device == "cuda":
         _ = work.device  # refused where there is none
-    _find_text(work)
     largest = largest_reachable(work.source, work.targets, work.config)  # refuses a target beyond it
     if work.config.plan is not None:
         read_plan(work.config.plan, work.source, work.targets)  # refused now rather than after the baseline
+    _find_text(work)
     _choose_method(work)
     return largest
 
@@ -254,6 +257,10 @@ def _given_splits(work: Work) -> Splits:
         raise UsageError(f"--text self: {work.torch_missing}")
     from tritpress.steps.self_text import self_written_splits
 
+    if config.threads:
+        import torch
+
+        torch.set_num_threads(config.threads)
     return self_written_splits(work)
 
 
@@ -277,13 +284,11 @@ def _choose_method(work: Work) -> None:
 
 def _cut_windows(work: Work) -> None:
     """Cut the text that later steps read, so that one too short for a window is refused before any work."""
-    config = work.config
     if work.splits is None:
         return
     if work.calibrates:
         work.windows("calibration")
-    asked = config.finetune or config.tokens or config.epochs or config.minutes
-    if asked or (config.finetune is None and work.source.parameters < PAGED_FROM):
+    if work.may_train:
         work.windows("validation")
 
 

@@ -20,9 +20,6 @@ from tritpress.steps.prepare import model_found, target_modules
 from tritpress.steps.steering import SteeredContext
 from tritpress.steps.work import Work
 
-UNASKED_LIMIT = 50_000_000
-"""Parameters above which a CPU is too slow to fine-tune without being asked."""
-
 
 def ternarization(work: Work) -> None:
     """Step 4: choose planes for the target ratio, then fit every tensor; each is stored as it is finished."""
@@ -281,8 +278,7 @@ def _why_not_fine_tune(work: Work) -> str | None:
         if config.finetune:
             raise UsageError(f"--finetune: {reason}")
         return reason
-    asked = config.finetune or config.tokens or config.epochs or config.minutes
-    if not asked and work.device == "cpu" and work.source.parameters >= UNASKED_LIMIT:
+    if not work.may_train:
         return (
             f"not asked for, and {work.source.parameters / 1e6:.0f} M parameters train slowly on a CPU "
             "(--finetune with --tokens or --minutes does it)"

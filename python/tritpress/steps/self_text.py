@@ -25,18 +25,19 @@ PATIENCE = 8
 def self_written_splits(work: Work) -> Splits:
     """The four parts, written by the original model at temperature 1 and kept in the work folder.
 
-    Each part gets what the run will use of it. The seed decides the text; a resumed run finds it again.
-    Raises `InputError` when the model writes nothing.
+    Each part gets what the run will use of it. The seed decides the text; a resumed run finds the parts that
+    were whole again. Raises `InputError` when the model writes nothing.
     """
-    path = work.folder / "self-text.jsonl"
-    if not path.is_file():
-        lines = [json.dumps(row, ensure_ascii=False) for row in _write(work)]
-        write_atomically(path, "\n".join(lines) + "\n")
-    parts: dict[str, list[Document]] = {part: [] for part in SPLITS}
-    # not splitlines: the texts may hold line ends of other kinds than \n, which JSON leaves as they are
-    for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
-        row = json.loads(line)
-        parts[row["part"]].append(Document(row["name"], row["text"]))
+    needed = {part: math.ceil(tokens * SPARE) for part, tokens in tokens_needed(work).items()}
+    parts: dict[str, list[Document]] = {}
+    for number, part in enumerate(SPLITS):
+        path = work.folder / f"self-text-{part}.jsonl"
+        if not path.is_file():
+            lines = [json.dumps(row, ensure_ascii=False) for row in _write(work, number, needed)]
+            write_atomically(path, "\n".join(lines) + "\n")
+        # not splitlines: the texts may hold line ends of other kinds than \n, which JSON leaves as they are
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+        parts[part] = [Document(row["name"], row["text"]) for row in rows]
     parts, dropped = drop_near_duplicates(parts)
     empty = [part for part in SPLITS if not parts[part]]
     if empty:
@@ -51,7 +52,7 @@ def self_written_splits(work: Work) -> Splits:
 def tokens_needed(work: Work) -> dict[str, int]:
     """Part -> tokens of it that the run uses."""
     config = work.config
-    training = 0 if config.finetune is False else min(config.tokens or TRAINING_TOKENS, TRAINING_TOKENS)
+    training = min(config.tokens or TRAINING_TOKENS, TRAINING_TOKENS) if work.may_train else 0
     return {
         "calibration": config.calibration_tokens,
         "fine_tuning": max(training, work.window),
@@ -60,7 +61,8 @@ def tokens_needed(work: Work) -> dict[str, int]:
     }
 
 
-def _write(work: Work) -> Iterator[dict[str, str]]:
+def _write(work: Work, part_number: int, needed: dict[str, int]) -> Iterator[dict[str, str]]:
+    """The texts of one part, of whose tokens each part needs so many."""
     import torch
 
     from tritpress.nn.paging import holding
@@ -69,33 +71,30 @@ def _write(work: Work) -> Iterator[dict[str, str]]:
         work.original, "generate"
     ):
         raise InputError(f"{work.source.path} is no model that writes text: give text with --text")
-    window = work.window
-    needed = {part: math.ceil(tokens * SPARE) for part, tokens in tokens_needed(work).items()}
-    total, done = sum(needed.values()), 0
+    window, part = work.window, SPLITS[part_number]
+    total, done = sum(needed.values()), sum(needed[before] for before in SPLITS[:part_number])
     start = _start_token(work)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(), holding(work.original):
-        torch.manual_seed(work.config.seed)
-        for part in SPLITS:
-            written = number = idle = 0
-            while written < needed[part]:
-                work.context.check()
-                rows = _sample(work, start, window)
-                idle = 0 if any(text.strip() for text, _ in rows) else idle + 1
-                if idle >= PATIENCE:
-                    raise InputError(f"{work.source.path} writes no text by itself: give text with --text")
-                for text, tokens in rows:
-                    if text.strip():
-                        number += 1
-                        written += tokens
-                        yield {"part": part, "name": f"self/{part}/{number:06d}", "text": text}
-                work.context.emit(
-                    "step.progress",
-                    step=1,
-                    done=min(total, done + written),
-                    total=total,
-                    detail="tokens of the model's own text",
-                )
-            done += needed[part]
+        torch.manual_seed(len(SPLITS) * work.config.seed + part_number)
+        written = number = idle = 0
+        while written < needed[part]:
+            work.context.check()
+            rows = _sample(work, start, window)
+            idle = 0 if any(text.strip() for text, _ in rows) else idle + 1
+            if idle >= PATIENCE:
+                raise InputError(f"{work.source.path} writes no text by itself: give text with --text")
+            for text, tokens in rows:
+                if text.strip():
+                    number += 1
+                    written += tokens
+                    yield {"part": part, "name": f"self/{part}/{number:06d}", "text": text}
+            work.context.emit(
+                "step.progress",
+                step=1,
+                done=min(total, done + written),
+                total=total,
+                detail="tokens of the model's own text",
+            )
 
 
 def _start_token(work: Work) -> int | None:

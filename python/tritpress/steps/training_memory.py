@@ -19,28 +19,24 @@ ACTIVATION_BYTES = 400_000_000
 Teacher = Literal["memory", "disk"]
 
 
+def check_room(work: Work) -> None:
+    """Refuse, before any work, a training that the memory free now has no room for: later there is less."""
+    if work.may_train and work.read_json("teacher.json") is None:
+        _place(work)
+
+
 def place_of_teacher(work: Work) -> Teacher:
     """Where the targets of distillation come from: the original in memory, or its likeliest tokens on disk.
 
     Decided when training begins and kept for resumed runs, whose bits follow from it. Raises `InputError`
-    when not even the training alone has room.
+    when not even the training alone has room, or when the budget is one in minutes, whose windows cannot be
+    foretold, and the original does not fit beside it.
     """
     kept = work.read_json("teacher.json")
     if kept is not None:
         return kept["place"]
-    weights = sum(math.prod(target.shape) for target in work.targets)
-    rest = max(0, work.source.parameters - weights)
-    training = STATE_BYTES * weights + REST_BYTES * rest + ACTIVATION_BYTES
-    both = training + 4 * work.source.parameters
-    free = free_memory(work.device)
-    place: Teacher = "memory"
-    if free is not None and free < both:
-        if free < training:
-            raise InputError(
-                f"fine-tuning {work.source.path} takes about {training / 1e9:.1f} GB more memory, "
-                f"{free / 1e9:.1f} GB are free: free some, or leave the training out with --no-finetune"
-            )
-        place = "disk"
+    place, both, free = _place(work)
+    if place == "disk":
         work.context.emit(
             "log",
             message=f"the original does not fit beside the model in training ({both / 1e9:.1f} GB more are "
@@ -48,3 +44,23 @@ def place_of_teacher(work: Work) -> Teacher:
         )
     work.write_json("teacher.json", {"place": place})
     return place
+
+
+def _place(work: Work) -> tuple[Teacher, int, float]:
+    """(where the targets come from, bytes that student and original take, bytes free)."""
+    weights = sum(math.prod(target.shape) for target in work.targets)
+    rest = max(0, work.source.parameters - weights)
+    training = STATE_BYTES * weights + REST_BYTES * rest + ACTIVATION_BYTES
+    both, found = training + 4 * work.source.parameters, free_memory(work.device)
+    free = math.inf if found is None else found
+    if free < training:
+        raise InputError(
+            f"fine-tuning {work.source.path} takes about {training / 1e9:.1f} GB more memory, "
+            f"{free / 1e9:.1f} GB are free: free some, or leave the training out with --no-finetune"
+        )
+    if free < both and work.config.minutes is not None:
+        raise InputError(
+            "memory is short, so that the original has to be run before the training: give the budget of "
+            "fine-tuning as --tokens, not --minutes"
+        )
+    return ("disk" if free < both else "memory"), both, free

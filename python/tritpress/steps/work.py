@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PAGED_FROM = 50_000_000
 """Parameters from which a model on a CPU is read block by block rather than held (float32: 200 MB)."""
+UNASKED_LIMIT = 50_000_000
+"""Parameters from which a CPU is too slow to fine-tune without being asked."""
 
 
 class RunFolder(Protocol):
@@ -112,6 +114,19 @@ class Work:
     def finetuned_store(self) -> TensorStore:
         """Codes and scales as step 5 left them."""
         return TensorStore(self.folder / "finetuned")
+
+    @property
+    def training_asked(self) -> bool:
+        """Whether an option asks for fine-tuning or gives it a budget."""
+        config = self.config
+        return bool(config.finetune or config.tokens or config.epochs or config.minutes)
+
+    @property
+    def may_train(self) -> bool:
+        """Whether step 5 is to train, as far as options, device and the model's size tell."""
+        if self.config.finetune is False or self.torch_missing:
+            return False
+        return self.training_asked or self.device != "cpu" or self.source.parameters < UNASKED_LIMIT
 
     @property
     def embeddings(self) -> list[Target]:

@@ -15,6 +15,8 @@ SHARED = 0.6
 """Share of the shorter document's characters, in lines that both have, from which two are near duplicates."""
 LEAST_LINE = 16
 """Shorter lines (brackets, headings, blank ones) say nothing about where a text is from."""
+FEW_TELLING = 0.25
+"""Below this share of a text's characters in longer lines its short ones tell with those that follow them."""
 
 COMMON = 64
 
@@ -56,11 +58,35 @@ def _is_near(
 
 
 def _lines(text: str) -> Counter[bytes]:
-    """Hash of each telling line -> characters that such lines have in the text."""
+    """Hash of each telling line -> characters that such lines have in the text.
+
+    In a text of short lines (verse, word lists, numbers) a line tells together with those after it, as many
+    as it takes to be long enough; it counts for its own characters.
+    """
     found: Counter[bytes] = Counter()
-    for line in text.splitlines():
-        plain = " ".join(line.lower().split())
-        if len(plain) >= LEAST_LINE:
-            digest = hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-            found[digest] += len(plain)
+    plain = [" ".join(line.lower().split()) for line in text.splitlines()]
+    long = [line for line in plain if len(line) >= LEAST_LINE]
+    for line in long:
+        found[_hash(line)] += len(line)
+    if sum(map(len, long)) < FEW_TELLING * sum(map(len, plain)):
+        short = [line for line in plain if line]
+        for at, line in enumerate(short):
+            if len(line) < LEAST_LINE:
+                together = _together(short, at)
+                if len(together) >= LEAST_LINE:
+                    found[_hash(together)] += len(line)
     return found
+
+
+def _together(lines: Sequence[str], at: int) -> str:
+    """The line and as many after it as make it long enough to tell."""
+    together = lines[at]
+    for line in lines[at + 1 : at + LEAST_LINE]:
+        if len(together) >= LEAST_LINE:
+            break
+        together += "\n" + line
+    return together
+
+
+def _hash(line: str) -> bytes:
+    return hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=12).digest()
