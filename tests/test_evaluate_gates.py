@@ -150,6 +150,12 @@ def test_advice_on_sparsity_names_tensors_and_the_setting_that_did_it():
         assert "tritpress compress m -o o --ratio 8.2 --overwrite" in words[name]["advice"]
 
 
+def test_zeros_that_bitnets_fit_chose_are_held_by_another_fit():
+    command = Command.of(CompressionConfig(fit="bitnet", planes=1), "m", "o")
+    words = gates(sparsity=0.2, layers=[layer("a", sparsity=0.2)], command=command)["sparsity"]["advice"]
+    assert "tritpress compress m -o o --planes 1 --overwrite" in words
+
+
 def test_unsound_gradients_get_a_plane_more():
     bad = GradientFlow(2 / 3, 3, [("a", "no gradient arrives")])
     words = gates(gradients=bad, alternatives=OTHERS)["gradient_flow"]["advice"]

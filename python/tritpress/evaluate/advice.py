@@ -78,6 +78,11 @@ def for_sparsity(m: Measured) -> str:
     where = f"{len(outside)} of {len(m.layers)} tensors lie outside {low:.0%} to {high:.0%}: {named}. "
     where = where if outside else ""
     given = next((key for key in ("sparsity", "threshold", "plan") if key in m.command.options), None)
+    if given is None and m.command.options.get("fit") == "bitnet":
+        return (
+            f"{where}BitNet's fit sets its own zeros; the exact one holds them at 44 % or less. "
+            f"Run: {m.command.changed(fit=None)}"
+        )
     if given is None:
         return (
             f"{where}Ask for a share of zeros inside the band, the size staying as it is. "
