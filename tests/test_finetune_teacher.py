@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import transformers
 from tritpress import pipeline
 from tritpress.config import CompressionConfig
-from tritpress.errors import InputError, StopRequested
+from tritpress.errors import InputError, StopRequested, UsageError
 from tritpress.evaluate.perplexity import logits_of
 from tritpress.events.context import NullContext
 from tritpress.finetune import teacher as teachers
@@ -183,3 +183,13 @@ def test_where_memory_is_short_the_run_keeps_the_original_on_disk(
     for name in ("minutes", "none"):
         assert not (tmp_path / name / "work" / "baseline.json").exists()
         assert not (tmp_path / name / "work" / "teacher.json").exists()
+
+
+def test_a_model_whose_experts_are_stacked_is_refused_before_any_work(tiny_moe_dir, text_dir, tmp_path):
+    config = CompressionConfig(
+        planes=1, text=[str(text_dir)], tokens=1024, finetune=True, calibration_tokens=1024,
+        evaluation_tokens=2048, window=64, threads=1,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"--finetune: \d+ tensors are no linear module"):
+        pipeline.run(config, Folder(tmp_path / "moe", tiny_moe_dir), NullContext())
+    assert not (tmp_path / "moe" / "work" / "baseline.json").exists()

@@ -27,8 +27,11 @@ def load(work: Work) -> None:
     """
     open_model(work)
     check_tasks(work)
-    if work.splits is not None:
+    if work.splits is not None and work.may_train:
         check_room(work)
+        reason = untrainable(work) if work.config.finetune else None
+        if reason:
+            raise UsageError(f"--finetune: {reason}")
     if work.torch_missing or work.cannot_measure:  # otherwise all of it is looked at when the model is opened
         pressed = {target.name for target in work.targets}
         check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
@@ -205,6 +208,15 @@ def target_modules(work: Work, model: Any, targets: list[Target] | None = None) 
 
     found = modules_of(model, [target.name for target in (work.targets if targets is None else targets)])
     return {name: module for name, (_, module) in found.items()}
+
+
+def untrainable(work: Work) -> str | None:
+    """Why the pressed tensors cannot be trained; None when they can. Opens the model."""
+    modules = target_modules(work, work.original)
+    without = [target.name for target in work.targets if target.name not in modules]
+    if not without:
+        return None
+    return f"{len(without)} tensors are no linear module of their own (the first: {without[0]})"
 
 
 def has_reference_weights(source: SourceModel) -> bool:

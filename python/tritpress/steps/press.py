@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tritpress.errors import UsageError
 from tritpress.formats.source import read_tensor
 from tritpress.formats.targets import Target
 from tritpress.plan import Plan, foretell, make_plan, read_plan
 from tritpress.report import layer_figures
 from tritpress.steps.ceiling import ceiling_cost
 from tritpress.steps.details import record_details
-from tritpress.steps.prepare import model_found, target_modules
+from tritpress.steps.prepare import model_found, untrainable
 from tritpress.steps.steering import SteeredContext
 from tritpress.steps.work import Work
 
@@ -271,12 +270,8 @@ def _why_not_fine_tune(work: Work) -> str | None:
         return "switched off"
     if work.torch_missing or work.splits is None:
         return work.torch_missing or work.no_text_reason
-    modules = target_modules(work, work.original)
-    without = [target.name for target in work.targets if target.name not in modules]
-    if without:
-        reason = f"{len(without)} tensors are no linear module of their own (the first: {without[0]})"
-        if config.finetune:
-            raise UsageError(f"--finetune: {reason}")
+    reason = untrainable(work)
+    if reason:
         return reason
     if not work.may_train:
         return (

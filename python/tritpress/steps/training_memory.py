@@ -21,7 +21,7 @@ Teacher = Literal["memory", "disk"]
 
 def check_room(work: Work) -> None:
     """Refuse, before any work, a training that the memory free now has no room for: later there is less."""
-    if work.may_train and work.read_json("teacher.json") is None:
+    if work.read_json("teacher.json") is None:
         _place(work)
 
 
