@@ -23,9 +23,15 @@ from tritpress.evaluate.perplexity import batches_of, check_windows, device_of, 
 from tritpress.finetune.fast_modules import faster_modules
 from tritpress.finetune.recipe import Recipe
 from tritpress.finetune.training_text import TrainingText
+from tritpress.formats.output import write_atomically
 
 TOP = 64
 """Tokens whose log-probabilities are kept of every position; the rest is one probability."""
+
+NOT_IN_MINUTES = (
+    "memory is short, so that the original has to be run before the training: give the budget of "
+    "fine-tuning as --tokens, not --minutes"
+)
 
 
 @dataclass(frozen=True)
@@ -133,9 +139,7 @@ def cache_teacher(
             if done % (16 * size) < size or done == windows:
                 for array in opened:
                     array.flush()
-                part = done_path.with_suffix(".part")
-                part.write_text(str(done))
-                os.replace(part, done_path)
+                write_atomically(done_path, str(done))
             if ctx is not None:
                 ctx.emit("step.progress", step=5, done=done, total=windows, detail="the original's logits")
     (folder / "facts.json").write_text(json.dumps({"windows": windows, "top": top}), encoding="utf-8")
@@ -153,10 +157,7 @@ def teacher_on_disk(
     """Run the original once over all that `recipe` trains and validates on, so that it need not stay in
     memory. Raises `InputError` for a budget in minutes, whose windows cannot be foretold."""
     if recipe.steps is None:
-        raise InputError(
-            "memory is short, so that the original has to be run before the training: give the budget of "
-            "fine-tuning as --tokens, not --minutes"
-        )
+        raise InputError(NOT_IN_MINUTES)
     windows, chosen = recipe.steps * recipe.batch_windows, chosen_windows(validation_windows, recipe)
     bfloat16 = recipe.autocast == "bfloat16"
     return TeacherOnDisk(

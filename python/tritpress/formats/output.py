@@ -47,6 +47,20 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` under a temporary name, flush it to the disk and rename it to `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 @contextlib.contextmanager
 def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling of `final` to write into; renamed to `final` at the end, removed on any error.

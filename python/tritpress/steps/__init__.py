@@ -1,9 +1,10 @@
 """The seven steps, each a function of one `Work`: returns None when it worked, or why it was skipped."""
 
+from tritpress.formats.output import write_atomically
 from tritpress.steps.finish import outputs, publish_report, validation
 from tritpress.steps.prepare import baseline, calibration, load
 from tritpress.steps.press import fine_tuning, recall, ternarization
-from tritpress.steps.work import RunFolder, Work, write_atomically
+from tritpress.steps.work import RunFolder, Work
 
 __all__ = [
     "RunFolder",

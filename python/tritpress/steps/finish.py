@@ -10,6 +10,7 @@ import numpy as np
 
 from tritpress.errors import InputError
 from tritpress.formats.dequantized import write_dequantized
+from tritpress.formats.output import write_atomically
 from tritpress.formats.packed import write_packed
 from tritpress.formats.writing import sha256_of
 from tritpress.report import plain, versions
@@ -17,7 +18,7 @@ from tritpress.steps.alternatives import rerun, ways_out
 from tritpress.steps.places import dequantized_folder, packed_folder
 from tritpress.steps.prepare import emit_evaluation, measure, target_modules, time_in_turns
 from tritpress.steps.tasks import tasks_after
-from tritpress.steps.work import PAGED_FROM, Work, write_atomically
+from tritpress.steps.work import PAGED_FROM, Work
 
 GRADIENT_WINDOWS = 16
 """Held-out windows of the backward pass that measures gradient norms."""

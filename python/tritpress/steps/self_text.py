@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tritpress.errors import InputError
-from tritpress.steps.work import Work, write_atomically
+from tritpress.formats.output import write_atomically
+from tritpress.steps.work import Work
 from tritpress.text import SPLITS, Document, Splits, drop_near_duplicates
 
 BATCH = 16

@@ -59,8 +59,7 @@ def _place(work: Work) -> tuple[Teacher, int, float]:
             f"{free / 1e9:.1f} GB are free: free some, or leave the training out with --no-finetune"
         )
     if free < both and work.config.minutes is not None:
-        raise InputError(
-            "memory is short, so that the original has to be run before the training: give the budget of "
-            "fine-tuning as --tokens, not --minutes"
-        )
+        from tritpress.finetune.teacher import NOT_IN_MINUTES
+
+        raise InputError(NOT_IN_MINUTES)
     return ("disk" if free < both else "memory"), both, free

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from tritpress.config import CompressionConfig
 from tritpress.devices import choose_device
 from tritpress.errors import InputError, UsageError
 from tritpress.events.context import RunContext
+from tritpress.formats.output import write_atomically
 from tritpress.formats.source import SourceModel, TensorEntry, read_tensor, tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import Target, embedding_targets
@@ -116,17 +116,13 @@ class Work:
         return TensorStore(self.folder / "finetuned")
 
     @property
-    def training_asked(self) -> bool:
-        """Whether an option asks for fine-tuning or gives it a budget."""
-        config = self.config
-        return bool(config.finetune or config.tokens or config.epochs or config.minutes)
-
-    @property
     def may_train(self) -> bool:
         """Whether step 5 is to train, as far as options, device and the model's size tell."""
-        if self.config.finetune is False or self.torch_missing:
+        config = self.config
+        if config.finetune is False or self.torch_missing:
             return False
-        return self.training_asked or self.device != "cpu" or self.source.parameters < UNASKED_LIMIT
+        asked = bool(config.finetune or config.tokens or config.epochs or config.minutes)
+        return asked or self.device != "cpu" or self.source.parameters < UNASKED_LIMIT
 
     @property
     def embeddings(self) -> list[Target]:
@@ -332,17 +328,3 @@ def all_finite(values: Any) -> bool:
 
     flat, step = values.reshape(-1), 1 << 22
     return all(bool(np.isfinite(flat[i : i + step]).all()) for i in range(0, flat.size, step))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` under a temporary name, flush it to the disk and rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
