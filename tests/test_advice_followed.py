@@ -74,3 +74,10 @@ def test_a_ratio_of_12(tmp_path: Path) -> None:
     found = re.search(r"perplexity from \+[\d.]+% to \+([\d.]+)%.*ratio from 12\.\d+ to ([\d.]+)\.", advice)
     assert found and float(found.group(1)) < 10 and 6 <= float(found.group(2)) < 12
     assert f"--ratio {float(found.group(2)):g} " in advice  # what can be had instead
+
+
+def test_one_plane_untrained(tmp_path: Path) -> None:
+    advice = failed(run(tmp_path, planes=1))
+    assert set(advice) == {"accuracy", "perplexity"}
+    assert "Another plan" in advice["perplexity"]
+    follow(advice["perplexity"], tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,21 +18,19 @@ from tritpress.ternarize.stats import add, summary
 TOLERANCE = 1e-3
 """By how much the relative error on disk may differ from the one noted at pressing (order of sums)."""
 
-WORSE_THAN_ZEROS = 1.0
-TIMES_PLAIN = 6.0
-"""A tensor is no sound fit where its squared error is above that of zeros (and twice a plain fit's). Where no
-error was noted at pressing, one above this many times a plain fit's with as many planes, and above it by a
-quarter of the tensor's squared norm, is taken for none either. What was noted decides where it is there: a
-calibrated fit that was asked for many zeros or few bits may well be that far off."""
+LEAST_COSINE = 1 / 3
+"""A tensor is no sound fit where the cosine between its weights and the source's is below this share of a
+plain fit's. The size of the error tells nothing: a calibrated fit of few bits may leave a larger one than
+zeros would (along inputs that hardly occur), while shuffled codes point nowhere near the weights."""
 
 
 def unsound_tensors(work: Work, packed: str | Any) -> list[dict[str, Any]]:
-    """[{name, relative_error, noted, plain, reason}] of pressed tensors whose codes in `packed` are not what
-    they should be, worst first.
+    """[{name, relative_error, cosine, noted, plain, reason}] of pressed tensors whose codes in `packed` are
+    not what they should be, worst first.
 
-    `relative_error` is the squared error of the weights over their squared norm as read back from the file,
-    `noted` the one noted when the tensor was pressed (or trained), `plain` that of a plain fit with as many
-    planes and the same groups.
+    `relative_error` is the squared error of the weights over their squared norm and `cosine` that between
+    both, as read back from the file, `noted` the error noted when the tensor was pressed (or trained),
+    `plain` that of a plain fit with as many planes and the same groups.
     """
     assert work.plan is not None
     model = open_packed(packed, values=False)
@@ -44,39 +43,29 @@ def unsound_tensors(work: Work, packed: str | Any) -> list[dict[str, Any]]:
     found = []
     for target in targets:
         work.context.check()
-        error = _relative_error(model, target)
-        if error is None:
+        read = _statistics(model, target)
+        if read["relative_error"] is None:  # a tensor of zeros
             continue
         noted = work.final_store.info(target.name).get("relative_error")
         usual = plain[target.name][asked[target.name][0]].relative
-        reason = _reason(error, noted, usual)
+        reason = _reason(read["relative_error"], read["cosine"], noted, usual)
         if reason:
-            found.append(
-                {
-                    "name": target.name,
-                    "relative_error": error,
-                    "noted": noted,
-                    "plain": usual,
-                    "reason": reason,
-                }
-            )
+            facts = {key: read[key] for key in ("relative_error", "cosine")}
+            found.append({"name": target.name, **facts, "noted": noted, "plain": usual, "reason": reason})
     return sorted(found, key=lambda x: -x["relative_error"])
 
 
-def _reason(error: float, noted: float | None, usual: float) -> str | None:
+def _reason(error: float, cosine: float, noted: float | None, usual: float) -> str | None:
     if noted is not None and abs(error - noted) > TOLERANCE * max(1.0, noted):
         return f"its squared error is {error:.3g} of its size in the file, {noted:.3g} when it was made"
-    if error > max(WORSE_THAN_ZEROS, 2 * usual):
-        return (
-            f"its squared error is {error:.3g} of its size: zeros would be nearer (a plain fit: {usual:.3g})"
-        )
-    if noted is None and error > max(TIMES_PLAIN * usual, 0.25 + usual):
-        return f"its squared error is {error:.3g} of its size, that of a plain fit {usual:.3g}"
+    plain = math.sqrt(max(0.0, 1.0 - usual))  # a least-squares fit's cosine
+    if cosine < LEAST_COSINE * plain:
+        return f"the cosine to its weights is {cosine:.2g}, that of a plain fit {plain:.2g}"
     return None
 
 
-def _relative_error(model: PackedModel, target: Target) -> float | None:
-    """Squared error over squared norm of the whole tensor; None for a tensor of zeros."""
+def _statistics(model: PackedModel, target: Target) -> dict[str, Any]:
+    """The figures of `layer_statistics` for the whole tensor as it lies in the file."""
     from tritpress import _core
 
     info = model.tensors[target.name]
@@ -85,8 +74,7 @@ def _relative_error(model: PackedModel, target: Target) -> float | None:
         codes, scales = model.ternary_rows(target.name, start, stop)
         sums = _core.layer_statistics(weight, codes, scales, info.kernel_group_size)
         total = sums if total is None else add(total, sums)
-    error = summary(total)["relative_error"]
-    return None if error is None else float(error)
+    return summary(total)
 
 
 def _row_pieces(target: Target) -> Iterator[tuple[int, int, np.ndarray]]:
