@@ -183,6 +183,11 @@ def test_sparsity_target() -> None:
     assert sparsity_target({"sparsity": 0.35}).name == "target 35 %"
     assert sparsity_target({"sparsity": "free"}).value is None
     assert sparsity_target({"threshold": 0.7}).value is None
+    # what the plan came to; a log of an earlier version does not say
+    for kept, line in ((0.44, 0.44), (None, None)):
+        plan = {"tensors": [{"name": "a", "max_sparsity": kept}, {"name": "b", "max_sparsity": None}]}
+        assert sparsity_target({}, plan).value == line
+    assert sparsity_target({}, {"tensors": [{"name": "a"}]}).value == 0.44
 
 
 def test_one_tensor_from_the_runs_details(tmp_path: Path) -> None:

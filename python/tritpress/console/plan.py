@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tritpress.console.numbers import DASH, figure, percent, planes, size, times
+from tritpress.console.report import zeros_words
 from tritpress.console.shell import console, print_json
 from tritpress.console.tables import right, simple_table
 from tritpress.errors import UsageError
@@ -84,9 +85,12 @@ def summary(found: dict[str, Any]) -> list[Text]:
     ]
     change = found["predicted_perplexity_change"]
     if change is not None:
+        both = ""
+        if found["perplexity"] is not None:
+            both = f" from {figure(found['perplexity'])} to {figure(found['predicted_perplexity'])},"
         lines.append(
             Text(
-                f"Predicted: perplexity {percent(change, sign=True)} before any fine-tuning "
+                f"Predicted: perplexity{both} {percent(change, sign=True)} before any fine-tuning "
                 f"({figure(found['predicted_loss'], 3)} nats a token; calibrated on {found['text']})"
             )
         )
@@ -97,6 +101,8 @@ def summary(found: dict[str, Any]) -> list[Text]:
                 "perplexity cannot be foretold from the weights alone (--text gives it, with torch)"
             )
         )
+    if found["zeros_ceiling"]:
+        lines.append(Text(zeros_words(found["zeros_ceiling"])))
     return lines
 
 

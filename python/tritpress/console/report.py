@@ -77,15 +77,37 @@ def planner_words(report: dict[str, Any]) -> list[Text]:
         )
     held = report.get("zeros_ceiling")
     if held:
-        words = (
-            f"Zeros held at {percent(held['ceiling'], 0)} ({percent(held['sparsity_without'])} without): "
-            f"squared error {percent(held['error_increase'], sign=True)}"
-        )
-        if held.get("perplexity_cost") is not None:
-            cost = percent(held["perplexity_cost"], 2, sign=True)
-            words += f", perplexity {cost} by the planner's estimate"
-        lines.append(Text(f"{words} (--sparsity free lifts it)"))
+        lines.append(Text(zeros_words(held)))
     return lines
+
+
+def zeros_words(held: dict[str, Any]) -> str:
+    """What holding the zeros inside the gate's band costs, and which tensors it was too dear for."""
+    words = []
+    if held.get("tensors", True):  # a report of an earlier version says of no tensor that it was not held
+        cost = ""
+        if held.get("perplexity_cost") is not None:
+            change = percent(held["perplexity_cost"], 2, sign=True)
+            cost = f", perplexity {change} by the planner's estimate"
+        raised = ""
+        if held.get("raised"):
+            raised = f", in {_tensors(held['raised'])} at no fewer than {percent(held['floor'], 0)},"
+        words.append(
+            f"Zeros held at {percent(held['ceiling'], 0)}{raised} "
+            f"({percent(held['sparsity_without'])} without): "
+            f"squared error {percent(held['error_increase'], sign=True)}{cost} (--sparsity free lifts it)"
+        )
+    if held.get("released"):
+        others = " more" if held["tensors"] else ""
+        words.append(
+            f"Zeros left free in {_tensors(held['released'])}: holding them too would cost "
+            f"{percent(held['released_cost'], 2, sign=True)}{others} (--sparsity 0.44 does it)"
+        )
+    return ". ".join(words)
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor" if count == 1 else f"{count} tensors"
 
 
 def fine_tuning_words(found: dict[str, Any]) -> str:

@@ -84,8 +84,8 @@ class ModelFound(Event):
 
 
 class PlanMade(Event):
-    # name, layer, kind, rows, cols, planes, bits, method, threshold, sparsity, predicted_loss,
-    # plane_losses (at 1, 2, 3 planes)
+    # name, layer, kind, rows, cols, planes, bits, method, threshold, sparsity, max_sparsity,
+    # predicted_loss, plane_losses (at 1, 2, 3 planes)
     tensors: list[dict[str, Any]]
     predicted_ratio: float
     predicted_loss: NotRequired[float | None]  # of the whole model

@@ -82,9 +82,8 @@ def alternatives(work: Work) -> list[Alternative]:
         return []
     free = work.config.model_copy(update=_FREE)
     moments = _calibration(work)
-    usual = (None, None, free.max_sparsity)
-    zeros = {(p.threshold, p.sparsity, p.max_sparsity) for p in work.plan.tensors.values()}
-    if moments is not None and zeros != {usual}:
+    asked = any(p.threshold is not None or p.sparsity is not None for p in work.plan.tensors.values())
+    if moments is not None and asked:
         # what was swept was swept as the run pressed: compare by what both can be estimated from
         moments = {n: {k: v for k, v in m.items() if k != "plane_losses"} for n, m in moments.items()}
     try:

@@ -1,71 +1,130 @@
-"""What holding the zeros below their ceiling costs, measured on some rows of every tensor."""
+"""Holding the zeros inside the sparsity gate's band: what it costs, looked at before anything is pressed."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from tritpress.formats.targets import Target
+from tritpress.plan import Plan, TensorPlan
 from tritpress.steps.details import sampled_rows, source_rows
 from tritpress.steps.work import Work
 
 ROWS = 64
-"""Rows of each tensor that are fitted twice."""
+"""Rows of each tensor that are fitted with its zeros held and free."""
+MOST = 0.005
+"""Relative change of perplexity that holding the zeros may cost."""
+FLOOR = 0.26
+"""Zeros of a tensor whose fit has fewer: as far inside the gate's band as the ceiling."""
 
 
-def ceiling_cost(work: Work) -> dict[str, Any] | None:
-    """The same fit from the weights alone, with and without the ceiling; None where no ceiling is in force.
+def hold_zeros(work: Work, plan: Plan) -> dict[str, Any]:
+    """Hold the zeros of the plan's free tensors inside the band, but for the dearest where that would cost
+    `MOST`; returns {tensor name: what was found}, for `ceiling_cost`.
 
-    `error_increase` is the share by which the squared error of the weights grows, summed over the tensors,
-    `sparsity_with` and `sparsity_without` the shares of zero codes, all over 64 rows of every tensor that is
-    held below a ceiling: the first ones, or of stacked experts some of several. `perplexity_cost` is the
-    relative change of perplexity that the growth of each tensor's error stands for where the plan's losses
-    are in nats (its predicted loss times that growth); None elsewhere.
+    A tensor is free where neither a sparsity nor a threshold is planned for it. Its ceiling stays, or where
+    its fit has fewer zeros than the band `FLOOR` is asked of it. What that costs is the tensor's predicted
+    loss times the share of its squared error that is due to it, on `ROWS` rows. Losses that rest on the
+    weights alone are not in nats: then nothing is released or asked. Nor is it where the user gave the plan.
     """
+    mine = work.config.plan is None and plan.basis == "calibrated"
+    found = {}
+    for target in work.pressed_by(plan):
+        work.context.check()
+        planned = plan.tensors[target.name]
+        if planned.max_sparsity is not None and planned.sparsity is None and planned.threshold is None:
+            found[target.name] = _compared(work, target, planned, floor=mine)
+    total = 0.0
+    for name, facts in sorted(found.items(), key=lambda item: item[1]["loss"]):
+        planned, total = plan.tensors[name], total + facts["loss"]
+        if mine and total >= math.log1p(MOST):
+            planned.max_sparsity = None
+        elif facts["low"]:
+            planned.sparsity, planned.max_sparsity = FLOOR, None
+    return found
+
+
+def ceiling_cost(found: dict[str, Any] | None, plan: Plan) -> dict[str, Any] | None:
+    """The report's `zeros_ceiling` by what `hold_zeros` found; None where no zeros were to be held.
+
+    `tensors` of them are held, `raised` among these at `FLOOR`, and `released` are not held since that would
+    cost too much. Over those held `error_increase` is the share by which the squared error of the weights
+    grows, `sparsity_with` and `sparsity_without` the shares of zero codes, all over `rows` rows, and
+    `perplexity_cost` the relative change of perplexity that this stands for where the plan's losses are in
+    nats (None elsewhere). `released_cost` is that of holding the others too.
+    """
+    held, released = [], []
+    for name, facts in (found or {}).items():
+        planned = plan.tensors[name]
+        if planned.max_sparsity is not None or (planned.sparsity == FLOOR and facts["low"]):
+            held.append(facts)
+        elif planned.sparsity is None and planned.threshold is None:
+            released.append(facts)
+    if not held and not released:
+        return None
+
+    def total(key: str) -> float:
+        return math.fsum(facts[key] for facts in held)
+
+    calibrated = plan.basis == "calibrated"
+    free = total("error_without")
+    return {
+        "ceiling": max(facts["ceiling"] for facts in (held or released)),
+        "floor": FLOOR,
+        "tensors": len(held),
+        "raised": sum(facts["low"] for facts in held),
+        "released": len(released),
+        "error_increase": total("error_with") / free - 1.0 if free else 0.0,
+        "perplexity_cost": _change(total("loss")) if calibrated else None,
+        "released_cost": _change(math.fsum(f["loss"] for f in released)) if calibrated else None,
+        "sparsity_with": total("zeros_with") / total("codes") if held else None,
+        "sparsity_without": total("zeros_without") / total("codes") if held else None,
+        "rows": int(total("rows")),
+    }
+
+
+def _change(loss: float) -> float:
+    """Relative change of perplexity that a loss in nats stands for."""
+    return math.expm1(min(loss, 700.0))
+
+
+def _compared(work: Work, target: Target, planned: TensorPlan, floor: bool) -> dict[str, Any]:
+    """One tensor's rows fitted from the weights alone, free and held."""
     from tritpress import _core
     from tritpress.ternarize.stats import summary
 
-    assert work.plan is not None
-    if work.config.fit == "bitnet":  # it sets its own zeros
-        return None
-    errors, zeros, codes_seen, rows_seen, loss, highest = [0.0, 0.0], [0.0, 0.0], 0, 0, 0.0, 0.0
-    for target in work.targets:
-        work.context.check()
-        planned = work.plan.tensors[target.name]
-        held = planned.max_sparsity
-        if held is None or planned.sparsity is not None or planned.threshold is not None:
-            continue
-        highest = max(highest, held)
-        weight = np.ascontiguousarray(source_rows(target, _rows(target)))
-        own = []
-        for i, ceiling in enumerate((held, None)):
-            codes, scales = _core.ternarize(
-                weight,
-                fit=work.config.fit,
-                group_size=planned.group_size,
-                planes=planned.planes,
-                max_sparsity=ceiling,
-                threads=work.config.threads,
-            )
-            found = summary(_core.layer_statistics(weight, codes, scales, planned.group_size))
-            own.append(found["mse"] * weight.size)
-            errors[i] += own[-1]
-            zeros[i] += found["sparsity"] * weight.size * planned.planes
-        if own[0] > 0:
-            loss += (planned.predicted_loss or 0.0) * (1.0 - own[1] / own[0])
-        codes_seen += weight.size * planned.planes
-        rows_seen += len(weight)
-    if not codes_seen or not errors[1]:
-        return None
+    weight = np.ascontiguousarray(source_rows(target, _rows(target)))
+    codes_seen = weight.size * planned.planes
+
+    def fitted(sparsity: float | None = None, max_sparsity: float | None = None) -> tuple[float, float]:
+        codes, scales = _core.ternarize(
+            weight,
+            fit=cast(Any, work.config.fit),
+            group_size=planned.group_size,
+            planes=planned.planes,
+            sparsity=sparsity,
+            max_sparsity=max_sparsity,
+            threads=work.config.threads,
+        )
+        seen = summary(_core.layer_statistics(weight, codes, scales, planned.group_size))
+        return seen["mse"] * weight.size, seen["sparsity"] * codes_seen
+
+    error_without, zeros_without = fitted()
+    low = floor and zeros_without < FLOOR * codes_seen
+    error_with, zeros_with = fitted(sparsity=FLOOR) if low else fitted(max_sparsity=planned.max_sparsity)
+    share = 1.0 - error_without / error_with if error_with > 0 else 0.0
     return {
-        "ceiling": highest,
-        "error_increase": errors[0] / errors[1] - 1.0,
-        "perplexity_cost": math.expm1(loss) if work.plan.basis == "calibrated" else None,
-        "sparsity_with": zeros[0] / codes_seen,
-        "sparsity_without": zeros[1] / codes_seen,
-        "rows": rows_seen,
+        "ceiling": planned.max_sparsity,
+        "low": low,
+        "loss": (planned.predicted_loss or 0.0) * max(0.0, share),
+        "error_with": error_with,
+        "error_without": error_without,
+        "zeros_with": zeros_with,
+        "zeros_without": zeros_without,
+        "codes": codes_seen,
+        "rows": len(weight),
     }
 
 

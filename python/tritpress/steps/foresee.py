@@ -10,7 +10,8 @@ from typing import Any
 from tritpress.config import CompressionConfig
 from tritpress.events.context import NullContext, RunContext
 from tritpress.plan import Plan
-from tritpress.steps.prepare import calibration, open_model
+from tritpress.steps.ceiling import ceiling_cost
+from tritpress.steps.prepare import calibration, measure, open_model
 from tritpress.steps.press import planned
 from tritpress.steps.work import Work
 
@@ -26,6 +27,16 @@ class Foreseen:
     facts: dict[str, Any]
     text: str | None
     largest_ratio: float
+    zeros_ceiling: dict[str, Any] | None
+    perplexity: float | None
+    """Of the original on the held-out text, as a run measures it; None where nothing is calibrated or nothing
+    is to be evaluated."""
+
+    @property
+    def predicted_perplexity(self) -> float | None:
+        """What the model pressed by this plan is predicted to have there, before any fine-tuning."""
+        change = self.plan.predicted_change
+        return None if self.perplexity is None or change is None else self.perplexity * (1.0 + change)
 
     def to_json(self) -> dict[str, Any]:
         """What `tritpress plan --json` prints."""
@@ -41,8 +52,11 @@ class Foreseen:
             "predicted_bytes": plan.predicted_bytes,
             "predicted_loss": plan.predicted_loss,
             "predicted_perplexity_change": plan.predicted_change,
+            "perplexity": self.perplexity,
+            "predicted_perplexity": self.predicted_perplexity,
             "bits_per_weight": plan.bits,
             "planes_mean": plan.planes_mean,
+            "zeros_ceiling": self.zeros_ceiling,
             "embeddings": plan.embeddings,
             "tensors": [
                 {
@@ -83,24 +97,31 @@ class _Folder:
 def foresee(model: str | Path, config: CompressionConfig, context: RunContext | None = None) -> Foreseen:
     """The plan that a run of `config` on the model directory would press by.
 
-    With text and torch the model is calibrated first (as in step 3 of a run), otherwise the plan rests on the
-    weights alone. A plan in `config.plan` is checked against the model and its losses are predicted anew.
+    With text and torch the model is evaluated and calibrated first (as in steps 2 and 3 of a run, without the
+    evaluation where `config` has it switched off), otherwise the plan rests on the weights alone. A plan in
+    `config.plan` is checked against the model and its losses are predicted anew.
     Nothing is pressed and nothing is left behind. Raises what such a run would raise before its work:
     `InputError` for a model or text that cannot be used, `UsageError` for a ratio beyond reach and a plan
     that does not fit.
     """
-    config = config.model_copy(update={"evaluate": False, "finetune": False})
+    evaluated, config = config.evaluate, config.model_copy(update={"evaluate": False, "finetune": False})
     with tempfile.TemporaryDirectory(prefix="tritpress-plan-") as scratch:
         folder = _Folder(Path(scratch), Path(model).expanduser().absolute())
         work = Work(config=config, directory=folder, context=context or NullContext())
         from tritpress.report import model_facts
 
         largest = open_model(work)
+        perplexity = None
+        if evaluated and work.calibrates:
+            perplexity = measure(work, work.original, step=2)["perplexity"]
         calibration(work)
+        plan, zeros = planned(work)
         return Foreseen(
-            plan=planned(work),
+            plan=plan,
+            zeros_ceiling=ceiling_cost(zeros, plan),
             method=work.method,
             facts=model_facts(work),
             text=work.splits.source if work.splits is not None and work.calibrates else None,
             largest_ratio=largest,
+            perplexity=perplexity,
         )

@@ -13,7 +13,7 @@ from tritpress.formats.source import read_tensor
 from tritpress.formats.targets import Target
 from tritpress.plan import Plan, foretell, make_plan, read_plan
 from tritpress.report import layer_figures
-from tritpress.steps.ceiling import ceiling_cost
+from tritpress.steps.ceiling import ceiling_cost, hold_zeros
 from tritpress.steps.details import record_details
 from tritpress.steps.prepare import model_found, untrainable
 from tritpress.steps.steering import SteeredContext
@@ -31,7 +31,6 @@ def ternarization(work: Work) -> None:
         _emit_layer(work, layer, reused=reused, **record_details(work, target, work.store, info, reused))
         work.context.emit("step.progress", step=4, done=done, total=len(work.pressed), detail=target.name)
         work.context.check()
-    work.write_json("zeros-ceiling.json", ceiling_cost(work))
     _emit_layer_figures(work)
 
 
@@ -148,18 +147,22 @@ def _make_plan(work: Work) -> Plan:
     path = work.folder / "plan.json"
     if path.is_file():  # a resumed run keeps to the plan that its finished tensors were made by
         return Plan.load(path)
-    plan = planned(work)
+    plan, zeros = planned(work)
+    work.write_json("zeros.json", zeros)
     plan.save(path)
     return plan
 
 
-def planned(work: Work) -> Plan:
-    """The plan that was given, with its losses predicted anew, or else the one made for the target ratio."""
+def planned(work: Work) -> tuple[Plan, dict[str, Any]]:
+    """The plan that was given, with its losses predicted anew, or else the one made for the target ratio; and
+    what holding its zeros was found to cost (`steps.ceiling.hold_zeros`)."""
     found = _calibration(work)
     if work.config.plan is not None:
         plan = read_plan(work.config.plan, work.source, work.targets)
-        return foretell(work.source, work.targets, work.config, found, plan)
-    return make_plan(work.source, work.targets, work.config, found)
+        plan = foretell(work.source, work.targets, work.config, found, plan)
+    else:
+        plan = make_plan(work.source, work.targets, work.config, found)
+    return plan, hold_zeros(work, plan)
 
 
 def _calibration(work: Work) -> Any:
@@ -189,6 +192,7 @@ def _announce_plan(work: Work) -> None:
                 "method": work.method,
                 "threshold": p.threshold,
                 "sparsity": p.sparsity,
+                "max_sparsity": p.max_sparsity,
                 "predicted_loss": p.predicted_loss,
                 "plane_losses": choices.get(p.name),
             }
@@ -217,7 +221,9 @@ def _emit_layer(work: Work, layer: dict[str, Any], **more: Any) -> None:
 
 
 def _note_layer_figures(work: Work) -> dict[str, Any]:
-    figures = {**layer_figures(work), "zeros_ceiling": work.read_json("zeros-ceiling.json")}
+    assert work.plan is not None
+    held = ceiling_cost(work.read_json("zeros.json"), work.plan)
+    figures = {**layer_figures(work), "zeros_ceiling": held}
     work.figures.update(figures)
     return figures
 

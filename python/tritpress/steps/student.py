@@ -12,6 +12,7 @@ from tritpress.formats.packed import dense_as_packed
 from tritpress.formats.targets import Target
 from tritpress.nn.bit_linear import BitLinear
 from tritpress.nn.surgery import replace_module, weight_out_in
+from tritpress.plan import TensorPlan
 from tritpress.steps.work import Work
 
 ZERO_FLOOR, ZERO_SLACK = 0.25, 0.005
@@ -59,7 +60,7 @@ def make_student(work: Work, in_place: bool = False) -> tuple[Any, dict[str, Bit
             bias=cast(Tensor | None, module.bias),
             latent=weight_out_in(module),
             activation_bits=work.config.activation_bits,
-            zero_band=_zero_band(work),
+            zero_band=_zero_band(planned),
             device=work.device,
         )
         replace_module(student, path, layer)
@@ -97,12 +98,11 @@ def _decoded(work: Work, target: Target) -> Tensor:
     return weight.half().float()
 
 
-def _zero_band(work: Work) -> tuple[float, float] | None:
-    """Limits for the zeros of every tensor while it trains; None where the user left or set them free."""
-    config = work.config
-    if config.target_sparsity is not None:
-        return max(0.0, config.target_sparsity - ZERO_SLACK), config.target_sparsity + ZERO_SLACK
-    return (ZERO_FLOOR, config.max_sparsity) if config.max_sparsity is not None else None
+def _zero_band(planned: TensorPlan) -> tuple[float, float] | None:
+    """Limits for the zeros of a tensor while it trains, as it was pressed; None where they are free."""
+    if planned.sparsity is not None:
+        return max(0.0, planned.sparsity - ZERO_SLACK), planned.sparsity + ZERO_SLACK
+    return (ZERO_FLOOR, planned.max_sparsity) if planned.max_sparsity is not None else None
 
 
 def _tensor(value: Any) -> Any:

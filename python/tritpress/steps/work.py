@@ -127,13 +127,19 @@ class Work:
     @property
     def embeddings(self) -> list[Target]:
         """Token embeddings and output heads that the plan presses; none before there is a plan."""
-        pressed = {} if self.plan is None else self.plan.tensors
-        return [target for target in embedding_targets(self.source) if target.name in pressed]
+        return [] if self.plan is None else self._embeddings_in(self.plan)
 
     @property
     def pressed(self) -> list[Target]:
         """Everything that the plan presses: embeddings first, then the linear layers."""
         return [*self.embeddings, *self.targets]
+
+    def pressed_by(self, plan: Plan) -> list[Target]:
+        """Everything that another plan than the run's presses, in the same order."""
+        return [*self._embeddings_in(plan), *self.targets]
+
+    def _embeddings_in(self, plan: Plan) -> list[Target]:
+        return [target for target in embedding_targets(self.source) if target.name in plan.tensors]
 
     @property
     def final_store(self) -> TensorStore:

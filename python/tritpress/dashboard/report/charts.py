@@ -117,9 +117,9 @@ def _colour_bar(
             gap = y
 
 
-def zeros(board: Board, config: dict[str, Any]) -> list[Picture]:
+def zeros(board: Board, facts: Facts) -> list[Picture]:
     """Zeros of each layer against band and target, a picture for each page."""
-    target = sparsity_target(config)
+    target = sparsity_target(facts.config, facts.state["plan"])
     most = max([0.6, *(bar.high for bar in board.bars if bar.high is not None)])
     found = []
     for first, end in pages(board):
@@ -265,7 +265,7 @@ def pictures(facts: Facts) -> list[Picture]:
     if board.cells:
         for shade in SHADES.values():
             found += grids(board, shade)
-        found += zeros(board, facts.config)
+        found += zeros(board, facts)
         found.append(errors(board))
         weights, rest = worst_pictures(facts)
         found += [*weights, *rest, *tuning(facts)]

@@ -116,7 +116,7 @@ def _zeros(facts: Facts) -> Markup:
         "Mean of each layer's codes; the thin stroke goes from its least to its most sparse tensor, a sign "
         "(!) marks what lies outside the gate's band.",
     )
-    return words + join(map(_figure, charts.zeros(board, facts.config)))
+    return words + join(map(_figure, charts.zeros(board, facts)))
 
 
 def _error(facts: Facts) -> Markup:

@@ -212,7 +212,8 @@ class Progress(Tab):
         if shown is None or not (force or ((cells or rows) and now - self.beside_sent >= BESIDE_EVERY)):
             return
         self.beside_sent, self.due = now, (set(), set())
-        view, target = window(self.board.where, self.number), sparsity_target(shown.state["config"])
+        target = sparsity_target(shown.state["config"], shown.state["plan"])
+        view = window(self.board.where, self.number)
         self.parts.bars.show(self.board, view, target, sorted(rows), everything)
         self.parts.minimap.show(self.board, sorted(cells))
 

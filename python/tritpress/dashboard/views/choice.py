@@ -30,7 +30,7 @@ def chosen(
             *_cost(layer, planned, plan, config),
             _method(planned),
             _threshold(threshold, config),
-            _zeros(layer, config),
+            _zeros(layer, planned, config),
             "Fine-tuning changed it afterwards: the figures are those of the trained tensor."
             if layer.get("fine_tuned")
             else "",
@@ -141,13 +141,15 @@ def _threshold(threshold: float | None, config: dict[str, Any]) -> str:
     )
 
 
-def _zeros(layer: dict[str, Any], config: dict[str, Any]) -> str:
+def _zeros(layer: dict[str, Any], planned: dict[str, Any], config: dict[str, Any]) -> str:
     zeros, asked = layer.get("sparsity"), config.get("sparsity")
     if not fig.known(zeros):
         return ""
     if fig.known(asked):
         limit = f"{fig.percent(asked, 0)} were asked for"
-    elif asked == "free" or config.get("threshold") is not None:
+    elif fig.known(planned.get("sparsity")):
+        limit = f"the plan asks for {fig.percent(planned['sparsity'], 0)}"
+    elif asked == "free" or config.get("threshold") is not None or planned.get("max_sparsity", 0) is None:
         limit = "there is no ceiling"
     else:
         limit = "the ceiling is 44 %"

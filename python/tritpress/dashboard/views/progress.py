@@ -333,8 +333,9 @@ class SparsityTarget:
     band: tuple[float, float] = SPARSITY_BAND
 
 
-def sparsity_target(config: dict[str, Any]) -> SparsityTarget:
-    """The line of the sparsity bars: what the user asked for, else the ceiling that a fit keeps."""
+def sparsity_target(config: dict[str, Any], plan: dict[str, Any] | None = None) -> SparsityTarget:
+    """The line of the sparsity bars: what the user asked for, else the ceiling that the plan's tensors keep
+    (where there is no plan yet, the one that they will)."""
     asked = config.get("sparsity")
     if fig.known(asked):
         return SparsityTarget(float(asked), f"target {fig.percent(asked, 0)}")
@@ -342,6 +343,9 @@ def sparsity_target(config: dict[str, Any]) -> SparsityTarget:
         return SparsityTarget(None, "no ceiling")
     if config.get("threshold") is not None:
         return SparsityTarget(None, f"threshold {fig.significant(config['threshold'])}")
+    kept = [t.get("max_sparsity", SPARSITY_CEILING) for t in (plan or {}).get("tensors") or []]
+    if kept and not any(map(fig.known, kept)):
+        return SparsityTarget(None, "no ceiling")
     return SparsityTarget(SPARSITY_CEILING, f"ceiling {fig.percent(SPARSITY_CEILING, 0)}")
 
 
