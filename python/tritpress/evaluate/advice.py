@@ -216,8 +216,9 @@ def _training(m: Measured, other: bool) -> str:
             )
         return f"{word}ine-tune {instead} at the same size, {said}. Run: {command}"
     tokens = max(FIRST_TOKENS, 2 * done)
-    why = "its loss curve is too short to say" if done else "what it brings can be foretold once some is done"
-    return f"{word}ine-tune {tokens:,} tokens at the same size ({why}). Run: {_trained(m, tokens)}"
+    why = "the loss curve is too short" if done else "a loss curve comes with the first training"
+    said = f"whether that is enough cannot be foretold yet: {why}"
+    return f"{word}ine-tune {tokens:,} tokens at the same size ({said}). Run: {_trained(m, tokens)}"
 
 
 def _trained(m: Measured, tokens: int) -> Command:
