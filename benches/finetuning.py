@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "mugrokfast 0.5": {"optimizer": "mugrokfast", "grokfast_lambda": 0.5},
     "mugrokfast 2": {"optimizer": "mugrokfast", "grokfast_lambda": 2.0},
 }
-RATE_FACTORS = (0.5, 1.0, 2.0)
-"""The rates that are tried for each optimizer, times the recipe's own."""
+RATE_FACTORS, MOST_FACTORS = (0.5, 1.0, 2.0), 6
+"""The rates that are tried for each optimizer, times the recipe's own; where the best is the lowest or the
+highest of them, the next one is tried too, up to that many."""
 
 
 WIDE = (1024, 2816, 4, 8_192)
@@ -310,18 +312,20 @@ def optimizers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         sys.exit(f"no optimizer {unknown[0]!r}; there are {', '.join(OPTIMIZERS)}")
     for kind in kinds:
         stem = kind.replace(" ", "-")
-        tuning = []
-        for factor in RATE_FACTORS:
-            name = f"tuning-{stem}-{arguments.tuning_tokens}-{factor:.3g}"
+
+        def tried(factor: float) -> float:
+            name = f"tuning-{stem}-{arguments.tuning_tokens}-{factor:.3g}"  # noqa: B023
             made = bench.row(
                 name,
                 lambda: train(name, kind, 0, arguments.tuning_tokens, factor, False),  # noqa: B023
             )
-            tuning.append((made["loss_best"], factor))
-        factor = min(tuning)[1]
+            return float(made["loss_best"])
+
+        factor, losses = tuned(tried)
+        print(f"  {kind}: " + ", ".join(f"{loss:.4f} at {key:g}" for key, loss in losses.items()), flush=True)
         found = []
         for seed in seeds:
-            name = f"{stem}-{arguments.tokens}-seed{seed}"
+            name = f"{stem}-{arguments.tokens}-x{factor:.3g}-seed{seed}"
             found.append(
                 bench.row(name, lambda: train(name, kind, seed, arguments.tokens, factor, True))  # noqa: B023
             )
@@ -335,6 +339,17 @@ def optimizers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             flush=True,
         )
     return rows
+
+
+def tuned(tried: Callable[[float], float]) -> tuple[float, dict[float, float]]:
+    """(the best factor, {factor: loss}) over `RATE_FACTORS` and what lies beyond them on the better side."""
+    losses = {factor: tried(factor) for factor in RATE_FACTORS}
+    while True:
+        best = min(losses, key=lambda factor: (losses[factor], factor))
+        following = best / 2 if best == min(losses) else best * 2 if best == max(losses) else None
+        if following is None or len(losses) == MOST_FACTORS:
+            return best, dict(sorted(losses.items()))
+        losses[following] = tried(following)
 
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")
