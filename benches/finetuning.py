@@ -59,6 +59,7 @@ CASES: dict[str, tuple[str, int]] = {
     "one-1m": ("one", 1_000_000),
     "one-4m": ("one", 4_000_000),
 }
+TRAININGS, FOLDER = "r8-500k,one-500k,one-1m,one-4m", Path("target/finetuning")
 BITNET_RATES, BITNET_TRIAL = (3e-4, 1e-3, 3e-3), 131_072
 """AdamW's rates for latent weights in their own units, and the tokens that each is tried for."""
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -214,7 +215,7 @@ def finetuning(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Whole runs of the pipeline with budgets of training, all gates judged."""
     bench, rows = Bench(arguments.folder), []
     print(f"{'case':10} {'ratio':>6} {'change':>8} {'kept':>7} {'kl':>7} {'agree':>6} {'zeros':>6}  gates")
-    for name in arguments.cases.split(","):
+    for name in arguments.trainings.split(","):
         start, tokens = CASES[name]
         row = bench.row(name, lambda: bench.whole_run(name, start, tokens))  # noqa: B023
         rows.append(row)
@@ -439,9 +440,9 @@ def add_commands(commands: Any) -> dict[str, Any]:
     functions = {"finetuning": finetuning, "bitnet": bitnet, "optimizers": optimizers, "step": step}
     for name, function in functions.items():
         parser = commands.add_parser(name, help=function.__doc__)
-        parser.add_argument("--folder", type=Path, default=Path("target/finetuning"))
+        parser.add_argument("--folder", type=Path, default=FOLDER)
         made[name] = (parser, function)
-    made["finetuning"][0].add_argument("--cases", default="r8-500k,one-500k,one-1m,one-4m")
+    made["finetuning"][0].add_argument("--cases", dest="trainings", default=TRAININGS)
     made["step"][0].add_argument("--wide", action="store_true", help="a Llama of 51 M weights in its blocks")
     made["optimizers"][0].add_argument("--seeds", default="0,1,2")
     made["optimizers"][0].add_argument("--kinds", help=f"some of {', '.join(OPTIMIZERS)} (all)")

@@ -1,12 +1,13 @@
 """What each way of pressing the reference model costs, on held-out text through the packed kernels.
 
-    python benches/quality.py table [--cases 2planes,1plane,7,8,10,12] [--json FILE] [--threads N]
+    python benches/quality.py table [--cases 2planes,1plane,7,8,10,12] [--trained] [--json FILE] [--threads N]
     python benches/quality.py predictions [--plans 24] [--folder DIR] [--at-most N]
     python benches/quality.py zeros [--draws N]
     python benches/quality.py finetuning | bitnet | optimizers | step    (benches/finetuning.py)
 
 `table` presses, writes, loads and evaluates the model for each case and judges the five gates: no
-fine-tuning, the built-in text, 16,384 tokens of calibration. `predictions` compares the planner's predicted
+fine-tuning, the built-in text, 16,384 tokens of calibration. With `--trained` the rows of `finetuning` and
+`bitnet` follow (an hour on one core; resumable). `predictions` compares the planner's predicted
 loss with the measured KL divergence over random plans. `zeros`: what one plane loses to the ceiling on zeros,
 over N draws of calibration windows, since a single one moves the perplexity as much as the ceiling does.
 """
@@ -200,6 +201,10 @@ def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             f"{'failed: ' + ', '.join(failed) if failed else 'all pass'}; {row['seconds']:.0f} s",
             flush=True,
         )
+    if arguments.trained:
+        for more in (finetuning.finetuning, finetuning.bitnet):
+            print()
+            rows += more(arguments)
     return rows
 
 
@@ -242,6 +247,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("table")
     one.add_argument("--cases", default="2planes,1plane,7,8,10,12")
+    one.add_argument("--trained", action="store_true", help="the rows with fine-tuning too")
+    one.set_defaults(folder=finetuning.FOLDER, trainings=finetuning.TRAININGS)
     three = commands.add_parser("zeros")
     three.add_argument("--draws", type=int, default=6, help="choices of calibration windows")
     two = commands.add_parser("predictions")

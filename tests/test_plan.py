@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -165,10 +166,13 @@ def test_out_of_reach_names_the_largest_ratio_that_works(reference):
     source, targets = reference
     with pytest.raises(UsageError, match="at most ") as caught:
         make_plan(source, targets, CompressionConfig(target_ratio=15.9))
-    largest = float(str(caught.value).rpartition(" ")[2])
-    assert make_plan(source, targets, CompressionConfig(target_ratio=largest)).predicted_ratio >= largest
-    with pytest.raises(UsageError):
-        make_plan(source, targets, CompressionConfig(target_ratio=largest + 0.02))
+    largest, in_rows = map(float, re.findall(r"\d+\.\d\d\b", str(caught.value)))
+    assert largest < in_rows
+    for ratio, size in ((largest, None), (in_rows, 0)):
+        plan = make_plan(source, targets, CompressionConfig(target_ratio=ratio, group_size=size))
+        assert plan.predicted_ratio >= ratio
+        with pytest.raises(UsageError):
+            make_plan(source, targets, CompressionConfig(target_ratio=ratio + 0.02, group_size=size))
 
 
 @pytest.mark.parametrize("planes", [1, 2, 3])

@@ -183,9 +183,13 @@ def largest_reachable(source: SourceModel, targets: list[Target], config: Compre
     pressed = [*targets, *embedding_targets(source)]
     largest_ratio = _smallest_ratio(source, pressed, config)
     if config.target_ratio is not None and config.target_ratio > largest_ratio:
+        rows = ""
+        if config.group_size is None:  # otherwise the planner does not choose whole rows
+            with_rows = _smallest_ratio(source, pressed, config.model_copy(update={"group_size": 0}))
+            rows = f" ({_round_down(with_rows):.2f} with one scale a row, group size 0)"
         raise UsageError(
             f"a ratio of {config.target_ratio:g} is beyond reach for {source.path}: one plane everywhere, "
-            f"embeddings too, gives at most {_round_down(largest_ratio):.2f}"
+            f"embeddings too, gives at most {_round_down(largest_ratio):.2f}{rows}"
         )
     return largest_ratio
 
