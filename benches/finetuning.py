@@ -69,9 +69,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "mugrokfast 0.5": {"optimizer": "mugrokfast", "grokfast_lambda": 0.5},
     "mugrokfast 2": {"optimizer": "mugrokfast", "grokfast_lambda": 2.0},
 }
-RATE_FACTORS, MOST_FACTORS = (0.5, 1.0, 2.0), 6
+RATE_FACTORS = (0.5, 1.0, 2.0)
 """The rates that are tried for each optimizer, times the recipe's own; where the best is the lowest or the
-highest of them, the next one is tried too, up to that many."""
+highest of them, the next one is tried too."""
 
 
 WIDE = (1024, 2816, 4, 8_192)
@@ -343,14 +343,14 @@ def optimizers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def tuned(tried: Callable[[float], float]) -> tuple[float, dict[float, float]]:
-    """(the best factor, {factor: loss}) over `RATE_FACTORS` and what lies beyond them on the better side."""
+    """(the best factor, {factor: loss}) over `RATE_FACTORS` and what lies beyond while that is better."""
     losses = {factor: tried(factor) for factor in RATE_FACTORS}
     while True:
-        best = min(losses, key=lambda factor: (losses[factor], factor))
-        following = best / 2 if best == min(losses) else best * 2 if best == max(losses) else None
-        if following is None or len(losses) == MOST_FACTORS:
+        best = min(losses, key=lambda factor: losses[factor])  # of equal ones the one tried first
+        beyond = best / 2 if best == min(losses) else best * 2 if best == max(losses) else None
+        if beyond is None:
             return best, dict(sorted(losses.items()))
-        losses[following] = tried(following)
+        losses[beyond] = tried(beyond)
 
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")
