@@ -15,6 +15,7 @@ from tritpress.plan import largest_reachable, read_plan
 from tritpress.reference import is_reference_model, reference_model_path
 from tritpress.report import model_facts
 from tritpress.steps.tasks import check_tasks, tasks_before
+from tritpress.steps.torch_loading import load_torch
 from tritpress.steps.training_memory import check_room
 from tritpress.steps.work import Work
 from tritpress.text import SPLITS, Splits, builtin_splits, load_splits, windows_sha256
@@ -269,6 +270,7 @@ def _given_splits(work: Work) -> Splits:
         raise UsageError(f"--text self: {work.torch_missing}")
     from tritpress.steps.self_text import self_written_splits
 
+    load_torch()
     if config.threads:
         import torch
 
@@ -284,6 +286,7 @@ def _choose_method(work: Work) -> None:
     can_calibrate = work.splits is not None and not missing
     work.method = config.method if config.method != "auto" else ("gptq" if can_calibrate else "fast")
     if work.needs_torch:
+        load_torch()
         import torch
 
         torch.manual_seed(config.seed)

@@ -19,6 +19,7 @@ from tritpress.formats.source import SourceModel, TensorEntry, read_tensor, tens
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import Target, embedding_targets
 from tritpress.plan import Plan
+from tritpress.steps.torch_loading import load_torch
 from tritpress.text import Splits
 
 if TYPE_CHECKING:
@@ -166,6 +167,8 @@ class Work:
             if self.config.device == "cuda":
                 raise UsageError(f"--device cuda: {self.torch_missing}")
             return "cpu"
+        if self.config.device != "cpu":
+            load_torch()
         return choose_device(self.config.device)
 
     @cached_property
