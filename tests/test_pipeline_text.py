@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,32 @@ def test_the_windows_are_known_by_their_hash(text_dir: Path, tiny_qwen3_dir: Pat
     assert work.text_facts["held_out_tokens"] == 32 * 63
     other, _ = load(tiny_qwen3_dir, tmp_path / "c", **{**options, "window": 32})
     assert other.text_facts["held_out_windows_sha256"] != work.text_facts["held_out_windows_sha256"]
+
+
+class KeepingFolder(Folder):
+    """As a run's directory: what is chosen at the first start stays."""
+
+    def choose(self, **measured: Any) -> dict[str, Any]:
+        kept = self.path / "chosen.json"
+        if not kept.is_file():
+            kept.write_text(json.dumps(measured))
+        return json.loads(kept.read_text())
+
+
+def test_a_text_that_changed_since_the_run_began(tiny_qwen3_dir: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    lines = [f"{' ' * 90}{i * 7919 % 977} {i}\n" for i in range(4000)]
+    text.write_text("".join(lines))
+    (tmp_path / "run").mkdir()
+    config = CompressionConfig(text=[str(text)], window=64, evaluation_tokens=1024, calibration_tokens=1024)
+
+    def start() -> None:
+        steps.load(steps.Work(config, KeepingFolder(tmp_path / "run", tiny_qwen3_dir), Told()))
+
+    start()
+    start()  # the same text
+    text.write_text("".join(lines[:3000]))
+    with pytest.raises(InputError, match=r"the text has changed since run .* \(.*held-out.*start a new run"):
+        start()
+    text.write_text("".join(lines))
+    start()

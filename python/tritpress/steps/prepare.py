@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from tritpress.config import SELF_TEXT, CompressionConfig
-from tritpress.errors import UsageError
+from tritpress.errors import InputError, UsageError
 from tritpress.formats.checks import check_finite
 from tritpress.formats.source import SourceModel, open_source
 from tritpress.formats.targets import Target, embedding_targets, find_targets
@@ -36,7 +36,8 @@ def load(work: Work) -> None:
     if work.torch_missing or work.cannot_measure:  # otherwise all of it is looked at when the model is opened
         pressed = {target.name for target in work.targets}
         check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
-    work.chosen = work.directory.choose(**_measure_machine(work))
+    work.chosen = work.directory.choose(**_measure_machine(work), text=_text_hashes(work))
+    _check_same_text(work)
     work.context.emit("model", **model_found(work, work.targets))
     work.context.emit("figures", bytes=work.source.bytes_on_disk, bytes_fp32=work.source.bytes_fp32)
 
@@ -253,7 +254,7 @@ def _find_text(work: Work) -> None:
     if work.splits is not None:
         work.text_facts = {
             "source": work.splits.source,
-            **{f"{split}_sha256": work.splits.sha256(split) for split in SPLITS},
+            **{f"{split}_sha256": digest for split, digest in (_text_hashes(work) or {}).items()},
             "near_duplicates_left_out": work.splits.left_out,
             "held_out_tokens": None,
             "window": work.window,
@@ -270,12 +271,16 @@ def _given_splits(work: Work) -> Splits:
         raise UsageError(f"--text self: {work.torch_missing}")
     from tritpress.steps.self_text import self_written_splits
 
+    _start_torch(config)
+    return self_written_splits(work)
+
+
+def _start_torch(config: CompressionConfig) -> None:
     load_torch()
     if config.threads:
         import torch
 
         torch.set_num_threads(config.threads)
-    return self_written_splits(work)
 
 
 def _choose_method(work: Work) -> None:
@@ -286,12 +291,10 @@ def _choose_method(work: Work) -> None:
     can_calibrate = work.splits is not None and not missing
     work.method = config.method if config.method != "auto" else ("gptq" if can_calibrate else "fast")
     if work.needs_torch:
-        load_torch()
+        _start_torch(config)
         import torch
 
         torch.manual_seed(config.seed)
-        if config.threads:
-            torch.set_num_threads(config.threads)
         if work.cannot_measure is None:
             _keep_held_out_windows(work)
         _cut_windows(work)
@@ -316,6 +319,23 @@ def _keep_held_out_windows(work: Work) -> None:
     work.text_facts["held_out_tokens"] = int(windows.shape[0] * (windows.shape[1] - 1))
     work.text_facts["held_out_windows_sha256"] = windows_sha256(windows)
     np.save(work.folder / "held_out_windows.npy", windows)
+
+
+def _text_hashes(work: Work) -> dict[str, str] | None:
+    return None if work.splits is None else {split: work.splits.sha256(split) for split in SPLITS}
+
+
+def _check_same_text(work: Work) -> None:
+    """Refuse to go on with other text than the run began with: what was measured and kept (the original's
+    perplexity, the calibration, its cached logits) is of that text."""
+    before, now = work.chosen.get("text"), _text_hashes(work)
+    changed = [split for split in SPLITS if before and (now is None or before[split] != now[split])]
+    if changed:
+        parts = ", ".join(split.replace("_", "-") for split in changed)
+        raise InputError(
+            f"the text has changed since run {work.directory.id} began ({parts}): put it back as it was, or "
+            "start a new run"
+        )
 
 
 def _measure_machine(work: Work) -> dict[str, Any]:

@@ -276,12 +276,9 @@ def _why_not_fine_tune(work: Work) -> str | None:
         return "switched off"
     if work.torch_missing or work.splits is None:
         return work.torch_missing or work.no_text_reason
-    reason = untrainable(work)
-    if reason:
-        return reason
     if not work.may_train:
         return (
             f"not asked for, and {work.source.parameters / 1e6:.0f} M parameters train slowly on a CPU "
             "(--finetune with --tokens or --minutes does it)"
         )
-    return None
+    return untrainable(work)
