@@ -6,6 +6,7 @@
 
 mod counts;
 mod fit;
+mod held;
 mod lanes;
 
 use std::sync::Mutex;
