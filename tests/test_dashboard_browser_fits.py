@@ -121,8 +121,10 @@ def test_nothing_sticks_out_of_dialogs_and_an_open_tensor(browser: Any, server: 
 
 
 def settled(page: Any) -> list[str]:
-    """What sticks out once the charts have taken the new width in, or after two seconds all the same."""
-    for _ in range(8):
+    """What sticks out once fonts are loaded (until then an icon is its name in letters) and the charts have
+    taken the new width in, or some seconds later all the same."""
+    page.wait_for_function("document.fonts.status === 'loaded'")
+    for _ in range(20):
         page.wait_for_timeout(150)
         found = list(page.evaluate(LOOK))
         if not found:

@@ -57,14 +57,16 @@ WALK = """() => {
   }
   // Of radio buttons of one name, Tab goes to one.
   const one = (e) => e.type !== "radio" || e.checked
-  walk.missed = (inside) => {
+  walk.missed = () => {
     const found = []
+    // What was written anew since the walk passed it: a run at work changes the page.
+    const gone = new Set([...reached].filter((e) => !e.isConnected).map(name))
     const look = (root) => {
       for (const e of root.querySelectorAll("*")) {
         if (e.shadowRoot) look(e.shadowRoot)
         const control = e.matches("a[href], button, input, select, textarea, summary, [role=tab], [tabindex]")
         if (!control || e.disabled || e.tabIndex < 0 || !one(e) || !seen(e)) continue
-        if (!reached.has(e)) found.push(name(e))
+        if (!reached.has(e) && !gone.has(name(e))) found.push(name(e))
       }
     }
     look(document)
