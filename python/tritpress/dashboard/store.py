@@ -25,7 +25,7 @@ from tritpress.runs.labels import Labels, load_labels
 
 log = logging.getLogger(__name__)
 
-LIVE_INTERVAL = 0.03
+LIVE_INTERVAL = 0.06
 """Seconds between two looks at the log of a run that is at work."""
 
 PACE, MANY_PACE, FEW = 0.14, 0.29, 4
