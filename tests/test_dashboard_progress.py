@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from bokeh.models import ColumnDataSource
 from dashboard_log import events, make_run, targets, write_run
 from tritpress.dashboard.components.heatmap import HOVER
-from tritpress.dashboard.session import Session
+from tritpress.dashboard.session import WORDS_EVERY, Session
 from tritpress.dashboard.store import RunStore
-from tritpress.dashboard.tabs.progress import BESIDE_EVERY
+from tritpress.dashboard.tabs.progress import BESIDE_EVERY, NOW_EVERY
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.choice import chosen
 from tritpress.dashboard.views.layer import Found, find_layer, layer_view, look_through, look_up
@@ -310,3 +311,33 @@ def test_an_event_sends_its_cell_alone(tmp_path: Path, monkeypatch: pytest.Monke
     assert repr(minimap["value"]) == repr(list(grid["value"])), "with what is not a number yet"
     session.tab._turn(2)
     assert len(sent) == 3, "a page is turned without any data"
+
+
+def test_words_change_no_faster_than_they_can_be_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    script = list(events(run, layers=126, steps=1))
+    finished = [at for at, (kind, _) in enumerate(script) if kind == "layer.finished"]
+    writer = EventWriter(run.path)
+    session, later = Session(RunStore(tmp_path)), itertools.count(time.monotonic() + 60)
+
+    def write(piece: list[tuple[str, dict[str, Any]]]) -> tuple[str, str]:
+        for kind, fields in piece:
+            writer.emit(kind, **fields)
+        writer.flush()
+        session.feed.poll(next(later))
+        session.clock = time.time()  # within a second
+        session.tick()
+        return session.bar.pane.object, session.tab.now.pane.object
+
+    session.context.open_run("r", "progress")
+    first = write(script[: finished[40]])
+    session.told = session.tab.now_sent = time.monotonic()
+    assert write(script[finished[40] : finished[41]]) == first and session.untold
+    session.told -= WORDS_EVERY
+    session.tab.now_sent -= NOW_EVERY
+    second = write(script[finished[41] : finished[42]])
+    assert second[1] != first[1] and not session.untold
+    session.told = session.tab.now_sent = time.monotonic()
+    last = write(script[finished[42] :])
+    assert last[0] != second[0] and last[1] != second[1], "the end is said at once"
+    writer.close()

@@ -33,6 +33,9 @@ from tritpress.dashboard.views.runs import run_options
 TICK = 150
 """Milliseconds between two looks at the store."""
 
+WORDS_EVERY = 0.45
+"""Least seconds between two changes of words that change with every event: nobody reads them faster."""
+
 
 class Session:
     """The page of one browser tab."""
@@ -45,7 +48,8 @@ class Session:
         self.seen = -1
         self.seen_list = -1
         self.visible = True
-        self.clock = self.ticked = 0.0
+        self.clock = self.ticked = self.told = 0.0
+        self.untold = False
         self.joined = False
         self.standing: tuple[str, str, bool] | None = None
         self.default = Form(model=default_model())
@@ -182,7 +186,7 @@ class Session:
         moving = feed is not None and feed.state["status"] in ("created", "queued", "running")
         clock = moving and now - self.clock >= 1.0
         tab = self.tab
-        waiting = self.steering.busy or tab.pending
+        waiting = self.steering.busy or tab.pending or self.untold
         if version == self.seen and not list_changed and not clock and not waiting:
             return False
         with pn.io.hold(pn.state.curdoc):
@@ -201,10 +205,14 @@ class Session:
         version = feed.version if feed is not None else -1
         fresh = everything or version != self.seen
         self.seen = version
-        if fresh:
+        standing = None if feed is None else (feed.id, feed.state["status"], feed.lost)
+        turned = everything or standing != self.standing
+        self.untold = self.untold or fresh
+        if self.untold and (turned or time.monotonic() - self.told >= WORDS_EVERY):
+            self.told, self.untold = time.monotonic(), False
             self.bar.set(status_bar(feed, self.context.missing))
-            standing = None if feed is None else (feed.id, feed.state["status"], feed.lost)
-            if everything or standing != self.standing:  # nothing else of a run moves the buttons
+        if fresh:
+            if turned:  # nothing else of a run moves the buttons
                 self.standing = standing
                 self.apply_controls()
             if feed is not None:

@@ -37,6 +37,9 @@ BESIDE_EVERY = 1.0
 """Least seconds between two changes of minimap and bars while a run is at work: the grid shows every cell at
 once, and to draw the whole model beside it costs as much again."""
 
+NOW_EVERY = 0.45
+"""Least seconds between two changes of the line that says what is at work."""
+
 LIVE = frozenset({CLOCK, "layer.started", "layer.finished", "step.progress"})
 
 
@@ -72,7 +75,7 @@ class Progress(Tab):
         self.last: Shown | None = None
         self.lookup: Future[Found] | None = None
         self.looked_at: Any = None  # what the snapshot had of the tensor when it was looked up
-        self.twin_sent = self.beside_sent = 0.0
+        self.twin_sent = self.beside_sent = self.now_sent = 0.0
         self.due: tuple[set[int], set[int]] = (set(), set())  # cells and rows that minimap and bars lack
         self.quiet, self.placed = False, False
 
@@ -144,13 +147,16 @@ class Progress(Tab):
         )
         if fresh:
             self._set_model(shown.state["targets"])
-        self.now.set(now_bar(shown))
+        quickly = changed is not None and changed <= LIVE
+        if not quickly or fresh or time.monotonic() - self.now_sent >= NOW_EVERY:
+            self.now_sent = time.monotonic()
+            self.now.set(now_bar(shown))
         if changed is not None and not changed - {CLOCK} and not fresh:
             self._show_beside()
             self._show_twin()
             return
-        self._show(everything=changed is None or fresh, quickly=changed is not None and changed <= LIVE)
-        self._show_twin(force=changed is None or not changed <= LIVE)
+        self._show(everything=changed is None or fresh, quickly=quickly)
+        self._show_twin(force=not quickly)
 
     def _set_model(self, targets: list[Any]) -> None:
         self.board, self.mapped = Board(map_targets(targets)), targets
