@@ -29,7 +29,7 @@ WALK = """() => {
   const said = (e) => e.getAttribute("aria-label") || (e.labels && e.labels[0] && e.labels[0].innerText) ||
     e.innerText || e.id || ""
   const name = (e) => `${e.localName} ${e.type || ""} ${said(e).trim().slice(0, 40)}`
-  const reached = new Set()
+  const reached = new Map()  // to its name when it was reached
   // Its own outline or shadow, or the frame that a library draws around the field it lies in.
   const ring = (e) => {
     for (let up = e, n = 0; up && n < 4; up = above(up), n++) {
@@ -43,7 +43,7 @@ WALK = """() => {
     const e = deepest()
     if (!e || e === document.body || e === document.documentElement) return null
     const again = reached.has(e)
-    reached.add(e)
+    if (!again) reached.set(e, name(e))
     return {name: name(e), ring: ring(e), again}
   }
   const seen = (e) => {
@@ -60,7 +60,7 @@ WALK = """() => {
   walk.missed = () => {
     const found = []
     // What was written anew since the walk passed it: a run at work changes the page.
-    const gone = new Set([...reached].filter((e) => !e.isConnected).map(name))
+    const gone = new Set([...reached].filter(([e]) => !e.isConnected).map(([, was]) => was))
     const look = (root) => {
       for (const e of root.querySelectorAll("*")) {
         if (e.shadowRoot) look(e.shadowRoot)
