@@ -139,9 +139,10 @@ class Bench:
         return min(paints.get("first", paints[last]), paints[last]) / 1000, paints[last] / 1000
 
     def live(self) -> Iterator[Figure]:
-        for count, drawing, limit in ((1, 1, 300.0), (self.pages, self.pages, 500.0), (self.pages, 1, 500.0)):
-            if count == 1 and limit == 500.0:
-                continue  # asked for a single page
+        cases = [(1, 1, 300.0), (self.pages, self.pages, 500.0)]
+        if self.pages > 1:
+            cases.append((self.pages, 1, 500.0))
+        for count, drawing, limit in cases:
             run_id, replay = self.replay(30)
             query = f"?run={run_id}&tab=progress"
             try:

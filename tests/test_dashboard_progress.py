@@ -12,9 +12,10 @@ import pytest
 from bokeh.models import ColumnDataSource
 from dashboard_log import events, make_run, targets, write_run
 from tritpress.dashboard.components.heatmap import HOVER
-from tritpress.dashboard.session import WORDS_EVERY, Session
+from tritpress.dashboard.session import Session
 from tritpress.dashboard.store import RunStore
-from tritpress.dashboard.tabs.progress import BESIDE_EVERY, NOW_EVERY
+from tritpress.dashboard.tabs.base import WORDS_EVERY
+from tritpress.dashboard.tabs.progress import BESIDE_EVERY
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.choice import chosen
 from tritpress.dashboard.views.layer import Found, find_layer, layer_view, look_through, look_up
@@ -334,7 +335,7 @@ def test_words_change_no_faster_than_they_can_be_read(tmp_path: Path) -> None:
     session.told = session.tab.now_sent = time.monotonic()
     assert write(script[finished[40] : finished[41]]) == first and session.untold
     session.told -= WORDS_EVERY
-    session.tab.now_sent -= NOW_EVERY
+    session.tab.now_sent -= WORDS_EVERY
     second = write(script[finished[41] : finished[42]])
     assert second[1] != first[1] and not session.untold
     session.told = session.tab.now_sent = time.monotonic()

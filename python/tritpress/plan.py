@@ -124,7 +124,7 @@ class Plan(BaseModel):
         """
         if self.predicted_loss is None or self.basis != "calibrated":
             return None
-        return math.expm1(min(self.predicted_loss, 700.0))
+        return change_of(self.predicted_loss)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, at once or not at all."""
@@ -148,6 +148,11 @@ class Plan(BaseModel):
             where = ".".join(str(part) for part in first["loc"])
             words = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"{path} is not a plan: {where}: {words}") from None
+
+
+def change_of(loss: float) -> float:
+    """Relative change of perplexity that a loss in nats a token stands for."""
+    return math.expm1(min(loss, 700.0))
 
 
 def read_plan(path: str | Path, source: SourceModel, targets: list[Target]) -> Plan:

@@ -25,16 +25,13 @@ from tritpress.dashboard.starting import Starting
 from tritpress.dashboard.steering import Steering
 from tritpress.dashboard.store import Feed, RunStore
 from tritpress.dashboard.tabs import make_tabs
-from tritpress.dashboard.tabs.base import CLOCK, Tab, shown_of
+from tritpress.dashboard.tabs.base import CLOCK, WORDS_EVERY, Tab, shown_of
 from tritpress.dashboard.theme import THEME
 from tritpress.dashboard.views.form import Form, controls, default_model, form_of
 from tritpress.dashboard.views.runs import run_options
 
 TICK = 150
 """Milliseconds between two looks at the store."""
-
-WORDS_EVERY = 0.45
-"""Least seconds between two changes of words that change with every event: nobody reads them faster."""
 
 
 class Session:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from tritpress.formats.targets import Target
-from tritpress.plan import Plan, TensorPlan
+from tritpress.plan import Plan, TensorPlan, change_of
 from tritpress.steps.details import sampled_rows, source_rows
 from tritpress.steps.work import Work
 
@@ -77,17 +77,12 @@ def ceiling_cost(found: dict[str, Any] | None, plan: Plan) -> dict[str, Any] | N
         "raised": sum(facts["low"] for facts in held),
         "released": len(released),
         "error_increase": total("error_with") / free - 1.0 if free else 0.0,
-        "perplexity_cost": _change(total("loss")) if calibrated else None,
-        "released_cost": _change(math.fsum(f["loss"] for f in released)) if calibrated else None,
+        "perplexity_cost": change_of(total("loss")) if calibrated else None,
+        "released_cost": change_of(math.fsum(f["loss"] for f in released)) if calibrated else None,
         "sparsity_with": total("zeros_with") / total("codes") if held else None,
         "sparsity_without": total("zeros_without") / total("codes") if held else None,
         "rows": int(total("rows")),
     }
-
-
-def _change(loss: float) -> float:
-    """Relative change of perplexity that a loss in nats stands for."""
-    return math.expm1(min(loss, 700.0))
 
 
 def _compared(work: Work, target: Target, planned: TensorPlan, floor: bool) -> dict[str, Any]:

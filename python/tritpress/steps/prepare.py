@@ -254,7 +254,7 @@ def _find_text(work: Work) -> None:
     if work.splits is not None:
         work.text_facts = {
             "source": work.splits.source,
-            **{f"{split}_sha256": digest for split, digest in (_text_hashes(work) or {}).items()},
+            **{f"{split}_sha256": work.splits.sha256(split) for split in SPLITS},
             "near_duplicates_left_out": work.splits.left_out,
             "held_out_tokens": None,
             "window": work.window,
@@ -322,7 +322,8 @@ def _keep_held_out_windows(work: Work) -> None:
 
 
 def _text_hashes(work: Work) -> dict[str, str] | None:
-    return None if work.splits is None else {split: work.splits.sha256(split) for split in SPLITS}
+    facts = work.text_facts
+    return None if facts is None else {split: facts[f"{split}_sha256"] for split in SPLITS}
 
 
 def _check_same_text(work: Work) -> None:

@@ -119,11 +119,17 @@ class Work:
     @property
     def may_train(self) -> bool:
         """Whether step 5 is to train, as far as options, device and the model's size tell."""
-        config = self.config
-        if config.finetune is False or self.torch_missing:
+        if self.config.finetune is False or self.torch_missing:
             return False
-        asked = bool(config.finetune or config.tokens or config.epochs or config.minutes)
-        return asked or self.device != "cpu" or self.source.parameters < UNASKED_LIMIT
+        quick = self.source.parameters < UNASKED_LIMIT
+        return self.asked_to_train or self.device != "cpu" or quick
+
+    @property
+    def asked_to_train(self) -> bool:
+        """Whether the options ask for a training, by word or by a budget."""
+        config = self.config
+        asked = config.finetune or config.tokens or config.epochs or config.minutes
+        return config.finetune is not False and bool(asked)
 
     @property
     def embeddings(self) -> list[Target]:
@@ -240,11 +246,7 @@ class Work:
         from tritpress.formats.huggingface import load_original
         from tritpress.formats.paged import load_paged
 
-        config = self.config
-        asked = config.finetune or (
-            config.finetune is None and (config.tokens or config.epochs or config.minutes)
-        )
-        if self.device == "cpu" and source.parameters >= PAGED_FROM and not asked:
+        if self.device == "cpu" and source.parameters >= PAGED_FROM and not self.asked_to_train:
             model = load_paged(source)
             if model is not None:
                 return model

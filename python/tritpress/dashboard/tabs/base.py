@@ -19,6 +19,9 @@ from tritpress.dashboard.store import Feed
 CLOCK = "clock"
 """Stands among the event types once a second while a run is at work: times and estimates move on."""
 
+WORDS_EVERY = 0.45
+"""Least seconds between two changes of words that change with every event: nobody reads them faster."""
+
 
 @dataclass(frozen=True)
 class Shown:

@@ -11,7 +11,7 @@ import panel as pn
 
 from tritpress.dashboard.components.html import Fragment, Markup, empty
 from tritpress.dashboard.context import PageContext
-from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
+from tritpress.dashboard.tabs.base import CLOCK, WORDS_EVERY, Shown, Tab
 from tritpress.dashboard.tabs.progress_parts import Parts, legend, now_bar, table_twin, where_words
 from tritpress.dashboard.views.layer import Found, layer_view, look_through, look_up, place_words
 from tritpress.dashboard.views.progress import (
@@ -36,9 +36,6 @@ TWIN_EVERY = 1.0
 BESIDE_EVERY = 1.0
 """Least seconds between two changes of minimap and bars while a run is at work: the grid shows every cell at
 once, and to draw the whole model beside it costs as much again."""
-
-NOW_EVERY = 0.45
-"""Least seconds between two changes of the line that says what is at work."""
 
 LIVE = frozenset({CLOCK, "layer.started", "layer.finished", "step.progress"})
 
@@ -148,7 +145,7 @@ class Progress(Tab):
         if fresh:
             self._set_model(shown.state["targets"])
         quickly = changed is not None and changed <= LIVE
-        if not quickly or fresh or time.monotonic() - self.now_sent >= NOW_EVERY:
+        if not quickly or fresh or time.monotonic() - self.now_sent >= WORDS_EVERY:
             self.now_sent = time.monotonic()
             self.now.set(now_bar(shown))
         if changed is not None and not changed - {CLOCK} and not fresh:

@@ -67,12 +67,16 @@ impl Gains {
                 break;
             }
         }
-        let mut missing = total - few_sum;
-        for (few, &many) in few.iter_mut().zip(&many) {
-            let add = (many.saturating_sub(*few) as usize).min(missing);
-            *few += add as u32;
-            missing -= add;
-        }
+        fill(&mut few, &many, total - few_sum);
         few
+    }
+}
+
+/// Raise counts towards `many`, in order of the groups, by `missing` in all.
+pub(super) fn fill(few: &mut [u32], many: &[u32], mut missing: usize) {
+    for (few, &many) in few.iter_mut().zip(many) {
+        let add = (many.saturating_sub(*few) as usize).min(missing);
+        *few += add as u32;
+        missing -= add;
     }
 }

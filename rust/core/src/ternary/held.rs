@@ -1,6 +1,7 @@
 //! Which weights a band keeps where it is told how many zeros it may have: counts for every group at the least squared
 //! error, by a price for each weight kept.
 
+use super::counts::fill;
 use super::fit::Band;
 use super::lanes::{beyond_usual, first_of_equals, kept_mean, Bits, Lane, L};
 use crate::scratch::Scratch;
@@ -151,12 +152,7 @@ impl Sorted {
                 break;
             }
         }
-        let mut missing = total - few_sum;
-        for (few, &many) in few.iter_mut().zip(&many) {
-            let add = (many.saturating_sub(*few) as usize).min(missing);
-            *few += add as u32;
-            missing -= add;
-        }
+        fill(&mut few, &many, total - few_sum);
         few
     }
 
