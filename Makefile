@@ -13,10 +13,10 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/maturin
 RUNS ?= runs
 
-.PHONY: help setup demo test bench lint wheel dashboard chromium sanitize clean
+.PHONY: help setup demo test bench lint wheel dashboard chromium sanitize test-aarch64 clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 setup: $(VENV)/.core  ## make .venv, build the Rust core, install what the product uses
 
@@ -41,6 +41,16 @@ lint: setup  ## ruff, mypy, rustfmt, clippy
 sanitize:  ## the Rust tests under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --quiet --locked -p tritpress-core --lib \
 	  --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/sanitize
+
+# Needs the Rust target (rustup target add, or Debian's libstd-rust-dev:arm64), gcc-aarch64-linux-gnu and qemu-user.
+ARM := aarch64-unknown-linux-gnu
+test-aarch64:  ## the Rust tests for ARM under emulation: by NEON, and on a processor without dot products
+	@[ -d "$$(rustc --print target-libdir --target $(ARM))" ] && command -v aarch64-linux-gnu-gcc qemu-aarch64 >/dev/null \
+	|| { echo "make $@ needs Rust's target $(ARM), gcc-aarch64-linux-gnu and qemu-user." >&2; exit 1; }
+	for cpu in max:neon cortex-a53:generic; do \
+	  TRITPRESS_ISA=$${cpu#*:} CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $${cpu%:*}" RUSTFLAGS="-Ctarget-feature=+crt-static" \
+	  cargo test --quiet --locked -p tritpress-core --lib --target $(ARM) || exit $$?; done
 
 wheel: setup  ## the wheel, in dist/, for every Linux since glibc 2.17 (linked by zig)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ziglang

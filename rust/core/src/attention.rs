@@ -153,6 +153,7 @@ fn span_inlined<T: Stored>(
 ) {
     // AVX-512 has registers for the sums of two lines.
     match registers() {
+        #[cfg(target_arch = "x86_64")]
         Registers::Many => span_by::<T, true, 2>(cache, head, q, seen, part),
         Registers::Few => span_by::<T, true, 1>(cache, head, q, seen, part),
         Registers::Unfused => span_by::<T, false, 1>(cache, head, q, seen, part),
@@ -161,6 +162,7 @@ fn span_inlined<T: Stored>(
 
 /// What the machine offers to loops of [`vectorized`].
 enum Registers {
+    #[cfg(target_arch = "x86_64")]
     Many,
     Few,
     /// No fused multiply-add: one that is none would take a hundred times as long.

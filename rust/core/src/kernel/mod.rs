@@ -244,7 +244,7 @@ pub fn matvec(
     geometry: &Geometry,
     x: &Activations,
     out: &mut [f32],
-    reading: Reading,
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))] reading: Reading,
 ) {
     assert_eq!(out.len() % TILE, 0);
     assert_eq!(tiles.len(), out.len() / TILE * geometry.tile_bytes());

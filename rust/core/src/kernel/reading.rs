@@ -56,6 +56,7 @@ impl Reading {
         }
     }
 
+    #[cfg(any(test, target_arch = "x86_64"))]
     fn candidates(isa: Isa) -> Vec<Self> {
         let all = |streams: &[usize], aheads: &[usize]| {
             let of = |&streams: &usize| aheads.iter().map(move |&ahead| Reading { streams, ahead });

@@ -237,7 +237,14 @@ fn digits(encoding: Encoding, chunk: &[u8]) -> [[u8; CHUNK_BYTES]; DIGITS] {
 
 /// Products of whole tiles with one token, read as `reading` says where a path can; agrees with [`super::matvec`]
 /// bit for bit.
-pub fn matvec(isa: Isa, tiles: &[u8], layout: &Layout, x: &Activations, out: &mut [f32], reading: Reading) {
+pub fn matvec(
+    isa: Isa,
+    tiles: &[u8],
+    layout: &Layout,
+    x: &Activations,
+    out: &mut [f32],
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))] reading: Reading,
+) {
     let g = &layout.geometry;
     assert_eq!(out.len() % TILE, 0);
     assert_eq!(tiles.len(), out.len() / TILE * layout.tile_bytes());
