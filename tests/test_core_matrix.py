@@ -270,3 +270,28 @@ def test_products_work_after_fork():
     if pid == 0:
         os._exit(0 if np.array_equal(matrix.matvec(x, threads=2), expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+FORKS_EARLY = """
+import os, sys, threading, time
+import numpy as np
+from tritpress import PackedMatrix, _core
+codes = np.full((1, 2048, 640), 0b10011000, np.uint8)
+matrix = PackedMatrix(codes, np.ones((1, 2048, 40), np.float16), group_size=64, shape=(2048, 2560))
+x = np.ones(2560, np.float32)
+first = threading.Thread(target=matrix.matvec, args=(x,))
+first.start()  # measures how this machine is best read
+time.sleep(float(sys.argv[1]))
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if matrix.matvec(x).shape == (2048,) else 1)
+first.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.02, 0.04])
+def test_a_child_forked_while_the_machine_is_measured_does_not_wait(delay):
+    done = subprocess.run([sys.executable, "-c", FORKS_EARLY, str(delay)], timeout=60)
+    assert done.returncode == 0

@@ -16,6 +16,7 @@ pub mod attention;
 pub mod error;
 pub mod half;
 pub mod kernel;
+mod known;
 pub mod latent;
 pub mod matrix;
 mod memory;

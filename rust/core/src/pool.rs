@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::known::known;
 
 /// More threads than this in one call are refused.
 pub const MAX_THREADS: usize = 1024;
@@ -24,7 +25,7 @@ const SPIN: Duration = Duration::from_micros(50);
 /// Threads used when a call does not say: `TRITPRESS_NUM_THREADS`, else what the system offers.
 pub fn default_threads() -> usize {
     static DEFAULT: OnceLock<usize> = OnceLock::new();
-    *DEFAULT.get_or_init(|| {
+    *known(&DEFAULT, || {
         std::env::var("TRITPRESS_NUM_THREADS")
             .ok()
             .and_then(|text| text.trim().parse().ok())

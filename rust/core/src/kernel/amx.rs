@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use super::unpack512::{Affine, Unpack};
 use super::{starts, Batch};
+use crate::known::known;
 use crate::scratch::{Line, Scratch};
 use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
 
@@ -72,7 +73,7 @@ struct Run {
 /// AMX-INT8 beside GFNI and AVX-512, and the system lets this process use its registers.
 pub fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| Affine::available() && cpu_has_it() && system_allows_it())
+    *known(&AVAILABLE, || Affine::available() && cpu_has_it() && system_allows_it())
 }
 
 fn cpu_has_it() -> bool {

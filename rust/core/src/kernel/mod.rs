@@ -46,6 +46,7 @@ use dot256::{Dot, Maddubs, Vnni};
 use unpack512::{Affine, Mask, Unpack};
 
 use crate::error::{Error, Result};
+use crate::known::known;
 use crate::pool;
 use crate::scratch::Scratch;
 use crate::tiles::{Geometry, TILE};
@@ -127,8 +128,7 @@ impl Isa {
 /// Errors: an unknown name, or a path that this machine cannot run.
 pub fn isa() -> Result<Isa> {
     static CHOSEN: OnceLock<std::result::Result<Isa, String>> = OnceLock::new();
-    CHOSEN
-        .get_or_init(|| choose(std::env::var("TRITPRESS_ISA").ok().as_deref()).map_err(|e| e.to_string()))
+    known(&CHOSEN, || choose(std::env::var("TRITPRESS_ISA").ok().as_deref()).map_err(|e| e.to_string()))
         .clone()
         .map_err(Error::Option)
 }

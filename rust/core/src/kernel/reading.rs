@@ -11,6 +11,7 @@ use super::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::{matvec, Activations};
 use crate::error::{Error, Result};
+use crate::known::known;
 #[cfg(target_arch = "x86_64")]
 use crate::tiles::{Aligned, Geometry, TILE};
 
@@ -80,7 +81,7 @@ impl Reading {
                 _ => Err(format!("{name} must be {right}, not '{text}'")),
             },
         };
-        TOLD.get_or_init(|| {
+        known(&TOLD, || {
             Ok([
                 read("TRITPRESS_STREAMS", |n| [1, 2, 4].contains(&n), "1, 2 or 4")?,
                 read("TRITPRESS_AHEAD", |n| n <= MOST_AHEAD, "a number of bytes up to 65536")?,
@@ -96,7 +97,7 @@ impl Reading {
         static MEASURED: OnceLock<Reading> = OnceLock::new();
         let [streams, ahead] = Reading::told().unwrap_or_default();
         let mut reading = match (streams, ahead) {
-            (None, _) | (_, None) if bytes >= LARGE => *MEASURED.get_or_init(|| measured(isa)),
+            (None, _) | (_, None) if bytes >= LARGE => *known(&MEASURED, || measured(isa)),
             _ => Reading::usual(isa),
         };
         reading.streams = streams.unwrap_or(reading.streams);

@@ -51,7 +51,7 @@ pub enum Level {
 #[inline]
 pub fn level() -> Level {
     static LEVEL: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
-    *LEVEL.get_or_init(|| {
+    *crate::known::known(&LEVEL, || {
         let machine = match has_avx2() {
             true if has_avx512() => Level::Avx512,
             true => Level::Avx2,

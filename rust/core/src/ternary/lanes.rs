@@ -7,6 +7,7 @@ use super::fit::{gain, required, sign, Band};
 use super::held::Sorted;
 use super::Options;
 use crate::half::{f16_to_f32, f64_to_f16, F16_MAX};
+use crate::known::known;
 use crate::scratch::Scratch;
 
 pub(super) const L: usize = 16;
@@ -15,9 +16,9 @@ pub(super) type Lane = [f32; L];
 pub(super) type Bits = [u32; L];
 
 /// Batcher's odd-even merge sort of `width` (a power of two) values, as pairs to be put in order.
-fn network(width: usize) -> &'static [(u16, u16)] {
+fn network(width: usize) -> &'static Vec<(u16, u16)> {
     static NETWORKS: [OnceLock<Vec<(u16, u16)>>; 4] = [const { OnceLock::new() }; 4];
-    NETWORKS[(width.trailing_zeros() as usize - 5) & 3].get_or_init(|| {
+    known(&NETWORKS[(width.trailing_zeros() as usize - 5) & 3], || {
         let mut pairs = Vec::new();
         let mut p = 1;
         while p < width {
