@@ -4,10 +4,10 @@
 //! plane's residual taken against the rounded scale. Work goes by bands of rows whose height depends on the
 //! number of columns alone, so the result does not depend on threads or on how a tensor is read.
 
-mod counts;
 mod fit;
 mod held;
 mod lanes;
+mod rows;
 
 use std::sync::Mutex;
 

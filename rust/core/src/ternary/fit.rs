@@ -1,7 +1,7 @@
 //! One plane of a band: scales, codes, and the residual left in place of the weights.
 
-use super::counts::Gains;
 use super::lanes::{self, as_stored, beyond, halfway, kept_mean, nearest};
+use super::rows::Rows;
 use super::{Fit, Options};
 use crate::half::{f64_to_f16, scale_to_f32, F16_MAX};
 use crate::kernel::vectorized;
@@ -55,42 +55,6 @@ impl<'a> Band<'a> {
     }
 }
 
-/// A group in the order in which its weights are kept: falling |w|, then position.
-struct Order {
-    /// Position in the low half, what orders in the high one.
-    index: Vec<u64>,
-}
-
-impl Order {
-    fn sort(&mut self, w: &[f32]) {
-        self.index.clear();
-        let key = |x: f32| (!x.abs().to_bits() as u64) << 32;
-        self.index.extend(w.iter().enumerate().map(|(i, &x)| key(x) | i as u64));
-        self.index.sort_unstable();
-    }
-
-    fn positions(&self) -> impl Iterator<Item = usize> + '_ {
-        self.index.iter().map(|&key| key as u32 as usize)
-    }
-
-    /// Call `step(k, A_k, B_k)` for k = 1.. up to the number of weights that are not 0.
-    /// A group without any importance counts as one of equal importance.
-    fn sums(&self, w: &[f32], h: Option<&[f32]>, mut step: impl FnMut(usize, f64, f64)) {
-        let h = h.filter(|h| h.iter().any(|&x| x > 0.0));
-        let (mut a, mut b) = (0f64, 0f64);
-        for (k, i) in self.positions().enumerate() {
-            let size = w[i].abs() as f64;
-            if size == 0.0 {
-                break;
-            }
-            let weight = h.map_or(1.0, |h| h[i] as f64);
-            a += weight * size;
-            b += weight;
-            step(k + 1, a, b);
-        }
-    }
-}
-
 #[inline(always)]
 pub(super) fn gain(a: f64, b: f64) -> f64 {
     if b > 0.0 {
@@ -129,8 +93,8 @@ fn fit_plane_inlined(
     let band = Band { w, cols, width, groups, importance };
     let mut trits = Scratch::<i8>::new(band.w.len());
     let sizes = match (options.fit, options.threshold) {
-        (Fit::Exact, None) if options.group_size > 0 => lanes::exact(&band, options, &mut trits),
-        (Fit::Exact, None) => exact(&band, options, &mut trits),
+        (Fit::Exact, None) if options.group_size == 0 && !options.bounded() => whole_rows(&band, &mut trits),
+        (Fit::Exact, None) => lanes::exact(&band, options, &mut trits),
         _ => by_threshold(&band, options, &mut trits),
     };
     if let Some(index) = first_beyond(&sizes) {
@@ -158,6 +122,19 @@ fn fit_plane_inlined(
         pack_row(trits, &mut codes[row * bytes..(row + 1) * bytes]);
     }
     Ok(())
+}
+
+/// The exact fit of every row as one group. Returns the scales before rounding.
+#[inline(always)]
+fn whole_rows(band: &Band, trits: &mut [i8]) -> Vec<f64> {
+    let mut rows = Rows::new();
+    let mut sizes = vec![0f64; band.len()];
+    for (index, size) in sizes.iter_mut().enumerate() {
+        let (w, h) = band.group(index);
+        *size = rows.best(w, h);
+        nearest(w, *size, &mut trits[band.place(index)]);
+    }
+    sizes
 }
 
 /// The first of the scales that fp16 cannot hold.
@@ -191,65 +168,6 @@ fn zeros_of(trits: &[i8]) -> usize {
         zeros += count as usize;
     }
     zeros
-}
-
-/// The exact fit: for each group the k that maximises A_k^2 / B_k; with a ceiling or a target the ks that give
-/// the least error for the number of zeros. Returns the scales before rounding.
-fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
-    let mut order = Order { index: Vec::with_capacity(band.width) };
-    let mut sizes = vec![0f64; band.len()];
-    for (index, size) in sizes.iter_mut().enumerate() {
-        let (w, h) = band.group(index);
-        order.sort(w);
-        let mut best = 0.0;
-        order.sums(w, h, |_, a, b| {
-            if gain(a, b) > best {
-                (best, *size) = (gain(a, b), a / b);
-            }
-        });
-        nearest(w, *size, &mut trits[band.place(index)]);
-    }
-    if !options.bounded() {
-        return sizes;
-    }
-    let Some(kept) = required(options, trits.len(), zeros_of(trits)) else { return sizes };
-
-    let mut gains = Gains {
-        width: band.width,
-        gain: vec![0.0; band.len() * (band.width + 1)],
-        most: vec![0; band.len()],
-    };
-    for index in 0..band.len() {
-        let (w, h) = band.group(index);
-        order.sort(w);
-        let row = &mut gains.gain[index * (band.width + 1)..];
-        order.sums(w, h, |k, a, b| {
-            row[k] = gain(a, b);
-            gains.most[index] = k as u32;
-        });
-    }
-    let counts = gains.share_out(kept);
-    for (index, (size, &count)) in sizes.iter_mut().zip(&counts).enumerate() {
-        let (w, h) = band.group(index);
-        order.sort(w);
-        let count = count as usize;
-        *size = 0.0;
-        order.sums(w, h, |k, a, b| {
-            if k == count && b > 0.0 {
-                *size = a / b;
-            }
-        });
-        let out = &mut trits[band.place(index)];
-        if *size == 0.0 && count > 0 {
-            // Only weights of no importance are kept: their plain mean.
-            order.sums(w, None, |k, a, b| *size = if k == count { a / b } else { *size });
-        }
-        out.fill(0);
-        for i in order.positions().take(count) {
-            out[i] = sign(w[i]);
-        }
-    }
-    sizes
 }
 
 #[inline(always)]

@@ -1,7 +1,6 @@
 //! Which weights a band keeps where it is told how many zeros it may have: counts for every group at the least squared
 //! error, by a price for each weight kept.
 
-use super::counts::fill;
 use super::fit::Band;
 use super::lanes::{beyond_usual, first_of_equals, kept_mean, Bits, Lane, L};
 use crate::scratch::Scratch;
@@ -166,5 +165,14 @@ impl Sorted {
             }
         }
         lanes.iter().fold(0f32, |a, &b| a.max(b))
+    }
+}
+
+/// Raise counts towards `many`, in order of the groups, by `missing` in all.
+fn fill(few: &mut [u32], many: &[u32], mut missing: usize) {
+    for (few, &many) in few.iter_mut().zip(many) {
+        let add = (many.saturating_sub(*few) as usize).min(missing);
+        *few += add as u32;
+        missing -= add;
     }
 }

@@ -1,10 +1,12 @@
 //! The exact fit of sixteen groups at a time, one in each lane: a sorting network on |w|, then A_k and B_k by
 //! running sums. No branch depends on the data, so the loops vectorize, and the order is that of a full sort.
+//! Whole rows come here when zeros are counted, each sorted by itself.
 
 use std::sync::OnceLock;
 
 use super::fit::{gain, required, sign, Band};
 use super::held::Sorted;
+use super::rows::Rows;
 use super::Options;
 use crate::half::{f16_to_f32, f64_to_f16, F16_MAX};
 use crate::known::known;
@@ -124,7 +126,8 @@ fn scan(keys: &[Bits], h: Option<&[Bits]>, gains: &mut [Lane]) -> ([f64; L], [f6
     (sizes, best_b)
 }
 
-/// Fit every group of a band whose groups are 32, 64, 128 or 256 wide; see [`super::fit::exact`].
+/// The exact fit: for each group of a band the k that maximises A_k^2 / B_k; with a ceiling or a target the ks that
+/// give the least error for the number of zeros. Returns the scales before rounding.
 #[inline(always)]
 pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64> {
     let width = band.width;
@@ -139,22 +142,31 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
         most: vec![0; if bounded { blocks * L } else { 0 }],
         kept: vec![0; if bounded && band.importance.is_none() { blocks * L } else { 0 }],
     };
+    let mut rows = (options.group_size == 0).then(Rows::new);
     let mut h = vec![[0u32; L]; if band.importance.is_some() { width } else { 0 }];
     let mut sizes = vec![0f64; blocks * L];
     let mut zeros = trits.len();
     for block in 0..blocks {
         let keys = &mut sorted.keys[if bounded { block * width } else { 0 }..][..width];
         let lanes = (groups - block * L).min(L);
-        load(band, block, lanes, keys, &mut h);
+        match &mut rows {
+            Some(rows) => rows.load(band, block * L, lanes, keys, &mut h),
+            None => load(band, block, lanes, keys, &mut h),
+        }
+        let is_sorted = rows.is_some();
         let gains = match bounded {
             true => &mut sorted.gains[block * (width + 1)..][..width + 1],
             false => &mut [],
         };
         let (found, kept) = if band.importance.is_some() {
-            sort_weighted(keys, &mut h);
+            if !is_sorted {
+                sort_weighted(keys, &mut h);
+            }
             scan(keys, Some(&h), gains)
         } else {
-            sort(keys);
+            if !is_sorted {
+                sort(keys);
+            }
             scan(keys, None, gains)
         };
         sizes[block * L..][..L].copy_from_slice(&found);
