@@ -107,7 +107,13 @@ impl PackedMatrix {
     /// float32 [rows, cols], the sum over planes.
     pub fn dequantize(&self, threads: usize) -> Vec<f32> {
         let g = self.geometry();
-        let (codes, scales) = (self.codes(threads), self.scales());
+        let (codes, scales) = match &self.codes {
+            Codes::Two(tiles) => (tiles.codes(threads), tiles.scales()),
+            Codes::Five(trits) => {
+                let tiles = trits.expand(threads);
+                (tiles.codes(threads), tiles.scales())
+            }
+        };
         debug_assert_eq!(codes.len(), g.planes * g.rows * row_bytes(g.cols));
         let matrix = Canonical {
             codes: &codes,
@@ -161,6 +167,18 @@ impl PackedMatrix {
             });
             return Ok(out);
         }
+        if self.one_by_one(n) {
+            // Each few tiles come from memory once and are in a cache for the tokens after the first.
+            return Ok(pool::by_columns(n, g.rows, TILES * TILE, threads, |part, columns| {
+                let first = TILES * part;
+                let mut row = [0f32; TILES * TILE];
+                let row = &mut row[..(TILES * TILE).min(g.rows - first * TILE)];
+                for token in &tokens {
+                    self.matvec_tiles(first, token, row, reading);
+                    columns.push(row);
+                }
+            }));
+        }
         let ahead = match &self.codes {
             Codes::Two(_) => reading.ahead,
             Codes::Five(_) => 0, // what is read then has just been written
@@ -198,6 +216,12 @@ impl PackedMatrix {
         }))
     }
 
+    /// Whether `n` tokens are multiplied one after the other: writing out the four codes of a byte takes the time of
+    /// some products of one token with five.
+    fn one_by_one(&self, n: usize) -> bool {
+        matches!(self.codes, Codes::Five(_)) && n <= FEW
+    }
+
     /// Products of the tiles from `first` on that cover `out`, whose last tile may be cut short.
     fn matvec_tiles(&self, first: usize, x: &Activations, out: &mut [f32], reading: Reading) {
         let size = self.bytes() / self.geometry().tiles;
@@ -228,6 +252,9 @@ impl PackedMatrix {
         }
     }
 }
+
+/// Tokens of the 1.6-bit format up to which none are multiplied together.
+const FEW: usize = 5;
 
 /// Tokens that are multiplied with a tile at a time: their sums stay in the first-level cache.
 const TOKENS: usize = 64;

@@ -178,7 +178,10 @@ impl<'a> Canonical<'a> {
             return Err(Error::shape("there must be at least one plane"));
         }
         let groups = groups_of(cols, group_size);
-        let (want_codes, want_scales) = (planes * rows * row_bytes(cols), planes * rows * groups);
+        let times = |size: usize| planes.checked_mul(rows)?.checked_mul(size);
+        let (Some(want_codes), Some(want_scales)) = (times(row_bytes(cols)), times(groups)) else {
+            return Err(Error::shape(format!("{planes} planes of {rows} x {cols} are beyond any memory")));
+        };
         if codes.len() != want_codes {
             return Err(Error::shape(format!(
                 "codes have {} bytes, but {planes} planes of {rows} x {cols} take {want_codes}",

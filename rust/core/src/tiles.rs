@@ -5,6 +5,7 @@
 //! input 4s + b. Rows beyond the matrix and inputs beyond the row have code 1; such rows have scale 0.
 
 use crate::half::scale_to_f32;
+use crate::kernel::vectorized;
 use crate::memory;
 use crate::packing::{groups_of, row_bytes, Canonical};
 use crate::pool;
@@ -117,49 +118,32 @@ impl Tiles {
     pub fn codes(&self, threads: usize) -> Vec<u8> {
         let g = &self.geometry;
         let bytes = row_bytes(g.cols);
-        let mut out = vec![0u8; g.planes * g.rows * bytes];
-        pool::rows_mut(&mut out, bytes, g.cols, threads, |index, out| {
-            let (plane, row) = (index / g.rows, index % g.rows);
-            for (i, byte) in out.iter_mut().enumerate() {
-                *byte = 0;
-                for s in 0..4 {
-                    *byte |= self.code(plane, row, 4 * i + s) << (2 * s);
-                }
+        let mut out = memory::zeros::<u8>(g.planes * g.rows * bytes);
+        if bytes > 0 && g.rows > 0 {
+            for (plane, out) in out.chunks_exact_mut(g.rows * bytes).enumerate() {
+                pool::chunks_mut(out, TILE * bytes, threads, |tile, rows| {
+                    unpack_tile(self.tile(tile), g, plane, rows);
+                });
             }
-        });
+        }
         out
     }
 
     /// Scales back in the canonical layout, fp16 bits [planes, rows, groups].
     pub fn scales(&self) -> Vec<u16> {
         let g = &self.geometry;
-        let mut out = Vec::with_capacity(g.planes * g.rows * g.groups);
-        for plane in 0..g.planes {
-            for row in 0..g.rows {
-                for group in 0..g.groups {
-                    let at = self.block(row / TILE, group, plane) + g.code_bytes() + 2 * (row % TILE);
-                    let bytes = self.bytes.as_slice();
-                    out.push(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+        let mut out = vec![0u16; g.planes * g.rows * g.groups];
+        for tile in 0..g.tiles {
+            let rows = (g.rows - tile * TILE).min(TILE);
+            for (index, block) in self.tile(tile).chunks_exact(g.block_bytes()).enumerate() {
+                let (group, plane) = (index / g.planes, index % g.planes);
+                let scales = block[g.code_bytes()..].as_chunks::<2>().0;
+                for (lane, &scale) in scales.iter().enumerate().take(rows) {
+                    out[(plane * g.rows + tile * TILE + lane) * g.groups + group] = u16::from_le_bytes(scale);
                 }
             }
         }
         out
-    }
-
-    fn block(&self, tile: usize, group: usize, plane: usize) -> usize {
-        let g = &self.geometry;
-        tile * g.tile_bytes() + (group * g.planes + plane) * g.block_bytes()
-    }
-
-    fn code(&self, plane: usize, row: usize, col: usize) -> u8 {
-        let g = &self.geometry;
-        if col >= g.cols {
-            return 1;
-        }
-        let (group, at) = if g.group_size == 0 { (0, col) } else { (col / g.width, col % g.width) };
-        let (chunk, i) = (at / CHUNK, at % CHUNK);
-        let byte = self.block(row / TILE, group, plane) + chunk * CHUNK_BYTES + row % TILE * 4 + i % 4;
-        (self.bytes.as_slice()[byte] >> (2 * (i / 4))) & 3
     }
 
     /// The bytes of one tile.
@@ -170,8 +154,8 @@ impl Tiles {
 }
 
 /// The 4x4 transpose of 2-bit codes: in the canonical word input 4b + s is at bits 8b + 2s, in the tile's lane
-/// input 4s + b is; so bits (b, s) and (s, b) change places.
-#[inline]
+/// input 4s + b is; so bits (b, s) and (s, b) change places. Doing it again turns it back.
+#[inline(always)]
 fn transpose(word: u32) -> u32 {
     let swap = |x: u32, mask: u32, shift: u32| {
         let t = (x ^ (x >> shift)) & mask;
@@ -180,29 +164,70 @@ fn transpose(word: u32) -> u32 {
     swap(swap(word, 0x00cc_00cc, 6), 0x0000_f0f0, 12)
 }
 
-fn pack_tile(from: &Canonical<'_>, g: &Geometry, tile: usize, out: &mut [u8]) {
-    for (index, block) in out.chunks_exact_mut(g.block_bytes()).enumerate() {
-        let (group, plane) = (index / g.planes, index % g.planes);
-        let (codes, scales) = block.split_at_mut(g.code_bytes());
-        let start = group * g.width / 4;
-        for lane in 0..TILE {
-            let row = tile * TILE + lane;
-            let source: &[u8] = if row < from.rows { from.codes_row(plane, row) } else { &[] };
-            let source = &source[start.min(source.len())..];
-            for (chunk, out) in codes.chunks_exact_mut(CHUNK_BYTES).enumerate() {
-                let word = match source.get(4 * chunk..4 * chunk + 4) {
-                    Some(four) => u32::from_le_bytes([four[0], four[1], four[2], four[3]]),
-                    None => {
-                        let mut four = [0x55; 4];
-                        let rest = source.get(4 * chunk..).unwrap_or(&[]);
-                        four[..rest.len()].copy_from_slice(rest);
-                        u32::from_le_bytes(four)
-                    }
-                };
-                out[4 * lane..4 * lane + 4].copy_from_slice(&transpose(word).to_le_bytes());
+vectorized! {
+    fn pack_tile(from: &Canonical<'_>, g: &Geometry, tile: usize, out: &mut [u8]) = pack_tile_inlined;
+}
+
+#[inline(always)]
+fn pack_tile_inlined(from: &Canonical<'_>, g: &Geometry, tile: usize, out: &mut [u8]) {
+    let rows = (from.rows - tile * TILE).min(TILE);
+    for plane in 0..g.planes {
+        let codes: [&[u8]; TILE] =
+            std::array::from_fn(
+                |lane| if lane < rows { from.codes_row(plane, tile * TILE + lane) } else { &[] },
+            );
+        for group in 0..g.groups {
+            let block = &mut out[(group * g.planes + plane) * g.block_bytes()..][..g.block_bytes()];
+            let (to, scales) = block.split_at_mut(g.code_bytes());
+            let first = group * g.width / 4;
+            for (chunk, to) in to.as_chunks_mut::<CHUNK_BYTES>().0.iter_mut().enumerate() {
+                let at = first + 4 * chunk;
+                let words: [u32; TILE] = std::array::from_fn(|lane| word_at(codes[lane], at));
+                for (to, word) in to.as_chunks_mut::<4>().0.iter_mut().zip(words.map(transpose)) {
+                    *to = word.to_le_bytes();
+                }
             }
-            let scale = if row < from.rows { from.scales_row(plane, row)[group] } else { 0 };
-            scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
+            for (lane, to) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let scale = if lane < rows { from.scales_row(plane, tile * TILE + lane)[group] } else { 0 };
+                *to = scale.to_le_bytes();
+            }
+        }
+    }
+}
+
+/// Four bytes of codes from `at` on; those that the row lacks hold codes of 1.
+#[inline(always)]
+fn word_at(codes: &[u8], at: usize) -> u32 {
+    let rest = codes.get(at..).unwrap_or(&[]);
+    let four = rest.first_chunk().copied().unwrap_or_else(|| {
+        let mut four = [0x55; 4];
+        four[..rest.len()].copy_from_slice(rest);
+        four
+    });
+    u32::from_le_bytes(four)
+}
+
+vectorized! {
+    /// A tile's codes of one plane, row by row; `out` is as many rows as the matrix has there.
+    fn unpack_tile(tile: &[u8], g: &Geometry, plane: usize, out: &mut [u8]) = unpack_tile_inlined;
+}
+
+#[inline(always)]
+fn unpack_tile_inlined(tile: &[u8], g: &Geometry, plane: usize, out: &mut [u8]) {
+    let bytes = row_bytes(g.cols);
+    for group in 0..g.groups {
+        let block = &tile[(group * g.planes + plane) * g.block_bytes()..][..g.code_bytes()];
+        let first = group * g.width / 4;
+        for (chunk, from) in block.as_chunks::<CHUNK_BYTES>().0.iter().enumerate() {
+            let (from, _) = from.as_chunks::<4>();
+            let words: [u32; TILE] = std::array::from_fn(|lane| transpose(u32::from_le_bytes(from[lane])));
+            for (row, word) in out.chunks_exact_mut(bytes).zip(words) {
+                let rest = row.get_mut(first + 4 * chunk..).unwrap_or(&mut []);
+                match rest.first_chunk_mut() {
+                    Some(four) => *four = word.to_le_bytes(),
+                    None => rest.copy_from_slice(&word.to_le_bytes()[..rest.len()]),
+                }
+            }
         }
     }
 }
@@ -221,6 +246,22 @@ pub fn block_scales(bytes: &[u8]) -> [f32; TILE] {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    impl Tiles {
+        fn block(&self, tile: usize, group: usize, plane: usize) -> usize {
+            let g = &self.geometry;
+            tile * g.tile_bytes() + (group * g.planes + plane) * g.block_bytes()
+        }
+
+        /// One code, by the description above.
+        fn code(&self, plane: usize, row: usize, col: usize) -> u8 {
+            let g = &self.geometry;
+            let (group, at) = if g.group_size == 0 { (0, col) } else { (col / g.width, col % g.width) };
+            let (chunk, i) = (at / CHUNK, at % CHUNK);
+            let byte = self.block(row / TILE, group, plane) + chunk * CHUNK_BYTES + row % TILE * 4 + i % 4;
+            (self.bytes.as_slice()[byte] >> (2 * (i / 4))) & 3
+        }
+    }
 
     #[test]
     fn transposes_codes() {

@@ -25,6 +25,8 @@ pub mod neon;
 pub mod reading;
 pub mod trits;
 #[cfg(target_arch = "x86_64")]
+mod trits_avx2;
+#[cfg(target_arch = "x86_64")]
 mod trits_avx512;
 #[cfg(target_arch = "x86_64")]
 mod trits_vbmi;

@@ -8,7 +8,10 @@
 //! is that of input 20 c + 4 s + b.
 
 #[cfg(target_arch = "x86_64")]
-use super::trits_vbmi;
+use super::{
+    dot256::{Maddubs, Vnni},
+    trits_vbmi,
+};
 use super::{Activations, Isa, Reading};
 use crate::kernel::vectorized;
 use crate::pool;
@@ -16,6 +19,9 @@ use crate::tiles::{block_scales, Aligned, Geometry, Tiles, CHUNK_BYTES, SCALE_BY
 
 /// Codes in a byte.
 pub const DIGITS: usize = 5;
+
+/// Codes in a byte of the 2-bit format.
+pub const FOUR: usize = 4;
 
 /// How a byte tells its five codes. Both stay in memory: files are 2-bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,8 +112,9 @@ impl TritTiles {
         let size = layout.tile_bytes();
         let mut bytes = Aligned::zeroed(from.geometry.tiles * size);
         if size > 0 {
-            pool::rows_mut(bytes.as_mut_slice(), size, size * 20, threads, |tile, out| {
-                press(&layout, from.tile(tile), out);
+            let bytes_of = std::array::from_fn(|value| if value < 243 { encoding.byte(value) } else { 0 });
+            pool::rows_mut(bytes.as_mut_slice(), size, size * 4, threads, |tile, out| {
+                press(&layout, &bytes_of, from.tile(tile), out);
             });
         }
         TritTiles { layout, bytes }
@@ -133,35 +140,43 @@ impl TritTiles {
 }
 
 /// The place of 64 codes of one quad of inputs in a 2-bit tile: first byte and shift.
+#[inline(always)]
 fn two_bit_place(g: &Geometry, plane: usize, quad: usize) -> (usize, u32) {
     let (group, quad) = (quad * 4 / g.width, quad % (g.width / 4));
     let block = (group * g.planes + plane) * g.block_bytes();
     (block + quad / 4 * CHUNK_BYTES, 2 * (quad % 4) as u32)
 }
 
-/// A 2-bit tile -> a tile of five codes a byte.
-fn press(layout: &Layout, tile: &[u8], out: &mut [u8]) {
+vectorized! {
+    /// A 2-bit tile -> a tile of five codes a byte; `bytes` are those of each value.
+    fn press(layout: &Layout, bytes: &[u8; 256], tile: &[u8], out: &mut [u8]) = press_inlined;
+}
+
+#[inline(always)]
+fn press_inlined(layout: &Layout, bytes: &[u8; 256], tile: &[u8], out: &mut [u8]) {
     let g = &layout.geometry;
     let quads = g.padded_cols() / 4;
     for (block, out) in out.chunks_exact_mut(layout.block_bytes()).enumerate() {
         let (codes, scales) = out.split_at_mut(g.planes * layout.code_bytes());
         for (plane, codes) in codes.chunks_exact_mut(layout.code_bytes().max(1)).enumerate() {
-            for (c, chunk) in codes.chunks_exact_mut(CHUNK_BYTES).enumerate() {
-                let mut values = [0usize; CHUNK_BYTES];
+            for (c, chunk) in codes.as_chunks_mut::<CHUNK_BYTES>().0.iter_mut().enumerate() {
+                let mut values = [0u8; CHUNK_BYTES];
                 for s in 0..DIGITS {
                     let quad = layout.quad(block, c, s);
-                    for (i, value) in values.iter_mut().enumerate() {
-                        let code = if quad < quads {
-                            let (at, shift) = two_bit_place(g, plane, quad);
-                            (tile[at + i] >> shift) & 3
-                        } else {
-                            1
-                        };
-                        *value = *value * 3 + code as usize;
+                    let mut digits = [1u8; CHUNK_BYTES];
+                    if quad < quads {
+                        let (at, shift) = two_bit_place(g, plane, quad);
+                        for (digit, byte) in digits.iter_mut().zip(&tile[at..at + CHUNK_BYTES]) {
+                            *digit = (byte >> shift) & 3;
+                        }
+                    }
+                    for (value, digit) in values.iter_mut().zip(digits) {
+                        // At most 242 for codes below 3, which were checked.
+                        *value = value.wrapping_mul(3).wrapping_add(digit);
                     }
                 }
                 for (byte, value) in chunk.iter_mut().zip(values) {
-                    *byte = layout.encoding.byte(value);
+                    *byte = bytes[value as usize];
                 }
             }
         }
@@ -183,20 +198,26 @@ vectorized! {
 #[inline(always)]
 fn expand_inlined(layout: &Layout, tile: &[u8], out: &mut [u8]) {
     let g = &layout.geometry;
-    let quads = g.padded_cols() / 4;
-    out.fill(0);
+    // Chunks of the 2-bit tile's block that one of this tile's blocks fills from its start.
+    let whole = g.width / 4 / FOUR;
     for (block, from) in tile.chunks_exact(layout.block_bytes()).enumerate() {
         let (codes, scales) = from.split_at(g.planes * layout.code_bytes());
         for (plane, codes) in codes.chunks_exact(layout.code_bytes().max(1)).enumerate() {
-            for (c, chunk) in codes.chunks_exact(CHUNK_BYTES).enumerate() {
-                for (s, codes) in digits(layout.encoding, chunk).iter().enumerate() {
-                    let quad = layout.quad(block, c, s);
-                    if quad >= quads {
-                        continue;
-                    }
-                    let (at, shift) = two_bit_place(g, plane, quad);
-                    for (out, code) in out[at..at + CHUNK_BYTES].iter_mut().zip(codes) {
-                        *out |= code << shift;
+            for (part, codes) in codes.chunks(FOUR * CHUNK_BYTES).enumerate() {
+                let mut last = [0; FOUR * CHUNK_BYTES];
+                let codes = codes.try_into().unwrap_or_else(|_| {
+                    last[..codes.len()].copy_from_slice(codes);
+                    &last
+                });
+                let found = in_fours(layout, codes);
+                for (s, found) in found.iter().enumerate() {
+                    let (group, chunk) = match g.group_size {
+                        0 => (0, DIGITS * part + s),
+                        _ => (block * DIGITS + s, part),
+                    };
+                    if group < g.groups && chunk < whole {
+                        let at = (group * g.planes + plane) * g.block_bytes() + chunk * CHUNK_BYTES;
+                        out[at..at + CHUNK_BYTES].copy_from_slice(found);
                     }
                 }
             }
@@ -211,27 +232,40 @@ fn expand_inlined(layout: &Layout, tile: &[u8], out: &mut [u8]) {
     }
 }
 
-/// The five codes of a chunk.
+/// Four chunks of five codes as five chunks of four: those of five groups, or of a whole row from left to right.
 #[inline(always)]
-fn digits(encoding: Encoding, chunk: &[u8]) -> [[u8; CHUNK_BYTES]; DIGITS] {
-    match encoding {
-        Encoding::Fraction => {
-            let mut out = [[0; CHUNK_BYTES]; DIGITS];
-            let mut rest = [0u16; CHUNK_BYTES];
-            rest.iter_mut().zip(chunk).for_each(|(r, &b)| *r = b as u16);
-            for out in out.iter_mut() {
-                for (code, rest) in out.iter_mut().zip(&mut rest) {
-                    let three = *rest * 3;
-                    *code = (three >> 8) as u8;
-                    *rest = three & 0xff;
-                }
+fn in_fours(layout: &Layout, codes: &[u8; FOUR * CHUNK_BYTES]) -> [[u8; CHUNK_BYTES]; DIGITS] {
+    let whole_row = layout.geometry.group_size == 0;
+    #[cfg(target_arch = "x86_64")]
+    if layout.encoding == Encoding::Table {
+        return trits_vbmi::in_fours(codes, whole_row);
+    }
+    let mut digits = [[[0u8; CHUNK_BYTES]; DIGITS]; FOUR];
+    for (digits, chunk) in digits.iter_mut().zip(codes.as_chunks::<CHUNK_BYTES>().0) {
+        let mut rest = chunk.map(u16::from);
+        for digit in digits {
+            for (digit, rest) in digit.iter_mut().zip(&mut rest) {
+                let three = *rest * 3;
+                *digit = (three >> 8) as u8;
+                *rest = three & 0xff;
             }
-            out
         }
-        #[cfg(target_arch = "x86_64")]
-        Encoding::Table => trits_vbmi::digits(chunk),
-        #[cfg(not(target_arch = "x86_64"))]
-        Encoding::Table => unreachable!("not made here"),
+    }
+    std::array::from_fn(|s| {
+        let [a, b, c, d]: [&[u8; CHUNK_BYTES]; FOUR] = std::array::from_fn(|i| {
+            let (chunk, digit) = fourth(whole_row, s, i);
+            &digits[chunk][digit]
+        });
+        std::array::from_fn(|i| a[i] | b[i] << 2 | c[i] << 4 | d[i] << 6)
+    })
+}
+
+/// Of four chunks of five codes the chunk and the code in it that is the `i`th of four in the chunk `s` of five.
+#[inline(always)]
+pub const fn fourth(whole_row: bool, s: usize, i: usize) -> (usize, usize) {
+    match whole_row {
+        true => ((FOUR * s + i) / DIGITS, (FOUR * s + i) % DIGITS),
+        false => (i, s),
     }
 }
 
@@ -251,7 +285,7 @@ pub fn matvec(
     assert_eq!(x.q.len(), g.padded_cols());
     assert_eq!(x.offsets.len(), g.groups);
     #[cfg(target_arch = "x86_64")]
-    if layout.encoding == Encoding::Table && g.planes == 1 && g.group_size > 0 {
+    if layout.encoding == Encoding::Table && g.planes <= trits_vbmi::PLANES && g.group_size > 0 {
         return trits_vbmi::grouped_tiles(tiles, layout, x, out, reading);
     }
     // Five sums for each plane of a block.
@@ -356,6 +390,10 @@ fn add_sums(isa: Isa, encoding: Encoding, codes: &[u8], part: &Part<'_>, sums: &
         (Encoding::Table, _) => trits_vbmi::sums(codes, part, sums),
         #[cfg(target_arch = "x86_64")]
         (_, Isa::Amx | Isa::Avx512Gfni | Isa::Avx512Vnni) => super::trits_avx512::sums(codes, part, sums),
+        #[cfg(target_arch = "x86_64")]
+        (_, Isa::AvxVnni) => super::trits_avx2::sums::<Vnni>(codes, part, sums),
+        #[cfg(target_arch = "x86_64")]
+        (_, Isa::Avx2) => super::trits_avx2::sums::<Maddubs>(codes, part, sums),
         _ => portable(codes, part, sums),
     }
 }

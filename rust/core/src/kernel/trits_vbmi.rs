@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::trits::{Layout, Part, DIGITS};
+use super::trits::{fourth, Layout, Part, DIGITS, FOUR};
 use super::{Activations, Reading};
 use crate::tiles::{CHUNK_BYTES, SCALE_BYTES, TILE};
 
@@ -160,11 +160,14 @@ unsafe fn add<const N: usize>(
     }
 }
 
-/// Tiles of one plane in groups (not whole rows) with one token, `reading.streams` far-apart ones side by side. The
+/// Planes that [`grouped_tiles`] takes at most.
+pub const PLANES: usize = 3;
+
+/// Tiles in groups (not whole rows) with one token, `reading.streams` far-apart ones side by side. The
 /// sums of four and the tables do not fit the registers, but from memory four are faster.
 pub fn grouped_tiles(tiles: &[u8], layout: &Layout, x: &Activations, out: &mut [f32], reading: Reading) {
     let (g, size, count) = (&layout.geometry, layout.tile_bytes(), out.len() / TILE);
-    assert!(g.planes == 1 && g.group_size > 0 && available());
+    assert!((1..=PLANES).contains(&g.planes) && g.group_size > 0 && available());
     assert!(tiles.len() >= count * size && out.len() == count * TILE);
     assert!(x.q.len() >= g.padded_cols() && x.offsets.len() >= g.groups);
     let grouped = Grouped { layout, x, ahead: reading.ahead };
@@ -174,10 +177,19 @@ pub fn grouped_tiles(tiles: &[u8], layout: &Layout, x: &Activations, out: &mut [
     reading.walk(count, |at| unsafe {
         let tile = |i: usize| p.add(at[i] * size);
         let to = |i: usize| y.add(at[i] * TILE);
-        match at.len() {
-            4 => grouped.tiles::<4>(std::array::from_fn(tile), std::array::from_fn(to)),
-            2 => grouped.tiles::<2>(std::array::from_fn(tile), std::array::from_fn(to)),
-            _ => grouped.tiles::<1>([tile(0)], [to(0)]),
+        macro_rules! of_planes {
+            ($P:literal) => {
+                match at.len() {
+                    4 => grouped.tiles::<4, $P>(std::array::from_fn(tile), std::array::from_fn(to)),
+                    2 => grouped.tiles::<2, $P>(std::array::from_fn(tile), std::array::from_fn(to)),
+                    _ => grouped.tiles::<1, $P>([tile(0)], [to(0)]),
+                }
+            };
+        }
+        match g.planes {
+            1 => of_planes!(1),
+            2 => of_planes!(2),
+            _ => of_planes!(3),
         }
     });
 }
@@ -194,7 +206,7 @@ impl Grouped<'_> {
     /// # Safety
     /// AVX-512 with VNNI and VBMI; a tile at each `p`, 16 floats at each `y`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
-    unsafe fn tiles<const S: usize>(&self, p: [*const u8; S], y: [*mut f32; S]) {
+    unsafe fn tiles<const S: usize, const P: usize>(&self, p: [*const u8; S], y: [*mut f32; S]) {
         let groups = self.layout.geometry.groups;
         let tables = tables();
         let mut totals = [_mm512_setzero_ps(); S];
@@ -203,11 +215,11 @@ impl Grouped<'_> {
             for first in (0..groups).step_by(DIGITS) {
                 let p = p.map(|p| p.add(first / DIGITS * self.layout.block_bytes()));
                 match groups - first {
-                    1 => self.block::<S, 1>(&mut totals, p, first, &tables),
-                    2 => self.block::<S, 2>(&mut totals, p, first, &tables),
-                    3 => self.block::<S, 3>(&mut totals, p, first, &tables),
-                    4 => self.block::<S, 4>(&mut totals, p, first, &tables),
-                    _ => self.block::<S, 5>(&mut totals, p, first, &tables),
+                    1 => self.block::<S, 1, P>(&mut totals, p, first, &tables),
+                    2 => self.block::<S, 2, P>(&mut totals, p, first, &tables),
+                    3 => self.block::<S, 3, P>(&mut totals, p, first, &tables),
+                    4 => self.block::<S, 4, P>(&mut totals, p, first, &tables),
+                    _ => self.block::<S, 5, P>(&mut totals, p, first, &tables),
                 }
             }
             for (total, y) in totals.into_iter().zip(y) {
@@ -222,7 +234,7 @@ impl Grouped<'_> {
     /// See [`Grouped::tiles`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
-    unsafe fn block<const S: usize, const N: usize>(
+    unsafe fn block<const S: usize, const N: usize, const P: usize>(
         &self,
         totals: &mut [__m512; S],
         p: [*const u8; S],
@@ -234,41 +246,66 @@ impl Grouped<'_> {
         unsafe {
             let q = x.q.as_ptr().add(first * layout.geometry.width);
             let by = (4, layout.geometry.width);
-            let found = some_chunks::<S, N>(p, layout.chunks, q, by, tables, self.ahead);
-            for ((total, found), p) in totals.iter_mut().zip(found).zip(p) {
-                for (s, exact) in found.into_iter().enumerate() {
-                    let scales = p.add(layout.code_bytes() + s * SCALE_BYTES);
-                    let scales = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
-                    let exact =
-                        _mm512_add_epi32(exact, _mm512_set1_epi32(*x.offsets.as_ptr().add(first + s)));
-                    *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, *total);
+            let found: [_; P] = std::array::from_fn(|plane| {
+                let p = p.map(|p| p.add(plane * layout.code_bytes()));
+                some_chunks::<S, N>(p, layout.chunks, q, by, tables, self.ahead)
+            });
+            for (i, (total, p)) in totals.iter_mut().zip(p).enumerate() {
+                for s in 0..N {
+                    let offset = _mm512_set1_epi32(*x.offsets.as_ptr().add(first + s));
+                    for (plane, found) in found.iter().enumerate() {
+                        let scales = p.add(P * layout.code_bytes() + (s * P + plane) * SCALE_BYTES);
+                        let scales = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
+                        let exact = _mm512_add_epi32(found[i][s], offset);
+                        *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales, *total);
+                    }
                 }
             }
         }
     }
 }
 
-/// The five codes of a chunk.
-pub fn digits(chunk: &[u8]) -> [[u8; CHUNK_BYTES]; DIGITS] {
-    assert!(chunk.len() >= CHUNK_BYTES && available());
-    // SAFETY: the CPU and the length were just checked.
-    unsafe { digits_of(chunk.as_ptr()) }
+/// Four chunks of five codes as five chunks of four; see the portable loop in [`super::trits`].
+pub fn in_fours(codes: &[u8; FOUR * CHUNK_BYTES], whole_row: bool) -> [[u8; CHUNK_BYTES]; DIGITS] {
+    assert!(available());
+    // SAFETY: the CPU was just checked.
+    unsafe {
+        match whole_row {
+            true => in_fours_of::<true>(codes),
+            false => in_fours_of::<false>(codes),
+        }
+    }
 }
 
 /// # Safety
-/// VBMI; 64 bytes at `p`.
+/// VBMI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-unsafe fn digits_of(p: *const u8) -> [[u8; CHUNK_BYTES]; DIGITS] {
-    let three = _mm512_set1_epi8(3);
+unsafe fn in_fours_of<const WHOLE_ROW: bool>(
+    codes: &[u8; FOUR * CHUNK_BYTES],
+) -> [[u8; CHUNK_BYTES]; DIGITS] {
+    let (tables, three) = (tables(), _mm512_set1_epi8(3));
+    let mut digits = [[_mm512_setzero_si512(); DIGITS]; FOUR];
+    for (digits, chunk) in digits.iter_mut().zip(codes.as_chunks::<CHUNK_BYTES>().0) {
+        // SAFETY: a chunk is 64 bytes.
+        let (first, four) = look_up(unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) }, &tables);
+        *digits = [
+            _mm512_and_si512(_mm512_srli_epi16::<6>(first), three),
+            _mm512_and_si512(four, three),
+            _mm512_and_si512(_mm512_srli_epi16::<2>(four), three),
+            _mm512_and_si512(_mm512_srli_epi16::<4>(four), three),
+            _mm512_and_si512(_mm512_srli_epi16::<6>(four), three),
+        ];
+    }
     let mut out = [[0; CHUNK_BYTES]; DIGITS];
-    // SAFETY: 64 bytes are read and five times 64 written.
-    unsafe {
-        let (first, four) = look_up(_mm512_loadu_si512(p.cast()), &tables());
-        for (s, (out, shift)) in out.iter_mut().zip(SHIFTS).enumerate() {
-            let from = if s == 0 { first } else { four };
-            let shifted = _mm512_srl_epi16(from, _mm_cvtsi32_si128(shift as i32));
-            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_and_si512(shifted, three));
-        }
+    for (s, out) in out.iter_mut().enumerate() {
+        let [a, b, c, d] = std::array::from_fn(|i| {
+            let (chunk, digit) = fourth(WHOLE_ROW, s, i);
+            digits[chunk][digit]
+        });
+        let low = _mm512_or_si512(a, _mm512_slli_epi16::<2>(b));
+        let high = _mm512_or_si512(_mm512_slli_epi16::<4>(c), _mm512_slli_epi16::<6>(d));
+        // SAFETY: 64 bytes are written.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_or_si512(low, high)) };
     }
     out
 }
