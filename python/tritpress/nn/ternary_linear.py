@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from tritpress.config import MemoryFormat, check_memory_format
 from tritpress.errors import InputError
-from tritpress.ops import reference
+from tritpress.ops import reference, values
 from tritpress.ops.linear import ternary_linear
 
 
@@ -24,8 +26,11 @@ class TernaryLinear(nn.Module):
         weight.
         format: how the int8 kernels hold the codes in memory, "2bit" or "1.6bit"; `state_dict` is the same.
 
-    Raises `InputError` where the shapes or dtypes disagree. Moving the module between devices moves the
-    packed weight; `.half()` and the like leave it alone (its dtypes are the format's).
+    Raises `InputError` where the shapes or dtypes disagree, where codes hold a 3 or padding other than 1, and
+    where scales are negative, NaN or infinite. Values are read when the module is made, when a state is
+    loaded and at the first use after another change; those of meta and fake tensors once there are any.
+    Moving the module between devices moves the packed weight; `.half()` and the like leave it alone (its
+    dtypes are the format's).
     """
 
     codes: Tensor
@@ -44,7 +49,11 @@ class TernaryLinear(nn.Module):
     ) -> None:
         super().__init__()
         check_memory_format(format)
-        _check(codes, scales, in_features, group_size, bias, activation_bits)
+        values.check_shapes(codes, scales, in_features, group_size)
+        if bias is not None and tuple(bias.shape) != (codes.shape[1],):
+            raise InputError(f"bias must be [{codes.shape[1]}], not {list(bias.shape)}")
+        if activation_bits not in (8, None):
+            raise InputError(f"activation_bits must be 8 or None, not {activation_bits}")
         self.in_features = in_features
         self.out_features = codes.shape[1]
         self.planes = codes.shape[0]
@@ -54,6 +63,8 @@ class TernaryLinear(nn.Module):
         self.register_buffer("codes", codes.contiguous())
         self.register_buffer("scales", scales.contiguous())
         self.register_buffer("bias", bias)
+        if values.known(self.codes, self.scales):
+            values.check_once(self.codes, self.scales, in_features, group_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], in x's dtype."""
@@ -64,6 +75,8 @@ class TernaryLinear(nn.Module):
 
     def dequantize(self) -> Tensor:
         """float32 [out, in], rounded once to float16: what `dequantized/` holds for this layer."""
+        if values.known(self.codes, self.scales):
+            values.check_once(self.codes, self.scales, self.in_features, self.group_size)
         return reference.dequantize(self.codes, self.scales, self.in_features, self.group_size)
 
     def extra_repr(self) -> str:
@@ -73,6 +86,32 @@ class TernaryLinear(nn.Module):
             f"activation_bits={self.activation_bits}, format={self.format}"
         )
 
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        before = len(error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if len(error_msgs) > before:
+            return  # torch refuses it already, for a shape
+        try:
+            values.check_shapes(self.codes, self.scales, self.in_features, self.group_size)
+            # Only what came: a state may come in pieces, into memory that holds nothing yet.
+            if prefix + "codes" in state_dict and values.known(self.codes):
+                values.check_codes(self.codes, self.in_features)
+            if prefix + "scales" in state_dict and values.known(self.scales):
+                values.check_scales(self.scales)
+        except InputError as error:
+            raise InputError(f"the state for {prefix.rstrip('.') or 'this layer'}: {error}") from None
+
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # .half(), .float() and .to(dtype) would turn the float16 scales into another dtype: they are part of
         # the format, so only their device follows.
@@ -81,27 +120,3 @@ class TernaryLinear(nn.Module):
         if self.scales.dtype != scales.dtype:
             self.scales = scales.to(self.scales.device)
         return self
-
-
-def _check(
-    codes: Tensor,
-    scales: Tensor,
-    in_features: int,
-    group_size: int,
-    bias: Tensor | None,
-    activation_bits: int | None,
-) -> None:
-    if codes.dtype != torch.uint8 or codes.ndim != 3:
-        raise InputError(f"codes must be uint8 [planes, out, bytes], not {codes.dtype} {list(codes.shape)}")
-    planes, out, width = codes.shape
-    groups = -(-in_features // reference.group_width(in_features, group_size)) if in_features else 0
-    if in_features < 1 or width != -(-in_features // 4):
-        raise InputError(f"codes of {width} bytes a row do not hold {in_features} inputs (4 to a byte)")
-    if scales.dtype != torch.float16 or tuple(scales.shape) != (planes, out, groups):
-        raise InputError(
-            f"scales must be float16 [{planes}, {out}, {groups}], not {scales.dtype} {list(scales.shape)}"
-        )
-    if bias is not None and tuple(bias.shape) != (out,):
-        raise InputError(f"bias must be [{out}], not {list(bias.shape)}")
-    if activation_bits not in (8, None):
-        raise InputError(f"activation_bits must be 8 or None, not {activation_bits}")

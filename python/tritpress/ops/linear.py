@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tritpress.config import MemoryFormat
-from tritpress.errors import UsageError
-from tritpress.ops import reference
+from tritpress.errors import InputError, UsageError
+from tritpress.ops import reference, values
 
 _threads: int | None = None
 
@@ -52,21 +52,25 @@ def packed_matrix(
 ) -> Any:
     """The kernels' own copy of a weight, made on first use and kept as long as `codes` lives.
 
-    A change in place of codes or scales, or another format, makes it anew.
+    A change in place of codes or scales, or another format, makes it anew. Raises `InputError` where shapes,
+    dtypes or values are not the packed format's.
     """
     state = codes.data_ptr(), _version(codes), scales.data_ptr(), _version(scales)
     key = (*state, in_features, group_size, format)
     held = _matrices.get(codes)
     if held is None or held.key != key:
-        from tritpress._core import PackedMatrix
+        from tritpress._core import CoreError, PackedMatrix
 
-        matrix = PackedMatrix(
-            codes.detach().contiguous().numpy(),
-            scales.detach().contiguous().numpy(),
-            group_size=group_size,
-            shape=(codes.shape[-2], in_features),
-            format=format,  # type: ignore[arg-type]
-        )
+        try:
+            matrix = PackedMatrix(
+                codes.detach().contiguous().numpy(),
+                scales.detach().contiguous().numpy(),
+                group_size=group_size,
+                shape=(codes.shape[-2], in_features),
+                format=format,  # type: ignore[arg-type]
+            )
+        except CoreError as error:
+            raise InputError(str(error)) from None
         held = _Packed(matrix, key)
         _matrices[codes] = held
     return held.matrix
@@ -79,8 +83,9 @@ def kernel_bytes(codes: Tensor) -> int:
 
 
 def forget(codes: Tensor) -> None:
-    """Drop the kernels' copy of a weight now, without waiting for `codes` to go."""
+    """Drop the kernels' copy of a weight, and what is known of its values: the next use reads them anew."""
     _matrices.pop(codes, None)
+    values.forget(codes)
 
 
 @torch.library.custom_op("tritpress::ternary_linear", mutates_args=())
@@ -101,6 +106,7 @@ def _ternary_linear(
         else:
             y = torch.from_numpy(matrix.matmul(tokens, threads=get_threads()))
         return y.reshape(*x.shape[:-1], codes.shape[-2]).to(x.dtype)
+    values.check_once(codes, scales, in_features, group_size)
     weight = reference.dequantize(codes, scales, in_features, group_size)
     inputs = reference.int8_activations(x) if activation_bits == 8 else x.float()
     return torch.nn.functional.linear(inputs, weight).to(x.dtype)
@@ -152,5 +158,8 @@ def ternary_linear(
     `codes` uint8 [planes, out, ceil(in / 4)], `scales` float16 [planes, out, groups]. With
     `activation_bits=8` each token is rounded to int8 by its largest value; the gradient passes straight
     through that rounding. `format`: how the CPU kernels hold the codes; the result is the same bit for bit.
+
+    Raises `InputError` at the first use of codes that hold a 3 or padding other than 1, and of scales that
+    are negative, NaN or infinite. They are read once, not at each call.
     """
     return _ternary_linear(x, codes, scales, in_features, group_size, activation_bits or 0, format)
