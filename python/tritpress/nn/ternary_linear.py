@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tritpress.config import MemoryFormat, check_memory_format
 from tritpress.errors import InputError
 from tritpress.ops import reference, values
-from tritpress.ops.linear import ternary_linear
+from tritpress.ops.linear import forget, ternary_linear
 
 
 class TernaryLinear(nn.Module):
@@ -31,6 +32,12 @@ class TernaryLinear(nn.Module):
     loaded and at the first use after another change; those of meta and fake tensors once there are any.
     Moving the module between devices moves the packed weight; `.half()` and the like leave it alone (its
     dtypes are the format's).
+
+    The kernels compute from a copy of the packed weight, made at the first call. Every write that torch
+    counts makes it anew: in-place operations, `load_state_dict`, another tensor in the place of `codes` or
+    `scales`, under `torch.inference_mode` too (codes and scales that were made under it are copied, as torch
+    counts no writes to them). Writes through `.data` or through a numpy array over the same memory cannot be
+    seen without reading everything at each call: call `forget()` after them.
     """
 
     codes: Tensor
@@ -60,8 +67,8 @@ class TernaryLinear(nn.Module):
         self.group_size = group_size
         self.activation_bits = activation_bits
         self.format: MemoryFormat = format
-        self.register_buffer("codes", codes.contiguous())
-        self.register_buffer("scales", scales.contiguous())
+        self.register_buffer("codes", _counted(codes.contiguous()))
+        self.register_buffer("scales", _counted(scales.contiguous()))
         self.register_buffer("bias", bias)
         if values.known(self.codes, self.scales):
             values.check_once(self.codes, self.scales, in_features, group_size)
@@ -78,6 +85,10 @@ class TernaryLinear(nn.Module):
         if values.known(self.codes, self.scales):
             values.check_once(self.codes, self.scales, self.in_features, self.group_size)
         return reference.dequantize(self.codes, self.scales, self.in_features, self.group_size)
+
+    def forget(self) -> None:
+        """Have codes and scales read anew at the next call: for after a write that torch does not count."""
+        forget(self.codes)
 
     def extra_repr(self) -> str:
         return (
@@ -97,11 +108,13 @@ class TernaryLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         before = len(error_msgs)
+        self.forget()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if len(error_msgs) > before:
             return  # torch refuses it already, for a shape
+        self._count()
         try:
             values.check_shapes(self.codes, self.scales, self.in_features, self.group_size)
             # Only what came: a state may come in pieces, into memory that holds nothing yet.
@@ -119,4 +132,21 @@ class TernaryLinear(nn.Module):
         super()._apply(fn, recurse)
         if self.scales.dtype != scales.dtype:
             self.scales = scales.to(self.scales.device)
+        self._count()
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._count()
+
+    def _count(self) -> None:
+        """Hold tensors whose writes torch counts."""
+        self.codes, self.scales = _counted(self.codes), _counted(self.scales)
+
+
+def _counted(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy where it was made under `torch.inference_mode`."""
+    if torch.compiler.is_compiling() or not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()

@@ -7,9 +7,10 @@ multiplies. The gradient flows to x alone: the codes are constants here (trainin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import weakref
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -34,17 +35,15 @@ def get_threads() -> int | None:
     return _threads
 
 
-@dataclass
-class _Packed:
+class _Packed(NamedTuple):
     matrix: Any
+    scales: weakref.ref[Tensor]
     key: tuple[Any, ...]
+    contents: tuple[Any, ...]
+    """Codes and scales as they were, where torch does not count the writes to them."""
 
 
 _matrices: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def packed_matrix(
@@ -52,34 +51,47 @@ def packed_matrix(
 ) -> Any:
     """The kernels' own copy of a weight, made on first use and kept as long as `codes` lives.
 
-    A change in place of codes or scales, or another format, makes it anew. Raises `InputError` where shapes,
-    dtypes or values are not the packed format's.
-    """
-    state = codes.data_ptr(), _version(codes), scales.data_ptr(), _version(scales)
-    key = (*state, in_features, group_size, format)
-    held = _matrices.get(codes)
-    if held is None or held.key != key:
-        from tritpress._core import CoreError, PackedMatrix
+    Another scales tensor, another format or a write to codes or scales that torch counts makes it anew.
+    Writes through `.data` or a numpy array over the same memory are not counted: call `forget` after them.
+    For tensors made under `torch.inference_mode` torch counts nothing: a second copy of them is kept and
+    compared at every call, which takes longer than a product with one token (`TernaryLinear` takes a copy
+    that is counted instead).
 
-        try:
-            matrix = PackedMatrix(
-                codes.detach().contiguous().numpy(),
-                scales.detach().contiguous().numpy(),
-                group_size=group_size,
-                shape=(codes.shape[-2], in_features),
-                format=format,  # type: ignore[arg-type]
-            )
-        except CoreError as error:
-            raise InputError(str(error)) from None
-        held = _Packed(matrix, key)
-        _matrices[codes] = held
-    return held.matrix
+    Raises `InputError` where shapes, dtypes or values are not the packed format's.
+    """
+    key = (*values.versions(codes, scales), in_features, group_size, format)
+    held = _matrices.get(codes)
+    if held is not None and held.scales() is scales and held.key == key and _unwritten(held, codes, scales):
+        return held.matrix
+    from tritpress._core import CoreError, PackedMatrix
+
+    arrays = codes.detach().contiguous().numpy(), scales.detach().contiguous().numpy()
+    try:
+        matrix = PackedMatrix(
+            *arrays,
+            group_size=group_size,
+            shape=(codes.shape[-2], in_features),
+            format=format,  # type: ignore[arg-type]
+        )
+    except CoreError as error:
+        raise InputError(str(error)) from None
+    contents = tuple(array.copy() for array in arrays) if None in key else ()
+    _matrices[codes] = _Packed(matrix, weakref.ref(scales), key, contents)
+    return matrix
+
+
+def _unwritten(held: _Packed, codes: Tensor, scales: Tensor) -> bool:
+    """Whether tensors whose writes torch does not count hold what they held."""
+    if not held.contents:
+        return True
+    pairs = zip(held.contents, (codes, scales))
+    return all(np.array_equal(kept, tensor.detach().numpy()) for kept, tensor in pairs)
 
 
 def kernel_bytes(codes: Tensor) -> int:
-    """Bytes of the kernels' copy of a weight; 0 while there is none."""
+    """Bytes of the kernels' copy of a weight, and of what it is compared with; 0 while there is none."""
     held = _matrices.get(codes)
-    return 0 if held is None else int(held.matrix.nbytes)
+    return 0 if held is None else int(held.matrix.nbytes) + sum(array.nbytes for array in held.contents)
 
 
 def forget(codes: Tensor) -> None:

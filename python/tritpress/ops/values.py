@@ -63,7 +63,7 @@ def check_scales(scales: Tensor) -> None:
 
 
 def versions(codes: Tensor, scales: Tensor) -> tuple[int | None, ...]:
-    """Changes with every write that torch counts. Inference tensors have no count: None in its place."""
+    """Changes with every write that torch counts. Inference tensors have no count: None stands for it."""
     return (
         codes.data_ptr(),
         None if codes.is_inference() else codes._version,
@@ -79,7 +79,7 @@ _found_right: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def check_once(codes: Tensor, scales: Tensor, in_features: int, group_size: int) -> None:
     """Raise `InputError` where shapes, dtypes or values are wrong. Values are read once and after each write
-    that torch counts; not while they are not `known`.
+    that torch counts (`packed_matrix` says which those are); not while they are not `known`.
     """
     state = (*versions(codes, scales), in_features, group_size)
     held = _found_right.get(codes)
