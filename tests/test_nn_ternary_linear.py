@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 
 import numpy as np
@@ -152,6 +153,45 @@ def test_wrong_parts_are_refused(change, word):
         TernaryLinear(
             parts["codes"], parts["scales"], 70, 32, parts["bias"], activation_bits=parts["activation_bits"]
         )
+
+
+@pytest.mark.parametrize("bits", [8, None])
+def test_an_input_of_another_width_is_refused_by_name(bits):
+    layer, _, _ = make(activation_bits=bits)
+    meta = make(activation_bits=bits)[0].to("meta")
+    for shape, given in [((2, 69), "..., 69"), ((2, 35), "..., 35"), ((140,), "..., 140"), ((), "")]:
+        words = re.escape(f"x must be [..., 70] for this weight, not [{given}]")
+        for x in (torch.ones(shape), torch.ones(shape, requires_grad=True)):
+            with pytest.raises(InputError, match=words):
+                layer(x)
+        with pytest.raises(InputError, match=words):
+            meta(torch.ones(shape, device="meta"))
+    words = re.escape("x must be [..., 70] for this weight, not [..., 69]")
+    with pytest.raises(InputError, match=words):
+        torch.export.export(layer, (torch.ones(2, 69),))
+    for dynamic in (False, True):
+        compiled = torch.compile(layer, backend="aot_eager", dynamic=dynamic)
+        with pytest.raises(RuntimeError, match=words):
+            compiled(torch.ones(2, 69))
+
+
+def test_an_export_may_leave_the_width_to_the_run():
+    class Cut(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = make()[0]
+
+        def forward(self, x, width):
+            cols = width.item()
+            torch._check(cols >= 0)
+            torch._check(cols <= 100)
+            return self.layer(x[..., :cols])
+
+    model, x = Cut(), tokens(100)
+    exported = torch.export.export(model, (x, torch.tensor(70))).module()
+    torch.testing.assert_close(exported(x, torch.tensor(70)), model(x, torch.tensor(70)))
+    with pytest.raises((InputError, RuntimeError)):
+        exported(x, torch.tensor(69))
 
 
 def test_reference_packing_is_the_cores():

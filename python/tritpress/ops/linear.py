@@ -100,6 +100,11 @@ def forget(codes: Tensor) -> None:
     values.forget(codes)
 
 
+def _wrong_width(x: Tensor, in_features: int) -> str:
+    given = f"[..., {int(x.shape[-1])}]" if x.ndim else "[]"  # int: its value where it is a symbol
+    return f"x must be [..., {in_features}] for this weight, not {given}"
+
+
 @torch.library.custom_op("tritpress::ternary_linear", mutates_args=())
 def _ternary_linear(
     x: Tensor,
@@ -110,6 +115,8 @@ def _ternary_linear(
     activation_bits: int,
     format: str = "2bit",
 ) -> Tensor:
+    if x.shape[-1:] != (in_features,):
+        raise InputError(_wrong_width(x, in_features))
     if activation_bits == 8 and x.device.type == "cpu":
         matrix = packed_matrix(codes, scales, in_features, group_size, format)
         tokens = x.detach().reshape(-1, in_features).float().contiguous().numpy()
@@ -125,7 +132,10 @@ def _ternary_linear(
 
 
 @_ternary_linear.register_fake
-def _(x: Tensor, codes: Tensor, *others: Any) -> Tensor:
+def _(x: Tensor, codes: Tensor, scales: Tensor, in_features: int, *others: Any) -> Tensor:
+    # A width that is a symbol gets a guard, or an assertion at run time where its value is not known.
+    right = x.ndim > 0 and x.shape[-1] == in_features
+    torch._check_with(InputError, right, lambda: _wrong_width(x, in_features))
     return x.new_empty(*x.shape[:-1], codes.shape[-2])
 
 
@@ -171,7 +181,7 @@ def ternary_linear(
     `activation_bits=8` each token is rounded to int8 by its largest value; the gradient passes straight
     through that rounding. `format`: how the CPU kernels hold the codes; the result is the same bit for bit.
 
-    Raises `InputError` at the first use of codes that hold a 3 or padding other than 1, and of scales that
-    are negative, NaN or infinite. They are read once, not at each call.
+    Raises `InputError` for x of another width, and at the first use of codes that hold a 3 or padding other
+    than 1 and of scales that are negative, NaN or infinite: those are read once, not at each call.
     """
     return _ternary_linear(x, codes, scales, in_features, group_size, activation_bits or 0, format)
