@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import re
 import shutil
@@ -48,6 +49,38 @@ def test_the_gradient_reaches_the_input_alone():
     assert list(layer.parameters()) == []
 
 
+@pytest.mark.parametrize("bits", [8, None])
+def test_second_and_third_derivatives_are_those_of_the_dequantized_weight(bits):
+    layer, _, _ = make(activation_bits=bits)
+    weight = layer.dequantize()
+
+    def derivatives(product):
+        x = tokens(70).requires_grad_()
+        factor = torch.linspace(0.5, 1.5, 6).requires_grad_()
+        (first,) = torch.autograd.grad((product(x) * factor**3).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(2).sum(), factor, create_graph=True)
+        (third,) = torch.autograd.grad(second.sin().sum(), factor)
+        return first, second, third
+
+    wanted = derivatives(functools.partial(torch.nn.functional.linear, weight=weight))
+    for found, right in zip(derivatives(layer), wanted, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-3)
+
+
+def _penalty(product, x):
+    (first,) = torch.autograd.grad(product(x).tanh().sum(), x, create_graph=True)
+    return first.pow(2).sum()
+
+
+def test_a_penalty_on_the_gradient_reaches_the_input():
+    layer, _, _ = make(activation_bits=None)
+    x = tokens(70).requires_grad_()
+    found = torch.autograd.grad(_penalty(layer, x), x)[0]
+    dense = functools.partial(torch.nn.functional.linear, weight=layer.dequantize())
+    right = torch.autograd.grad(_penalty(dense, x), x)[0]
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("bits", [0, 8])
 def test_the_operator_passes_torchs_own_checks(bits):
     layer, _, _ = make()
@@ -55,6 +88,8 @@ def test_the_operator_passes_torchs_own_checks(bits):
     arguments = (x, layer.codes, layer.scales, 70, 32, bits)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.tritpress.ternary_linear.default, arguments, test_utils=tests)
+    arguments = (torch.ones(3, 6, requires_grad=True), layer.codes, layer.scales, 70, 32)
+    torch.library.opcheck(torch.ops.tritpress.ternary_linear_backward.default, arguments, test_utils=tests)
 
 
 def test_compile_and_export_see_the_operator():

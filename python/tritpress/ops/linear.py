@@ -166,6 +166,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("tritpress::ternary_linear", _backward, setup_context=_setup_context)
 
 
+def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # grad_x is linear in the gradient that came in, so this is the product itself, without rounding to int8.
+    codes, scales = ctx.saved_tensors
+    return _ternary_linear(grad, codes, scales, ctx.in_features, ctx.group_size, 0), None, None, None, None
+
+
+torch.library.register_autograd(
+    "tritpress::ternary_linear_backward", _second_backward, setup_context=_setup_context
+)
+
+
 def ternary_linear(
     x: Tensor,
     codes: Tensor,
@@ -179,7 +190,8 @@ def ternary_linear(
 
     `codes` uint8 [planes, out, ceil(in / 4)], `scales` float16 [planes, out, groups]. With
     `activation_bits=8` each token is rounded to int8 by its largest value; the gradient passes straight
-    through that rounding. `format`: how the CPU kernels hold the codes; the result is the same bit for bit.
+    through that rounding, and can be differentiated again. `format`: how the CPU kernels hold the codes; the
+    result is the same bit for bit.
 
     Raises `InputError` for x of another width, and at the first use of codes that hold a 3 or padding other
     than 1 and of scales that are negative, NaN or infinite: those are read once, not at each call.
