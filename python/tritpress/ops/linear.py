@@ -115,16 +115,16 @@ def _ternary_linear(
     activation_bits: int,
     format: str = "2bit",
 ) -> Tensor:
-    if x.shape[-1:] != (in_features,):
+    if x.ndim == 0 or x.shape[-1] != in_features:
         raise InputError(_wrong_width(x, in_features))
     if activation_bits == 8 and x.device.type == "cpu":
         matrix = packed_matrix(codes, scales, in_features, group_size, format)
         tokens = x.detach().reshape(-1, in_features).float().contiguous().numpy()
         if tokens.shape[0] == 1:
-            y = torch.from_numpy(matrix.matvec(tokens[0], threads=get_threads()))
+            y = matrix.matvec(tokens[0], threads=get_threads())
         else:
-            y = torch.from_numpy(matrix.matmul(tokens, threads=get_threads()))
-        return y.reshape(*x.shape[:-1], codes.shape[-2]).to(x.dtype)
+            y = matrix.matmul(tokens, threads=get_threads())
+        return torch.from_numpy(y.reshape(*x.shape[:-1], codes.shape[-2])).to(x.dtype)
     values.check_once(codes, scales, in_features, group_size)
     weight = reference.dequantize(codes, scales, in_features, group_size)
     inputs = reference.int8_activations(x) if activation_bits == 8 else x.float()

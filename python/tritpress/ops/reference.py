@@ -12,7 +12,7 @@ from torch import Tensor
 
 def unpack(codes: Tensor, cols: int) -> Tensor:
     """uint8 [..., ceil(cols / 4)] -> int8 [..., cols] with values -1, 0, +1."""
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=codes.device)
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=codes.device)
     lanes = (codes.unsqueeze(-1) >> shifts) & 3
     return lanes.flatten(-2)[..., :cols].to(torch.int8) - 1
 
