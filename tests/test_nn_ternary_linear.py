@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from ternary_layers import make, tokens
 from tritpress.errors import InputError, UsageError
 from tritpress.nn.ternary_linear import TernaryLinear
 from tritpress.ops import linear as ops
 from tritpress.ops import reference
-
-
-def make(out=6, cols=70, group_size=32, planes=2, bias=False, activation_bits=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    trits = torch.randint(-1, 2, (planes, out, cols), generator=generator, dtype=torch.int8)
-    groups = -(-cols // (group_size or cols))
-    scales = torch.rand(planes, out, groups, generator=generator).half()
-    b = torch.randn(out, generator=generator) if bias else None
-    layer = TernaryLinear(reference.pack(trits), scales, cols, group_size, b, activation_bits)
-    width = group_size or cols
-    weight = sum(
-        trits[p].double() * scales[p].double().repeat_interleave(width, 1)[:, :cols] for p in range(planes)
-    )
-    return layer, weight, trits
-
-
-def tokens(cols, shape=(3, 5), seed=1):
-    return torch.randn(*shape, cols, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("cols", [1, 3, 4, 64, 70, 257])
@@ -64,6 +49,38 @@ def test_the_gradient_reaches_the_input_alone():
     assert list(layer.parameters()) == []
 
 
+@pytest.mark.parametrize("bits", [8, None])
+def test_second_and_third_derivatives_are_those_of_the_dequantized_weight(bits):
+    layer, _, _ = make(activation_bits=bits)
+    weight = layer.dequantize()
+
+    def derivatives(product):
+        x = tokens(70).requires_grad_()
+        factor = torch.linspace(0.5, 1.5, 6).requires_grad_()
+        (first,) = torch.autograd.grad((product(x) * factor**3).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(2).sum(), factor, create_graph=True)
+        (third,) = torch.autograd.grad(second.sin().sum(), factor)
+        return first, second, third
+
+    wanted = derivatives(functools.partial(torch.nn.functional.linear, weight=weight))
+    for found, right in zip(derivatives(layer), wanted, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-3)
+
+
+def _penalty(product, x):
+    (first,) = torch.autograd.grad(product(x).tanh().sum(), x, create_graph=True)
+    return first.pow(2).sum()
+
+
+def test_a_penalty_on_the_gradient_reaches_the_input():
+    layer, _, _ = make(activation_bits=None)
+    x = tokens(70).requires_grad_()
+    found = torch.autograd.grad(_penalty(layer, x), x)[0]
+    dense = functools.partial(torch.nn.functional.linear, weight=layer.dequantize())
+    right = torch.autograd.grad(_penalty(dense, x), x)[0]
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("bits", [0, 8])
 def test_the_operator_passes_torchs_own_checks(bits):
     layer, _, _ = make()
@@ -71,6 +88,8 @@ def test_the_operator_passes_torchs_own_checks(bits):
     arguments = (x, layer.codes, layer.scales, 70, 32, bits)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.tritpress.ternary_linear.default, arguments, test_utils=tests)
+    arguments = (torch.ones(3, 6, requires_grad=True), layer.codes, layer.scales, 70, 32)
+    torch.library.opcheck(torch.ops.tritpress.ternary_linear_backward.default, arguments, test_utils=tests)
 
 
 def test_compile_and_export_see_the_operator():
@@ -169,6 +188,45 @@ def test_wrong_parts_are_refused(change, word):
         TernaryLinear(
             parts["codes"], parts["scales"], 70, 32, parts["bias"], activation_bits=parts["activation_bits"]
         )
+
+
+@pytest.mark.parametrize("bits", [8, None])
+def test_an_input_of_another_width_is_refused_by_name(bits):
+    layer, _, _ = make(activation_bits=bits)
+    meta = make(activation_bits=bits)[0].to("meta")
+    for shape, given in [((2, 69), "..., 69"), ((2, 35), "..., 35"), ((140,), "..., 140"), ((), "")]:
+        words = re.escape(f"x must be [..., 70] for this weight, not [{given}]")
+        for x in (torch.ones(shape), torch.ones(shape, requires_grad=True)):
+            with pytest.raises(InputError, match=words):
+                layer(x)
+        with pytest.raises(InputError, match=words):
+            meta(torch.ones(shape, device="meta"))
+    words = re.escape("x must be [..., 70] for this weight, not [..., 69]")
+    with pytest.raises(InputError, match=words):
+        torch.export.export(layer, (torch.ones(2, 69),))
+    for dynamic in (False, True):
+        compiled = torch.compile(layer, backend="aot_eager", dynamic=dynamic)
+        with pytest.raises(RuntimeError, match=words):
+            compiled(torch.ones(2, 69))
+
+
+def test_an_export_may_leave_the_width_to_the_run():
+    class Cut(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = make()[0]
+
+        def forward(self, x, width):
+            cols = width.item()
+            torch._check(cols >= 0)
+            torch._check(cols <= 100)
+            return self.layer(x[..., :cols])
+
+    model, x = Cut(), tokens(100)
+    exported = torch.export.export(model, (x, torch.tensor(70))).module()
+    torch.testing.assert_close(exported(x, torch.tensor(70)), model(x, torch.tensor(70)))
+    with pytest.raises((InputError, RuntimeError)):
+        exported(x, torch.tensor(69))
 
 
 def test_reference_packing_is_the_cores():

@@ -7,16 +7,17 @@ multiplies. The gradient flows to x alone: the codes are constants here (trainin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import weakref
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tritpress.config import MemoryFormat
-from tritpress.errors import UsageError
-from tritpress.ops import reference
+from tritpress.errors import InputError, UsageError
+from tritpress.ops import reference, values
 
 _threads: int | None = None
 
@@ -34,17 +35,15 @@ def get_threads() -> int | None:
     return _threads
 
 
-@dataclass
-class _Packed:
+class _Packed(NamedTuple):
     matrix: Any
+    scales: weakref.ref[Tensor]
     key: tuple[Any, ...]
+    contents: tuple[Any, ...]
+    """Codes and scales as they were, where torch does not count the writes to them."""
 
 
 _matrices: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def packed_matrix(
@@ -52,35 +51,58 @@ def packed_matrix(
 ) -> Any:
     """The kernels' own copy of a weight, made on first use and kept as long as `codes` lives.
 
-    A change in place of codes or scales, or another format, makes it anew.
-    """
-    state = codes.data_ptr(), _version(codes), scales.data_ptr(), _version(scales)
-    key = (*state, in_features, group_size, format)
-    held = _matrices.get(codes)
-    if held is None or held.key != key:
-        from tritpress._core import PackedMatrix
+    Another scales tensor, another format or a write to codes or scales that torch counts makes it anew.
+    Writes through `.data` or a numpy array over the same memory are not counted: call `forget` after them.
+    For tensors made under `torch.inference_mode` torch counts nothing: a second copy of them is kept and
+    compared at every call, which takes longer than a product with one token (`TernaryLinear` takes a copy
+    that is counted instead).
 
+    Raises `InputError` where shapes, dtypes or values are not the packed format's.
+    """
+    key = (*values.versions(codes, scales), in_features, group_size, format)
+    held = _matrices.get(codes)
+    if held is not None and held.scales() is scales and held.key == key and _unwritten(held, codes, scales):
+        return held.matrix
+    from tritpress._core import CoreError, PackedMatrix
+
+    arrays = codes.detach().contiguous().numpy(), scales.detach().contiguous().numpy()
+    try:
         matrix = PackedMatrix(
-            codes.detach().contiguous().numpy(),
-            scales.detach().contiguous().numpy(),
+            *arrays,
             group_size=group_size,
             shape=(codes.shape[-2], in_features),
             format=format,  # type: ignore[arg-type]
         )
-        held = _Packed(matrix, key)
-        _matrices[codes] = held
-    return held.matrix
+    except CoreError as error:
+        raise InputError(str(error)) from None
+    contents = tuple(array.copy() for array in arrays) if None in key else ()
+    _matrices[codes] = _Packed(matrix, weakref.ref(scales), key, contents)
+    return matrix
+
+
+def _unwritten(held: _Packed, codes: Tensor, scales: Tensor) -> bool:
+    """Whether tensors whose writes torch does not count hold what they held."""
+    if not held.contents:
+        return True
+    pairs = zip(held.contents, (codes, scales))
+    return all(np.array_equal(kept, tensor.detach().numpy()) for kept, tensor in pairs)
 
 
 def kernel_bytes(codes: Tensor) -> int:
-    """Bytes of the kernels' copy of a weight; 0 while there is none."""
+    """Bytes of the kernels' copy of a weight, and of what it is compared with; 0 while there is none."""
     held = _matrices.get(codes)
-    return 0 if held is None else int(held.matrix.nbytes)
+    return 0 if held is None else int(held.matrix.nbytes) + sum(array.nbytes for array in held.contents)
 
 
 def forget(codes: Tensor) -> None:
-    """Drop the kernels' copy of a weight now, without waiting for `codes` to go."""
+    """Drop the kernels' copy of a weight, and what is known of its values: the next use reads them anew."""
     _matrices.pop(codes, None)
+    values.forget(codes)
+
+
+def _wrong_width(x: Tensor, in_features: int) -> str:
+    given = f"[..., {int(x.shape[-1])}]" if x.ndim else "[]"  # int: its value where it is a symbol
+    return f"x must be [..., {in_features}] for this weight, not {given}"
 
 
 @torch.library.custom_op("tritpress::ternary_linear", mutates_args=())
@@ -93,21 +115,27 @@ def _ternary_linear(
     activation_bits: int,
     format: str = "2bit",
 ) -> Tensor:
+    if x.ndim == 0 or x.shape[-1] != in_features:
+        raise InputError(_wrong_width(x, in_features))
     if activation_bits == 8 and x.device.type == "cpu":
         matrix = packed_matrix(codes, scales, in_features, group_size, format)
         tokens = x.detach().reshape(-1, in_features).float().contiguous().numpy()
         if tokens.shape[0] == 1:
-            y = torch.from_numpy(matrix.matvec(tokens[0], threads=get_threads()))
+            y = matrix.matvec(tokens[0], threads=get_threads())
         else:
-            y = torch.from_numpy(matrix.matmul(tokens, threads=get_threads()))
-        return y.reshape(*x.shape[:-1], codes.shape[-2]).to(x.dtype)
+            y = matrix.matmul(tokens, threads=get_threads())
+        return torch.from_numpy(y.reshape(*x.shape[:-1], codes.shape[-2])).to(x.dtype)
+    values.check_once(codes, scales, in_features, group_size)
     weight = reference.dequantize(codes, scales, in_features, group_size)
     inputs = reference.int8_activations(x) if activation_bits == 8 else x.float()
     return torch.nn.functional.linear(inputs, weight).to(x.dtype)
 
 
 @_ternary_linear.register_fake
-def _(x: Tensor, codes: Tensor, *others: Any) -> Tensor:
+def _(x: Tensor, codes: Tensor, scales: Tensor, in_features: int, *others: Any) -> Tensor:
+    # A width that is a symbol gets a guard, or an assertion at run time where its value is not known.
+    right = x.ndim > 0 and x.shape[-1] == in_features
+    torch._check_with(InputError, right, lambda: _wrong_width(x, in_features))
     return x.new_empty(*x.shape[:-1], codes.shape[-2])
 
 
@@ -138,6 +166,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("tritpress::ternary_linear", _backward, setup_context=_setup_context)
 
 
+def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # grad_x is linear in the gradient that came in, so this is the product itself, without rounding to int8.
+    codes, scales = ctx.saved_tensors
+    return _ternary_linear(grad, codes, scales, ctx.in_features, ctx.group_size, 0), None, None, None, None
+
+
+torch.library.register_autograd(
+    "tritpress::ternary_linear_backward", _second_backward, setup_context=_setup_context
+)
+
+
 def ternary_linear(
     x: Tensor,
     codes: Tensor,
@@ -151,6 +190,10 @@ def ternary_linear(
 
     `codes` uint8 [planes, out, ceil(in / 4)], `scales` float16 [planes, out, groups]. With
     `activation_bits=8` each token is rounded to int8 by its largest value; the gradient passes straight
-    through that rounding. `format`: how the CPU kernels hold the codes; the result is the same bit for bit.
+    through that rounding, and can be differentiated again. `format`: how the CPU kernels hold the codes; the
+    result is the same bit for bit.
+
+    Raises `InputError` for x of another width, and at the first use of codes that hold a 3 or padding other
+    than 1 and of scales that are negative, NaN or infinite: those are read once, not at each call.
     """
     return _ternary_linear(x, codes, scales, in_features, group_size, activation_bits or 0, format)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 def unpack(codes: Tensor, cols: int) -> Tensor:
     """uint8 [..., ceil(cols / 4)] -> int8 [..., cols] with values -1, 0, +1."""
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=codes.device)
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=codes.device)
     lanes = (codes.unsqueeze(-1) >> shifts) & 3
     return lanes.flatten(-2)[..., :cols].to(torch.int8) - 1
 
@@ -41,7 +41,8 @@ def dequantize(codes: Tensor, scales: Tensor, cols: int, group_size: int) -> Ten
     """Weight that the packed pair stands for: float32 [..., out, cols], rounded once to float16.
 
     `codes` uint8 [planes, ..., out, ceil(cols / 4)], `scales` float16 [planes, ..., out, groups]. The planes
-    are summed in order in float32, as every reader of the format does, so that all give the same bits.
+    are summed in order in float32, as every reader of the format does, so that all give the same bits. Values
+    are taken as they are; `tritpress.ops.values` refuses those that the format does not allow.
     """
     weight = unpack(codes[0], cols).float() * expand_scales(scales[0], cols, group_size)
     for plane in range(1, codes.shape[0]):
