@@ -37,6 +37,8 @@ FLOORS: dict[str, int] = {
     "knapsack": 5,
     "bench_generate": 6,
     "bench_ggml": 0,
+    "bench_pack": 1,
+    "bench_rows": 0,
     "decoder": 5,
     "inspect": 5,
     "loading": 5,
