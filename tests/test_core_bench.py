@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tritpress
 from rich.console import Console
-from tritpress import _core, bench, bench_generate, bench_pack, bench_rows
+from tritpress import _core, bench, bench_generate, bench_pack, bench_rows, bench_start
 from tritpress.console.tables import print_bench
 from tritpress.errors import UsageError
 
@@ -21,6 +26,7 @@ KEYS = {
 NULL = {
     "matvec": set(),
     "matmul": set(),
+    "start": {"where", "gb_s", "gop_s"},
     "decode": {"rows", "cols", "where"},
     "generate": {"rows", "cols", "where", "gb_s", "gop_s", "floor_us", "ratio_floor"},
     "pack": {"n", "where", "gop_s", "group_size"},
@@ -47,6 +53,8 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "REFERENCE_TEXTS", 1)
     monkeypatch.setattr(bench, "_torch_runners", lambda *arguments: {})
     monkeypatch.setattr(bench_pack, "SHAPE", (96, 256))
+    monkeypatch.setattr(bench_start, "SHAPE", (96, 250))
+    monkeypatch.setattr(bench_start, "REPEATS", 1)
     monkeypatch.setattr(bench_generate, "MODELS", {"tiny": TINY})
     monkeypatch.setattr(bench_generate, "MEASURED", ("tiny",))
     monkeypatch.setattr(bench_generate, "CONTEXTS", (4,))
@@ -84,7 +92,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 
 def test_one_token_in_every_format_and_with_two_planes():
-    rows = rows_of("matvec")
+    start, *rows = rows_of("matvec")
     kinds = Counter((row["rows"], row["group_size"], row["format"], row["planes"]) for row in rows)
     one = [(64, "2bit", 1), (0, "2bit", 1), (64, "1.6bit", 1)]
     expected = [(64, *kind) for kind in [*one, (64, "2bit", 2)]] + [(128, *kind) for kind in one]
@@ -93,6 +101,9 @@ def test_one_token_in_every_format_and_with_two_planes():
         assert row["reading_us"] > 0 and row["ratio_reading"] > 0
         operations = 2 * row["rows"] * row["cols"] * row["planes"]
         assert row["gop_s"] == pytest.approx(operations / row["us"] / 1e3, abs=0.1)
+    assert start["op"] == "start" and (start["rows"], start["cols"]) == (96, 250)
+    assert 0 < start["import_us"] < start["us"]
+    assert start["seconds"] == pytest.approx(start["us"] / 1e6, abs=1e-4)
 
 
 def test_many_tokens_in_every_format():
@@ -140,6 +151,18 @@ def test_generated_tokens_count_what_they_read():
         operations = 2 * (2 * block + 2 * 6 * 500 * 128)  # the int8 head: six planes, twice
         assert row["gop_s"] * row["us"] * 1e3 == pytest.approx(operations, rel=0.05)
         assert row["gb_s"] * row["us"] * 1e3 > 2 * block / 5
+
+
+def test_a_first_product_imports_neither_torch_nor_transformers():
+    code = bench_start.PRODUCT + "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "48", "130", "1"],
+        env=os.environ | {"PYTHONPATH": str(Path(tritpress.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_bad_arguments_are_refused():

@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
     "bench_generate": 6,
     "bench_ggml": 0,
     "bench_pack": 1,
+    "bench_start": 1,
     "bench_rows": 0,
     "decoder": 5,
     "inspect": 5,

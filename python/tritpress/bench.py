@@ -20,6 +20,7 @@ from tritpress import _core
 from tritpress.bench_ggml import products as ggml_products
 from tritpress.bench_pack import bench_pack
 from tritpress.bench_rows import Row, Runners, race, summary, whole
+from tritpress.bench_start import bench_start
 from tritpress.errors import UsageError
 
 SHAPES = [(2560, 2560), (6912, 2560), (2560, 6912), (4096, 4096), (14336, 4096), (4096, 14336)]
@@ -52,7 +53,8 @@ def run(name: str, threads: int | None = None, torch: bool = True) -> dict[str, 
     gop_s and nothing of torch's beside it, a whole model no rows, cols and where. ratio_floor is us over
     floor_us, ratio_torch torch_us over us. floor_us is what the limits leave, the best of their measurement
     (for "pack" a plain copy in the same turns, see `bench_pack`); reading_us the median time of reading the
-    same bytes in turns with the products, so that ratio_reading compares like with like on any machine.
+    same bytes in turns with the products, so that ratio_reading compares like with like on any machine. The
+    first row of "matvec" is of the op "start", see `bench_start`.
     Raises `UsageError` for an unknown name or a bad thread count.
     """
     benches: dict[str, Callable[..., list[Row]]] = {
@@ -178,9 +180,9 @@ def _operations(matrix: Any, n: int) -> float:
 
 def _matvec(threads: int, limits: Any, torch: bool) -> list[Row]:
     """One token at every shape, from memory and from cache, in every format and beside torch; some shapes
-    with two planes.
+    with two planes. First what a process takes until its first product.
     """
-    out = []
+    out = [bench_start(threads)]
     rng = np.random.default_rng(1)
     for shape in SHAPES:
         x = rng.standard_normal((1, shape[1])).astype(np.float32)
