@@ -32,11 +32,15 @@ bench: setup  ## this machine's limits and the kernels beside torch, as JSON und
 	@for name in matvec matmul pack generate; do \
 	  $(BIN)/tritpress bench $$name --json > benches/results/$$name.json && $(BIN)/tritpress bench $$name || exit $$?; done
 
-lint: setup  ## ruff, mypy, rustfmt, clippy
+lint: setup  ## ruff, mypy, rustfmt, clippy; the Rust benches and fuzz targets compile
 	$(BIN)/ruff check python tests benches dashboard
 	$(BIN)/mypy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	for crate in benches/kernels rust/fuzz; do \
+	  cargo fmt --manifest-path $$crate/Cargo.toml --check && \
+	  cargo check --manifest-path $$crate/Cargo.toml --all-targets --no-default-features --locked --quiet \
+	  --target-dir target/checks || exit $$?; done
 
 sanitize:  ## the Rust tests under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --quiet --locked -p tritpress-core --lib \

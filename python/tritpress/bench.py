@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,9 @@ import numpy as np
 
 from tritpress import _core
 from tritpress.bench_ggml import products as ggml_products
+from tritpress.bench_pack import bench_pack
+from tritpress.bench_rows import Row, Runners, race, summary, whole
+from tritpress.bench_start import bench_start
 from tritpress.errors import UsageError
 
 SHAPES = [(2560, 2560), (6912, 2560), (2560, 6912), (4096, 4096), (14336, 4096), (4096, 14336)]
@@ -26,16 +28,17 @@ SHAPES = [(2560, 2560), (6912, 2560), (2560, 6912), (4096, 4096), (14336, 4096),
 
 MATMUL_SHAPES = [(2560, 2560), (4096, 4096)]
 TOKENS = [2, 4, 8, 16, 32, 64, 128]
+MORE_TOKENS = [3, 6, 12, 24]
+"""Numbers between powers of two, for the first of `MATMUL_SHAPES`."""
+
+TWO_PLANES = [(2560, 2560), (4096, 4096)]
+"""The shapes that `matvec` measures with two planes too."""
+
+REFERENCE_TOKENS, REFERENCE_TEXTS = 32, 5
+"""Tokens of a text that `generate` has the built-in model write, and how often."""
+
 MEMORY_BYTES = 256 << 20
 """This much at least is read between two readings of a copy, so that none of it is still in the cache."""
-UNTIMED, TIMED = 3, 5
-"""Calls of a competitor in each of its turns, the first ones at least that many."""
-SETTLE = 0.003
-"""Seconds that the untimed calls go on for: OpenMP's threads spin for some milliseconds after a call."""
-MOST_TURNS = 80
-
-Row = dict[str, Any]
-Runners = dict[str, Callable[[int], object]]
 
 
 def run(name: str, threads: int | None = None, torch: bool = True) -> dict[str, Any]:
@@ -46,14 +49,18 @@ def run(name: str, threads: int | None = None, torch: bool = True) -> dict[str, 
     weights) stand there where llama-cpp-python is installed.
     Returns {"machine": limits measured first, "rows": [...]}, numbers in the units of their names
     (us microseconds, gb_s 10^9 bytes a second, gop_s 10^9 operations a second: a product and a sum are two).
-    floor_us is what the limits leave, the best of their measurement; reading_us the median time of reading
-    the same bytes in turns with the products, so that ratio_reading compares like with like on any machine.
+    Every row has all keys of `bench_rows.KEYS`, null where one has no meaning: packing has no tokens (n), no
+    gop_s and nothing of torch's beside it, a whole model no rows, cols and where. ratio_floor is us over
+    floor_us, ratio_torch torch_us over us. floor_us is what the limits leave, the best of their measurement
+    (for "pack" a plain copy in the same turns, see `bench_pack`); reading_us the median time of reading the
+    same bytes in turns with the products, so that ratio_reading compares like with like on any machine. The
+    first row of "matvec" is of the op "start", see `bench_start`.
     Raises `UsageError` for an unknown name or a bad thread count.
     """
     benches: dict[str, Callable[..., list[Row]]] = {
         "matvec": partial(_matvec, torch=torch),
         "matmul": partial(_matmul, torch=torch),
-        "pack": _pack,
+        "pack": lambda count, limits: bench_pack(count),
         "generate": _generate,
     }
     if name not in benches:
@@ -80,47 +87,12 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _race(runners: Runners, seconds: float = 0.25) -> dict[str, list[float]]:
-    """Microseconds of each runner's calls; a runner is called with its own count of calls so far.
-
-    They take turns of some untimed calls and then `TIMED` timed ones: the first bring a runner's own data
-    back to the cache (one reading of a matrix does not, on CPUs whose last level takes in what the others
-    drop) and outlast the spinning of the threads of the one before.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    calls = dict.fromkeys(runners, 0)
-
-    def call(name: str) -> float:
-        calls[name] += 1
-        before = time.perf_counter_ns()
-        runners[name](calls[name])
-        return (time.perf_counter_ns() - before) / 1e3
-
-    start = time.perf_counter()
-    for turn in range(MOST_TURNS):
-        if turn >= 2 and time.perf_counter() - start > seconds * len(runners):
-            break
-        for name in runners:
-            settled = time.perf_counter() + SETTLE
-            untimed = 0
-            while untimed < UNTIMED or time.perf_counter() < settled:
-                call(name)
-                untimed += 1
-            times[name] += [call(name) for _ in range(TIMED)]
-    return times
-
-
-def _summary(times: list[float]) -> tuple[float, list[float]]:
-    low, middle, high = np.percentile(times, [25, 50, 75])
-    return round(float(middle), 2), [round(float(low), 2), round(float(high), 2)]
-
-
-def _arrays(rows: int, cols: int, group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random codes (0, 1, 2) and scales of one plane."""
+def _arrays(rows: int, cols: int, group_size: int, planes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random codes (0, 1, 2) and scales."""
     rng = np.random.default_rng(0)
-    codes = _core.pack((rng.integers(0, 3, (1, rows, cols), dtype=np.int8) - 1).astype(np.int8))
+    codes = _core.pack((rng.integers(0, 3, (planes, rows, cols), dtype=np.int8) - 1).astype(np.int8))
     groups = -(-cols // group_size) if group_size else 1
-    scales = (rng.random((1, rows, groups)) * 0.1 + 0.01).astype(np.float16)
+    scales = (rng.random((planes, rows, groups)) * 0.1 + 0.01).astype(np.float16)
     return codes, scales
 
 
@@ -162,7 +134,7 @@ def _torch_runners(rows: int, cols: int, n: int, copies: int, threads: int) -> R
 def _ggml(rows: int, cols: int, x: np.ndarray, copies: int, threads: int) -> dict[str, list[float]]:
     """ggml's TQ2_0 product, right after ours and not in turns: its idle threads spin for a while."""
     with ggml_products((rows, cols), x, copies, threads) as run:
-        return {} if run is None else _race({"ggml": run})
+        return {} if run is None else race({"ggml": run})
 
 
 def _dynamic_source(torch: Any, rows: int, cols: int) -> Any:
@@ -181,16 +153,16 @@ def _slower_than(call: Callable[[], object], seconds: float) -> bool:
 def _row(
     op: str, matrix: Any, n: int, threads: int, where: str, times: dict[str, list[float]], floor: float
 ) -> Row:
-    us, spread = _summary(times["tritpress"])
+    us, spread = summary(times["tritpress"])
     rows, cols = matrix.shape
-    row: Row = {
+    row = whole({
         "op": op, "rows": rows, "cols": cols, "n": n, "threads": threads, "where": where, "isa": matrix.isa,
-        "format": matrix.format, "group_size": matrix.group_size, "us": us, "us_spread": spread,
-        "us_least": round(min(times["tritpress"]), 2),
-        "gb_s": round(matrix.nbytes / us / 1e3, 2), "gop_s": round(2.0 * n * rows * cols / us / 1e3, 1),
+        "format": matrix.format, "group_size": matrix.group_size, "planes": matrix.planes, "us": us,
+        "us_spread": spread, "us_least": round(min(times["tritpress"]), 2),
+        "gb_s": round(matrix.nbytes / us / 1e3, 2), "gop_s": round(_operations(matrix, n) / us / 1e3, 1),
         "floor_us": round(floor, 2), "ratio_floor": round(us / floor, 3),
-    }  # fmt: skip
-    others = {name: _summary(values)[0] for name, values in times.items() if name != "tritpress"}
+    })  # fmt: skip
+    others = {name: summary(values)[0] for name, values in times.items() if name != "tritpress"}
     row["ggml_us"] = others.pop("ggml", None)
     row["ratio_ggml"] = round(row["ggml_us"] / us, 2) if row["ggml_us"] else None
     for name in ("torch_fp32", "torch_bf16", "torch_int8"):
@@ -200,14 +172,23 @@ def _row(
     return row
 
 
+def _operations(matrix: Any, n: int) -> float:
+    """A product and a sum for each token and weight of each plane."""
+    rows, cols = matrix.shape
+    return 2.0 * n * rows * cols * matrix.planes
+
+
 def _matvec(threads: int, limits: Any, torch: bool) -> list[Row]:
-    """One token at every shape, from memory and from cache, in every format and beside torch."""
-    out = []
+    """One token at every shape, from memory and from cache, in every format and beside torch; some shapes
+    with two planes. First what a process takes until its first product.
+    """
+    out = [bench_start(threads)]
     rng = np.random.default_rng(1)
     for shape in SHAPES:
         x = rng.standard_normal((1, shape[1])).astype(np.float32)
-        for group_size, format in ((64, "2bit"), (0, "2bit"), (64, "1.6bit")):
-            matrices = _copies(shape, group_size, format)
+        kinds: list[tuple[int, Any, int]] = [(64, "2bit", 1), (0, "2bit", 1), (64, "1.6bit", 1)]
+        for group_size, format, planes in kinds + [(64, "2bit", 2)] * (shape in TWO_PLANES):
+            matrices = _copies(shape, group_size, format, planes)
             first = matrices[0]
             for where in ("memory", "cache"):
                 used = matrices if where == "memory" else matrices[:1]
@@ -225,8 +206,8 @@ def _matvec(threads: int, limits: Any, torch: bool) -> list[Row]:
 
                 runners: Runners = {"tritpress": ours, "reading": reading}
                 times = _beside_others(runners, first, x, len(used), threads, torch)
-                operations = 2.0 * first.shape[0] * first.shape[1] / limits["unpack_gop_s"] / 1e3
-                read, _ = _summary(times.pop("reading"))
+                operations = _operations(first, 1) / limits["unpack_gop_s"] / 1e3
+                read, _ = summary(times.pop("reading"))
                 floor = max(first.nbytes / best["gb_s"] / 1e3, operations)
                 row = _row("matvec", first, 1, threads, where, times, floor)
                 row |= {"reading_us": read, "ratio_reading": round(row["us"] / max(read, operations), 3)}
@@ -234,9 +215,9 @@ def _matvec(threads: int, limits: Any, torch: bool) -> list[Row]:
     return out
 
 
-def _copies(shape: tuple[int, int], group_size: int, format: Any = "2bit") -> list[Any]:
+def _copies(shape: tuple[int, int], group_size: int, format: Any, planes: int = 1) -> list[Any]:
     """One matrix so many times that each is out of the cache when its turn comes again."""
-    codes, scales = _arrays(*shape, group_size)
+    codes, scales = _arrays(*shape, group_size, planes)
     first = _core.PackedMatrix(codes, scales, group_size, shape, format)
     more = -(-MEMORY_BYTES // first.nbytes)
     return [first] + [_core.PackedMatrix(codes, scales, group_size, shape, format) for _ in range(more)]
@@ -247,11 +228,13 @@ def _beside_others(
 ) -> dict[str, list[float]]:
     """Times of our own runners in turns with torch's, and of ggml's after them, for the same inputs."""
     rows, cols = matrix.shape
-    if torch and (matrix.group_size, matrix.format) == (64, "2bit"):  # once for each shape
+    if torch and (matrix.group_size, matrix.format, matrix.planes) == (64, "2bit", 1):  # once for each shape
         torch_copies = -(-MEMORY_BYTES // (4 * rows * cols)) + 1 if copies > 1 else 1
         runners = runners | _torch_runners(rows, cols, len(x), torch_copies, threads)
-    times = _race(runners)
-    return times if matrix.format != "2bit" else times | _ggml(rows, cols, x, copies, threads)
+    times = race(runners)
+    if (matrix.format, matrix.planes) != ("2bit", 1):
+        return times
+    return times | _ggml(rows, cols, x, copies, threads)
 
 
 def _of_memory(limits: Any) -> Any:
@@ -267,12 +250,12 @@ def _matmul(threads: int, limits: Any, torch: bool) -> list[Row]:
     out = []
     rng = np.random.default_rng(1)
     for shape in MATMUL_SHAPES:
-        for group_size in (64, 0):
-            matrices = _copies(shape, group_size)
+        for group_size, format in ((64, "2bit"), (0, "2bit"), (64, "1.6bit")):
+            matrices = _copies(shape, group_size, format)
             for where in ("memory", "cache"):
                 used = matrices if where == "memory" else matrices[:1]
                 turn = itertools.cycle(used)
-                for n in TOKENS:
+                for n in sorted(TOKENS + MORE_TOKENS * (shape == MATMUL_SHAPES[0])):
                     x = rng.standard_normal((n, shape[1])).astype(np.float32)
 
                     def ours(i: int, turn: Any = turn, x: np.ndarray = x) -> object:
@@ -283,8 +266,8 @@ def _matmul(threads: int, limits: Any, torch: bool) -> list[Row]:
 
                     runners: Runners = {"tritpress": ours, "single": single}
                     times = _beside_others(runners, matrices[0], x, len(used), threads, torch)
-                    one, _ = _summary(times.pop("single"))
-                    operations = 2.0 * n * shape[0] * shape[1] / 1e3
+                    one, _ = summary(times.pop("single"))
+                    operations = _operations(matrices[0], n) / 1e3
                     floor = operations / limits["multiply_gop_s"]
                     row = _row("matmul", matrices[0], n, threads, where, times, floor)
                     unit = limits.get("matrix_gop_s")
@@ -294,81 +277,55 @@ def _matmul(threads: int, limits: Any, torch: bool) -> list[Row]:
     return out
 
 
-def _pack(threads: int, limits: Any) -> list[Row]:
-    """Ternarizing, packing and unpacking 4096 x 4096 weights; gb_s is bytes of the input read."""
-    rows = cols = 4096
-    rng = np.random.default_rng(0)
-    w = (rng.standard_normal((rows, cols)) * 0.02).astype(np.float32)
-    codes, scales = _core.ternarize(w, threads=threads)
-    trits = _core.unpack(codes[0], cols)
-    out = []
-
-    def add(op: str, nbytes: int, call: Callable[[int], object], **extra: Any) -> None:
-        us, spread = _summary(_race({op: call})[op])
-        gb_s = nbytes / us / 1e3
-        row: Row = {"op": op, "rows": rows, "cols": cols, "threads": threads, **extra, "us": us}
-        row |= {"us_spread": spread, "gb_s": round(gb_s, 3), "gb_s_thread": round(gb_s / threads, 3)}
-        out.append(row | {"weights_s": round(rows * cols / us * 1e6)})
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "weights.bin", Path(folder) / "packed.bin"
-        bits = (w.view(np.uint32) >> 16).astype(np.uint16)
-        source.write_bytes(bits.tobytes())
-        target.write_bytes(b"")
-        for fit, ceiling in (("absmean", None), ("exact", None), ("exact", 0.44)):
-
-            def stream(i: int, fit: Any = fit, ceiling: float | None = ceiling) -> object:
-                where: Any = (source, 0, "BF16", rows, cols, False, target, 0, codes.nbytes)
-                return _core.ternarize_stream(*where, fit=fit, max_sparsity=ceiling, threads=threads)
-
-            add("stream", bits.nbytes, stream, fit=fit, max_sparsity=ceiling, dtype="BF16")
-    add("ternarize", w.nbytes, lambda i: _core.ternarize(w, threads=threads), fit="exact", dtype="F32")
-    add("pack", trits.nbytes, lambda i: _core.pack(trits, threads=threads))
-    add("unpack", codes.nbytes, lambda i: _core.unpack(codes, cols, threads=threads))
-    add("dequantize", codes.nbytes, lambda i: _core.dequantize(codes, scales, cols, 64, threads=threads))
-    shape = (rows, cols)
-    add("repack", codes.nbytes, lambda i: _core.PackedMatrix(codes, scales, 64, shape, threads=threads))
-    return out
-
-
 def _generate(threads: int, limits: Any) -> list[Row]:
-    """Tokens a second of the built-in model, ternarized with one plane, beside the original in float32 (where
-    torch is installed); then the package's own decoder on random packed models.
+    """The built-in model beside torch, where that is installed; then the package's own decoder on random
+    packed models.
     """
     from tritpress.bench_generate import bench_generate
 
+    return [*_reference(threads), *bench_generate(threads, unpack_gop_s=limits["unpack_gop_s"])]
+
+
+def _reference(threads: int) -> list[Row]:
+    """The built-in model, ternarized with one plane, beside the original in float32: us for each of the new
+    tokens of one text, the prompt included. What torch does in both is neither counted nor bounded: gb_s,
+    gop_s and floor_us are null. No row where torch or transformers is not installed.
+    """
     try:
         import torch
         import transformers  # noqa: F401
     except ImportError:
-        return bench_generate(threads)
+        return []
     import tritpress as tp
     from tritpress.config import make_config
     from tritpress.formats.huggingface import load_tokenizer
     from tritpress.generate import generate_with
     from tritpress.loading import load
+    from tritpress.ops.linear import get_threads, set_threads
     from tritpress.reference import reference_model_path
 
     torch.set_num_threads(threads)
     path = reference_model_path()
     tokenizer = load_tokenizer(path)
     original, ternary = load(path), load(path)
-    tp.ternarize_(ternary, make_config({"planes": 1}))
-    tokens = 32
+    config = make_config({"planes": 1})
+    tp.ternarize_(ternary, config)
     models = {"tritpress": ternary, "torch_fp32": original}
     rates: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(5):
-        for name, model in models.items():
-            found = generate_with(model, tokenizer, "def main():\n", tokens)
-            rates[name].append(float(found["tokens_per_s"]))
+    before = get_threads()
+    set_threads(threads)
+    try:
+        for _ in range(REFERENCE_TEXTS):
+            for name, model in models.items():
+                found = generate_with(model, tokenizer, "def main():\n", REFERENCE_TOKENS)
+                rates[name].append(float(found["tokens_per_s"]))
+    finally:
+        set_threads(before)
+    ours, theirs = (float(np.median(values)) for values in rates.values())
     row: Row = {
-        "op": "generate",
-        "model": "reference",
-        "threads": threads,
-        "tokens": tokens,
-        "isa": _core.isa(),
-    }
-    for name, values in rates.items():
-        row[f"{name}_tokens_s"] = round(float(np.median(values)), 2)
-    row["ratio_torch"] = round(row["tritpress_tokens_s"] / row["torch_fp32_tokens_s"], 2)
-    return [row, *bench_generate(threads)]
+        "op": "generate", "n": 1, "threads": threads, "isa": _core.isa(), "format": "2bit",
+        "group_size": config.base_group_size, "us": round(1e6 / ours, 1), "torch_us": round(1e6 / theirs, 1),
+        "ratio_torch": round(ours / theirs, 2), "model": "reference", "tokens": REFERENCE_TOKENS,
+        "tritpress_tokens_s": round(ours, 2), "torch_fp32_tokens_s": round(theirs, 2),
+    }  # fmt: skip
+    return [whole(row)]

@@ -18,8 +18,10 @@ from typing import Any, get_args
 import numpy as np
 
 from tritpress import _core
+from tritpress.bench_rows import Row, whole
 from tritpress.config import MemoryFormat
 from tritpress.decoder import Decoder, Sampler
+from tritpress.decoder.linear import Int8Rows
 from tritpress.formats.header import lay_out
 from tritpress.formats.layout import PACKED_METADATA, code_bytes, group_count
 
@@ -42,6 +44,7 @@ MODELS: dict[str, dict[str, int]] = {
 """Sizes of the models: a small one, that of TinyLlama, and (not measured unless named) that of Llama-3.2-1B
 with its large vocabulary."""
 
+MEASURED = ("random-110m", "random-1.1b")
 CONTEXTS = (128, 1024)
 """Positions in the cache before the measured tokens."""
 
@@ -49,29 +52,56 @@ PROMPT = 128
 TOKENS = 16
 REPEATS = 3
 
-Row = dict[str, Any]
-
 
 def bench_generate(
-    threads: int, models: Sequence[str] = ("random-110m", "random-1.1b"), contexts: Sequence[int] = CONTEXTS
+    threads: int,
+    models: Sequence[str] | None = None,
+    contexts: Sequence[int] | None = None,
+    unpack_gop_s: float | None = None,
 ) -> list[Row]:
-    """One row for each model, format and context: medians over `REPEATS` runs of `TOKENS` tokens.
+    """One row of the op "decode" for each model (None: `MEASURED`), format and context (None: `CONTEXTS`):
+    medians over `REPEATS` runs of `TOKENS` tokens.
 
-    Keys: op, model, parameters, threads, isa, format, context, tokens, tokens_s, us (one token), matvec_us
-    (all products), head_us (the output head's share of these), rest_us, rest_share (rest_us / us), us_best
-    and rest_share_best (of the fastest token: what a busy machine disturbed least), prompt_tokens_s (the
-    faster of two prompts of `PROMPT` tokens).
+    us (one token), matvec_us (all products), head_us (the output head's share of these), rest_us, rest_share
+    (rest_us / us), us_best and rest_share_best (of the fastest token: what a busy machine disturbed least),
+    prompt_tokens_s (the faster of two prompts of `PROMPT` tokens). gb_s and gop_s: bytes and operations of
+    the products (a product and a sum for each weight of each plane; the head multiplies twice) in the time of
+    a token. floor_us: the longer of reading as many bytes again and again, measured here, and of unpacking
+    and multiplying at `unpack_gop_s` (None: measured first); nothing of the rest is in it. null: rows, cols
+    and where (many matrices, some of which may stay in a cache), torch's keys (no model of its beside them).
     """
+    if unpack_gop_s is None:
+        unpack_gop_s = _core.machine_limits(threads)["unpack_gop_s"]
     rows = []
-    for name in models:
+    for name in MEASURED if models is None else models:
         with tempfile.TemporaryDirectory(prefix="tritpress-bench-") as folder:
             parameters = write_random_model(Path(folder), MODELS[name])
             for format in get_args(MemoryFormat):
                 decoder = Decoder.open(folder, threads, format=format)
-                common: Row = {"op": "decode", "model": name, "parameters": parameters, "threads": threads}
-                common |= {"isa": _core.isa(), "format": format, "prompt_tokens_s": _prompt_rate(decoder)}
-                rows += [common | _measure(decoder, context) for context in contexts]
+                nbytes, operations = decoder.weight_bytes, _operations(decoder)
+                read_us = nbytes / _core.read_again(nbytes, threads)["gb_s"] / 1e3
+                floor = max(read_us, operations / unpack_gop_s / 1e3)
+                common: Row = {"op": "decode", "n": 1, "threads": threads, "isa": _core.isa()}
+                common |= {"format": format, "group_size": GROUP_SIZE, "floor_us": round(floor, 1)}
+                common |= {"model": name, "parameters": parameters, "prompt_tokens_s": _prompt_rate(decoder)}
+                for context in CONTEXTS if contexts is None else contexts:
+                    row = whole(common | _measure(decoder, context))
+                    us = row["us"]
+                    row |= {"gb_s": round(nbytes / us / 1e3, 2), "gop_s": round(operations / us / 1e3, 1)}
+                    rows.append(row | {"ratio_floor": round(us / floor, 3)})
     return rows
+
+
+def _operations(decoder: Decoder) -> float:
+    """Products and sums of one token in the decoder's matrices; an int8 head takes two tokens for each."""
+    total = 0.0
+    products: list[Any] = list(decoder.products())
+    for product in products:
+        times = 2 if isinstance(product, Int8Rows) else 1
+        for matrix in product.matrices:
+            rows, cols = matrix.shape
+            total += 2.0 * times * rows * cols * matrix.planes
+    return total
 
 
 def write_random_model(folder: Path, sizes: dict[str, int], *, planes: int = 1, seed: int = 0) -> int:

@@ -46,10 +46,12 @@ fn products(c: &mut Criterion) {
         }
         group.finish();
         for n in [2, 16, 64] {
-            let batch = Batch::new(&vec![x.clone(); n], &tiles.geometry, 1);
+            let tokens = vec![x.clone(); n];
             let mut group = c.benchmark_group(format!("matmul n={n}, groups of {group_size}"));
             group.throughput(Throughput::Elements(2 * (n * rows * cols) as u64));
             for isa in Isa::usable() {
+                let ahead = Reading::usual(isa).ahead;
+                let batch = Batch::new(&tokens, &tiles.geometry, 1, ahead);
                 let mut out = vec![0f32; TILES * n * TILE];
                 let size = tiles.geometry.tile_bytes();
                 group.bench_function(BenchmarkId::from_parameter(isa.name()), |b| {

@@ -140,7 +140,10 @@ def generate(
 
 @app.command(
     help=help_text(
-        "Measure the kernels on this machine, beside the machine's own limits and torch.",
+        "Measure the kernels on this machine, beside the machine's own limits and torch.\n\n"
+        "Each row of --json has op, rows, cols, n (tokens), threads, where (memory or cache), isa, format, "
+        "group_size, us, gb_s, gop_s, floor_us, ratio_floor, torch_us and ratio_torch; null where one has no "
+        "meaning. The floor is what the machine's limits leave, for pack a plain copy of as many bytes.",
         "tritpress bench matvec",
         "tritpress bench matmul --threads 2 --json",
     )

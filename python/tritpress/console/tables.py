@@ -245,20 +245,22 @@ def print_bench(console: Console, name: str, found: dict[str, Any]) -> None:
     for key, value in found["machine"].items():
         console.print(f"  {key.replace('_', ' ')}: {_cell(value)}", markup=False)
     tables: dict[Any, list[dict[str, Any]]] = {}
-    for row in found["rows"]:  # the two kinds of rows of `generate` have different columns
-        tables.setdefault(row.get("op") if name == "generate" else None, []).append(row)
+    for row in found["rows"]:  # ops of `pack` share their columns, those of the others do not
+        tables.setdefault(None if name == "pack" else row.get("op"), []).append(row)
     for rows in tables.values():
         _print_rows(console, rows)
 
 
 def _print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    # What is the same in every row is said once, so that the rest fits the terminal.
-    same = [key for key in keys if len(rows) > 1 and all(row.get(key) == rows[0].get(key) for row in rows)]
+    keys = list(dict.fromkeys(key for row in rows for key, value in row.items() if value is not None))
+    # What is the same in every row is said once, so that the rest fits the terminal; all of a lone row.
+    same = [key for key in keys if all(row.get(key) == rows[0].get(key) for row in rows)]
+    console.print()
     for key in same:
-        if rows[0].get(key) is not None:
-            console.print(f"  {key.replace('_', ' ')}: {_cell(rows[0][key])}", markup=False)
+        console.print(f"  {key.replace('_', ' ')}: {_cell(rows[0][key])}", markup=False)
     columns = [key for key in keys if key not in same]
+    if not columns:
+        return
     table = simple_table(*(_bench_column(key, [row.get(key) for row in rows]) for key in columns))
     for row in rows:
         table.add_row(*(_cell(row.get(key)) for key in columns))
