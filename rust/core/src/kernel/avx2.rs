@@ -8,8 +8,6 @@ use super::{Activations, Batch, Reading};
 use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
 
 pub fn matvec<D: Dot>(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &mut [f32], reading: Reading) {
-    // More than two do not fit the registers.
-    let reading = Reading { streams: reading.streams.min(2), ..reading };
     let count = out.len() / TILE;
     assert!(tiles.len() >= count * geometry.tile_bytes() && (tiles.as_ptr() as usize).is_multiple_of(32));
     assert!(x.q.len() >= geometry.padded_cols() && x.offsets.len() >= geometry.groups);
@@ -27,7 +25,7 @@ pub fn matvec<D: Dot>(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &
     }
 }
 
-/// All tiles, one or two at a time: far-apart ones side by side keep more reads in flight.
+/// All tiles, one, two or four at a time: far-apart ones side by side keep more reads in flight.
 ///
 /// # Safety
 /// See [`matvec`].
@@ -43,12 +41,25 @@ unsafe fn tiles_in_streams<D: Dot, const CHUNKS: usize>(
     let size = geometry.tile_bytes();
     // SAFETY: every tile is below `count`.
     reading.walk(count, |at| unsafe {
-        match *at {
-            [a, b] => {
-                let (p, y) = ([a, b].map(|t| p.add(t * size)), [a, b].map(|t| y.add(t * TILE)));
-                tiles_of::<D, 2, CHUNKS>(p, geometry, x, y);
-            }
-            _ => tiles_of::<D, 1, CHUNKS>([p.add(at[0] * size)], geometry, x, [y.add(at[0] * TILE)]),
+        let tile = |i: usize| p.add(at[i] * size);
+        let to = |i: usize| y.add(at[i] * TILE);
+        let ahead = reading.ahead;
+        match at.len() {
+            4 => tiles_of::<D, 4, CHUNKS>(
+                std::array::from_fn(tile),
+                geometry,
+                x,
+                std::array::from_fn(to),
+                ahead,
+            ),
+            2 => tiles_of::<D, 2, CHUNKS>(
+                std::array::from_fn(tile),
+                geometry,
+                x,
+                std::array::from_fn(to),
+                ahead,
+            ),
+            _ => tiles_of::<D, 1, CHUNKS>([tile(0)], geometry, x, [to(0)], ahead),
         }
     });
 }
@@ -71,13 +82,20 @@ unsafe fn short_block<D: Dot>(
     q: *const i8,
     chunks: usize,
     offset: [__m256i; 2],
+    ahead: usize,
 ) -> [__m256i; 2] {
     // Long blocks of 32-bit sums in two sets in turn, so that no product waits for the one before it.
     let sets = if D::SHORT > 8 && chunks > 8 { 2 } else { 1 };
     let mut sums = [[zero(); 2]; 2];
     for k in 0..chunks {
-        // SAFETY: k < chunks.
-        unsafe { D::chunk(&mut sums[k % sets], p.add(k * CHUNK_BYTES), q.add(k * CHUNK)) };
+        // SAFETY: k < chunks; asking for a line beyond the tiles is harmless.
+        unsafe {
+            let p = p.add(k * CHUNK_BYTES);
+            if ahead > 0 {
+                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+            }
+            D::chunk(&mut sums[k % sets], p, q.add(k * CHUNK));
+        }
     }
     let mut exact = offset;
     for sums in &sums[..sets] {
@@ -100,6 +118,9 @@ unsafe fn scales_at(p: *const u8) -> __m256 {
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
 }
 
+/// Chunks of a tile that are read in a row, at most, before the next tile has its turn.
+const TURN: usize = 32;
+
 /// `S` tiles, each its own stream; groups of `CHUNKS` chunks (0: any number).
 ///
 /// # Safety
@@ -110,8 +131,10 @@ unsafe fn tiles_of<D: Dot, const S: usize, const CHUNKS: usize>(
     geometry: &Geometry,
     x: &Activations,
     y: [*mut f32; S],
+    ahead: usize,
 ) {
     let chunks = if CHUNKS > 0 { CHUNKS } else { geometry.width / CHUNK };
+    let turn = D::SHORT.min(TURN);
     let mut totals = [[_mm256_setzero_ps(); 2]; S];
     // SAFETY: pointers walk over their tiles and over the padded activations.
     unsafe {
@@ -119,18 +142,22 @@ unsafe fn tiles_of<D: Dot, const S: usize, const CHUNKS: usize>(
             let q = x.q.as_ptr().add(group * chunks * CHUNK);
             let offset = [_mm256_set1_epi32(*x.offsets.as_ptr().add(group)); 2];
             for _ in 0..geometry.planes {
-                for (p, totals) in p.iter_mut().zip(&mut totals) {
-                    let mut exact = offset;
-                    let mut k = 0;
-                    while k < chunks {
-                        let many = if CHUNKS > 0 { CHUNKS.min(D::SHORT) } else { (chunks - k).min(D::SHORT) };
-                        exact = if many == D::SHORT {
-                            short_block::<D>(p.add(k * CHUNK_BYTES), q.add(k * CHUNK), D::SHORT, exact)
+                // In turns, so that long groups too are read from all tiles side by side.
+                let mut exact = [offset; S];
+                let mut k = 0;
+                while k < chunks {
+                    let many = if CHUNKS > 0 { CHUNKS.min(turn) } else { (chunks - k).min(turn) };
+                    for (p, exact) in p.iter().zip(&mut exact) {
+                        let (p, q) = (p.add(k * CHUNK_BYTES), q.add(k * CHUNK));
+                        *exact = if many == turn {
+                            short_block::<D>(p, q, turn, *exact, ahead)
                         } else {
-                            short_block::<D>(p.add(k * CHUNK_BYTES), q.add(k * CHUNK), many, exact)
+                            short_block::<D>(p, q, many, *exact, ahead)
                         };
-                        k += many;
                     }
+                    k += many;
+                }
+                for ((p, totals), exact) in p.iter_mut().zip(&mut totals).zip(exact) {
                     let scales = p.add(chunks * CHUNK_BYTES);
                     for half in 0..2 {
                         let sum = _mm256_cvtepi32_ps(exact[half]);

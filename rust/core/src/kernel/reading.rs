@@ -18,9 +18,9 @@ use crate::tiles::{Aligned, Geometry, TILE};
 /// How tiles are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// Far-apart tiles that are read side by side: 1, 2 or 4 (the 256-bit paths: 1 or 2).
+    /// Far-apart tiles that are read side by side: 1, 2 or 4.
     pub streams: usize,
-    /// Bytes between what is read and what is asked for ahead; 0 leaves that to the machine. The AVX-512 paths only.
+    /// Bytes between what is read and what is asked for ahead; 0 leaves that to the machine.
     pub ahead: usize,
 }
 
@@ -65,7 +65,7 @@ impl Reading {
         };
         match isa {
             Isa::Amx | Isa::Avx512Gfni | Isa::Avx512Vnni => all(&[4, 2, 1], &[1024, 2048, 0]),
-            Isa::AvxVnni | Isa::Avx2 => all(&[2, 1], &[0]),
+            Isa::AvxVnni | Isa::Avx2 => all(&[2, 4, 1], &[0, 768, 2048]),
             Isa::Neon | Isa::Generic => vec![Reading::usual(isa)],
         }
     }
