@@ -147,11 +147,11 @@ def _training(facts: Facts) -> Markup:
 
 
 def _gradients(facts: Facts) -> Markup:
-    picture, found = charts.gradient_norms(facts), gradients(facts.state)
-    if picture is None:
+    pictures, found = charts.gradient_norms(facts), gradients(facts.state)
+    if not pictures:
         words = _early(facts, found.words) if facts.state["steps"][6]["state"] == "waiting" else found.words
         return empty("No gradient norms", words)
-    return markup('{}<p class="soft">{}</p>', _figure(picture), found.words)
+    return markup('{}<p class="soft">{}</p>', join(map(_figure, pictures)), found.words)
 
 
 def _early(facts: Facts, words: str) -> str:
