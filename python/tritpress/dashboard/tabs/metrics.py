@@ -31,6 +31,7 @@ class Metrics(Tab):
             "run.paused",
             "run.finished",
             "run.failed",
+            "liveness",
             "model",
             "evaluation",
             "figures",
@@ -176,7 +177,7 @@ class Metrics(Tab):
             return
         growing = changed is not None and not (changed & self.interests) - GROWING
         if not growing:
-            self.table.set(_table(shown.state))
+            self.table.set(_table(shown.state, shown.lost))
         self._show_curves(shown, at_once=not growing)
 
     def _show_curves(self, shown: Shown, at_once: bool) -> None:
@@ -190,7 +191,7 @@ class Metrics(Tab):
         self.controls.visible = bool(training or custom or self.added.cards)
         self.training.show(training, self.share, self.logarithmic, at_once)
         self.custom.show(custom, self.share, self.logarithmic, at_once)
-        words = curve_words(state)
+        words = curve_words(state, shown.lost)
         if training and all(chart.empty for chart in training):
             words = f"This run's log has no {curves.X_AXES[self.axis].lower()} for its training steps."
         under = Markup('<p class="soft small">{}</p>').format(words)
@@ -212,7 +213,7 @@ class Metrics(Tab):
         self.twin.set(join(map(_twin, charts)) if self.as_tables else Markup(""))
 
 
-def _table(state: dict[str, Any]) -> Markup:
+def _table(state: dict[str, Any], lost: bool) -> Markup:
     head = headline(state)
     intro = Markup("")
     if head.measured:
@@ -221,7 +222,7 @@ def _table(state: dict[str, Any]) -> Markup:
         ).format(head.ratio, head.bits, head.planes)
     header = join(Markup("<th>{}</th>").format(title) for title in COLUMNS.values())
     body = join(map(_row, table(state)))
-    why = " ".join(reasons(state))
+    why = " ".join(reasons(state, lost))
     note = Markup('<p class="soft small" data-why style="margin-top:10px">– {}</p>').format(why)
     return panel(
         "Before and after",

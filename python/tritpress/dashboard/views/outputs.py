@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.ending import broke_off
 from tritpress.dashboard.views.status import State, headline, sentence
 
 MODELS = {
@@ -76,7 +77,7 @@ def no_json(state: State, lost: bool = False) -> str:
     """Why there is no report.json to download; "" when there is."""
     if state["status"] == "finished":
         return "" if state.get("report") else "This run wrote no report.json."
-    if lost or state["status"] in ("failed", "stopped"):
+    if broke_off(state, lost):
         return (
             "report.json is written when a run finishes; this one has not. The HTML report has what is known."
         )
@@ -139,7 +140,7 @@ def _why(key: str, state: State, lost: bool) -> str:
     step = state["steps"][5]
     if step["state"] == "skipped":
         return f"Not written: {step['reason']}"
-    if lost or state["status"] in ("failed", "stopped"):
+    if broke_off(state, lost):
         return "Not written: the run ended before it was."
     return "Written in step 6."
 
