@@ -31,5 +31,7 @@ def early_words(state: State, lost: bool, coming: str) -> str:
     """Why something is not there: the run broke off, or `coming`, what the run has yet to do for it."""
     if not broke_off(state, lost):
         return coming
-    how = {"failed": "The run failed", "stopped": "The run was stopped"}.get(state.get("status"))
-    return f"{'The worker was gone' if lost or how is None else how} before this was known."
+    how = "The worker was gone"
+    if not lost:
+        how = "The run failed" if state["status"] == "failed" else "The run was stopped"
+    return f"{how} before this was known."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.ending import broke_off, ended_words, over
+from tritpress.dashboard.views.ending import broke_off, ended_words, over, reached
 from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import State, planes_words
 
@@ -191,5 +191,5 @@ def curve_words(state: State, lost: bool = False) -> str:
     if (state.get("config") or {}).get("finetune") is False:
         return "Fine-tuning is switched off for this run."
     if broke_off(state, lost):
-        return ended_words(state, 5)
+        return f"The run ended before fine-tuning{' was done' if reached(state, 5) else ''}."
     return "The curve begins with step 5, fine-tuning."
