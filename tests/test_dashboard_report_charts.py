@@ -6,14 +6,19 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.report.bundle import bundle
 from tritpress.dashboard.report.charts import pictures
 from tritpress.dashboard.report.facts import Facts, read_facts
 from tritpress.dashboard.report.page import report_html
-from tritpress.dashboard.report.picture import Picture
+from tritpress.dashboard.report.picture import CIVIDIS, Picture, slug
+from tritpress.dashboard.report.svg import number
+from tritpress.dashboard.report.tensor_charts import blocks, worst_tensors
 from tritpress.dashboard.theme import CURRENT, NEUTRAL
+from tritpress.dashboard.views.outputs import zip_words
 from tritpress.events import EventWriter
+from tritpress.runs.diff import ordered, tensor_diffs
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -58,6 +63,46 @@ def test_every_tensors_gradient_is_drawn(tmp_path: Path) -> None:
     assert {f"charts/tall-{picture.key}" for picture in found} <= charts
     page = report_html(facts)
     assert all(f'data-chart="{picture.key}"' in page for picture in found)
+
+
+def test_the_zip_has_every_tensor_or_says_of_which(tmp_path: Path) -> None:
+    facts = read_facts(write_run(tmp_path, "small", layers=2, steps=2, details=True).path)
+    assert zip_words(facts.state) == "All charts and tables (ZIP)"
+    names = {slug(name) for name in facts.state["layers"]}
+    for kind in ("histogram", "scales", "blocks"):
+        start = f"charts/small-{kind}-"
+        drawn = {path.removeprefix(start) for path, _ in bundle(facts).drawings if path.startswith(start)}
+        assert drawn == names
+    assert "drawn of every tensor (14)" in dict(bundle(facts).files)["README.txt"]
+    facts = read_facts(write_run(tmp_path, "large", layers=8, steps=2, details=True).path)
+    assert zip_words(facts.state) == "Charts and tables, 48 worst of 56 tensors (ZIP)"
+    made = bundle(facts)
+    worst = [slug(diff.name) for diff in ordered(tensor_diffs(facts.state))][:48]
+    assert [path for path, _ in made.drawings if "blocks-" in path] == [
+        f"charts/large-blocks-{name}" for name in worst
+    ]
+    told = dict(made.files)["README.txt"]
+    assert "the 48 tensors with the largest error, of 56 that were pressed" in told
+    assert "tables/large-layers.csv" in told and "tables/large-layers.csv" in dict(made.files)
+    assert "large-report.json  not here: " in told
+    plain = bundle(read_facts(write_run(tmp_path, "plain", layers=1, steps=2).path))
+    assert "recorded no details" in dict(plain.files)["README.txt"]
+
+
+def test_blocks_are_coloured_by_their_values(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "r", layers=1, steps=2, details=True)
+    name, details = next(worst_tensors(read_facts(run.path), 1))
+    svg = drawn(blocks(name, details))
+    fills = [part for part in svg.iter(f"{SVG}path") if part.get("shape-rendering")]
+    cells = {
+        place: part.get("fill") for part in fills for place in part.get("d", "").removesuffix("z").split("z")
+    }
+    assert len(cells) == 3 * details.block_error.size
+    worst = np.unravel_index(int(details.block_error.argmax()), details.block_error.shape)
+    side = 192 / details.block_error.shape[0]
+    place = f"M{number(20 + 2 * 240 + side * worst[1])} {number(66 + side * worst[0])}h"
+    (tint,) = {fill for cell, fill in cells.items() if cell.startswith(place)}
+    assert tint == CIVIDIS[-1], "the largest error is the lightest"
 
 
 def test_what_explodes_stands_at_its_height_and_is_not_called_dead(tmp_path: Path) -> None:

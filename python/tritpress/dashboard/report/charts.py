@@ -9,7 +9,7 @@ from tritpress.dashboard.report.facts import Facts
 from tritpress.dashboard.report.layer_charts import errors, gradient_norms
 from tritpress.dashboard.report.picture import COLOURS, HEIGHT, NARROW, WIDTH, Picture, colour, slug
 from tritpress.dashboard.report.svg import Drawing, Frame, escape, number
-from tritpress.dashboard.report.tensor_charts import tuning, worst_pictures
+from tritpress.dashboard.report.tensor_charts import WORST, tuning, worst_pictures
 from tritpress.dashboard.theme import CURRENT, OKABE_ITO
 from tritpress.dashboard.views import curves as curve_views
 from tritpress.dashboard.views import figures as fig
@@ -187,8 +187,8 @@ def training(facts: Facts) -> list[Picture]:
     return found
 
 
-def pictures(facts: Facts) -> list[Picture]:
-    """Every chart of the run that has data, in the page's order."""
+def pictures(facts: Facts, tensors: int = WORST) -> list[Picture]:
+    """Every chart of the run that has data, in the page's order; of single tensors so many, worst first."""
     board = board_of(facts)
     found: list[Picture | None] = []
     if board.cells:
@@ -196,7 +196,7 @@ def pictures(facts: Facts) -> list[Picture]:
             found += grids(board, shade)
         found += zeros(board, facts)
         found.append(errors(board))
-        weights, rest = worst_pictures(facts)
+        weights, rest = worst_pictures(facts, tensors)
         found += [*weights, *rest, *tuning(facts)]
     found += training(facts)
     found += gradient_norms(facts)

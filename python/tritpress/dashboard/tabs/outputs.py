@@ -23,6 +23,7 @@ from tritpress.dashboard.views.outputs import (
     no_json,
     standing,
     tree,
+    zip_words,
 )
 
 HTML, JSON = "text/html;charset=utf-8", "application/json"
@@ -72,7 +73,7 @@ class Outputs(Tab):
             [
                 ["html", "Report (HTML)", ""],
                 ["json", "Report (JSON)", no_json(shown.state, shown.lost)],
-                ["zip", "All charts and tables (ZIP)", ""],
+                ["zip", zip_words(shown.state), ""],
             ]
         )
         tone, words = standing(shown.state, shown.lost)

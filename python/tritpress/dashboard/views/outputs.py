@@ -27,6 +27,9 @@ MODELS = {
 
 TREE_ENTRIES = 400
 
+ZIPPED_TENSORS = 48
+"""So many tensors have charts of their own in the zip: one's take 0.2 MB, and the browser paints each."""
+
 
 @dataclass(frozen=True)
 class FileLine:
@@ -82,6 +85,14 @@ def no_json(state: State, lost: bool = False) -> str:
             "report.json is written when a run finishes; this one has not. The HTML report has what is known."
         )
     return "report.json is written when the run finishes."
+
+
+def zip_words(state: State) -> str:
+    """What the zip of charts and tables holds, as its button says it."""
+    count = len(state["layers"])
+    if count <= ZIPPED_TENSORS:
+        return "All charts and tables (ZIP)"
+    return f"Charts and tables, {ZIPPED_TENSORS} worst of {count:,} tensors (ZIP)"
 
 
 def _card(key: str, state: State, lost: bool) -> ModelCard:
