@@ -49,7 +49,7 @@ class Minimap:
         plot.yaxis.axis_label_standoff = 2
         plot.yaxis.major_tick_line_color = None
         plot.yaxis.major_tick_out = 0
-        title_of(plot).offset = -48  # wider than the map, it begins over the axis
+        title_of(plot).update(offset=-48)  # wider than the map, it begins over the axis
         plot.outline_line_color = NEUTRAL
         cells = plot.rect(
             "x",
