@@ -8,6 +8,7 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 
+from tritpress.dashboard.components import twins
 from tritpress.dashboard.components.curves import ChartGrid
 from tritpress.dashboard.components.export import csv_button
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
@@ -210,7 +211,7 @@ class Metrics(Tab):
         self.added.show(added, self.share, self.logarithmic, at_once)
         self.notes.set(notes)
         charts = [*training, *custom, *added]
-        self.twin.set(join(map(_twin, charts)) if self.as_tables else Markup(""))
+        self.twin.set(join(map(twins.curve, charts)) if self.as_tables else Markup(""))
 
 
 def _table(state: dict[str, Any], lost: bool) -> Markup:
@@ -244,20 +245,3 @@ def _row(row: Row) -> Markup:
         for when, value in zip(COLUMNS, row.values)
     )
     return Markup("<tr><th>{}{}</th>{}</tr>").format(row.title, unit, cells)
-
-
-def _twin(chart: curves.Chart) -> Markup:
-    head, rows = curves.twin_rows(chart)
-    return Markup(
-        '<div class="scroll" style="margin-top:14px"><table data-twin="{}"><caption style="text-align:left">'
-        "{} {}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
-    ).format(
-        chart.key,
-        chart.title,
-        csv_button(f"curve-{chart.key}"),
-        join(Markup("<th>{}</th>").format(word) for word in head),
-        join(
-            Markup("<tr>{}</tr>").format(join(Markup("<td>{}</td>").format(cell) for cell in row))
-            for row in rows
-        ),
-    )
