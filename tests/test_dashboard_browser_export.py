@@ -69,7 +69,10 @@ CHARTS = """() => {
     const button = view.shadow_el.querySelector("[data-export]")
     found.push({
       name: button && button.dataset.export, label: button && button.getAttribute("aria-label"),
-      title: model.title.text, width, height, axes: axes.map((axis) => axis.axis_label).filter(Boolean),
+      title: model.title.text, width, height, axes: axes.map((axis) => axis.axis_label ?? ""),
+      coloured: model.renderers.some(({glyph}) => glyph.color_mapper
+        || Object.values(glyph.attributes).some((value) => value?.transform?.type.endsWith("ColorMapper"))),
+      bars: parts.filter((part) => part.type === "ColorBar" && part.visible).map((bar) => bar.title ?? ""),
       legend: legends.flatMap((legend) => legend.items.filter((item) => item.visible)
         .map((item) => item.label.value ?? item.label)),
     })
@@ -142,6 +145,11 @@ def check_svg(content: bytes, chart: dict[str, Any]) -> None:
     for words in (chart["title"], *chart["axes"], *chart["legend"]):
         assert words in painted, (chart["name"], words, list(painted))
         assert min(painted[words]) < 0.4, (chart["name"], words, painted[words])
+    assert chart["axes"] and all(chart["axes"]), (chart["name"], "an axis without a title", chart["axes"])
+    scales = [painted[words] for words in chart["bars"] if words]
+    assert all(min(found) < 0.4 for found in scales), (chart["name"], chart["bars"])
+    assert bool(chart["bars"]) == chart["coloured"], (chart["name"], "colours without their scale")
+    assert bool(list(drawn.iter(f"{SVG}image"))) == chart["coloured"], chart["name"]
     for image in drawn.iter(f"{SVG}image"):  # the colour bar
         assert any(value.startswith("data:image/png") for value in image.attrib.values()), image.attrib
     grounds = [
@@ -199,6 +207,13 @@ def test_the_minimap(page: Any, server: str, run: RunDirectory, runs_dir: Path) 
     opened(page, server, "progress", run="exports-tall")
     made = check_charts(page, 3)
     assert len(made["whole-model"]) >= 40 * 7
+    (chart,) = [chart for chart in charts(page, 3) if chart["name"] == "whole-model"]
+    assert (chart["axes"], chart["bars"]) == (["Layer"], ["Ratio"])
+    page.get_by_role("button", name="Sparsity", exact=True).click()
+    wait_until(page, lambda: charts(page, 3)[0]["bars"] == ["Sparsity"], "the scale of what is shown")
+    content = saved(page, charts(page, 3)[0], "svg")[1]
+    words = {"".join(part.itertext()) for part in ElementTree.fromstring(content).iter(f"{SVG}text")}
+    assert {"Whole model", "Layer", "Sparsity", "20 %", "50 %"} <= words, words
 
 
 def test_charts_of_metrics(page: Any, server: str, run: RunDirectory) -> None:

@@ -233,7 +233,7 @@ def test_gates_gradients_and_alerts_are_those_of_the_log(page: Any, server: str,
     table.wait_for()
     assert table.locator("tbody tr").count() == 56 and "✕ dead" in table.inner_text()
 
-    page.get_by_text("No alerts so far.").wait_for()
+    page.get_by_text("No alerts.").wait_for()
     alert = {"rule": "metric:x>1", "name": "x", "level": "warning", "message": "<i>x</i> is 2"}
     writer.emit("alert", **alert, value=2, limit=1, step=4)
     line = page.locator('[data-alert="metric:x>1"]')

@@ -19,6 +19,7 @@ from tritpress.dashboard.report.charts import pictures
 from tritpress.dashboard.report.facts import read_facts
 from tritpress.dashboard.report.page import report_html
 from tritpress.dashboard.report.tables import tables
+from tritpress.dashboard.views.outputs import ZIPPED_TENSORS
 from tritpress.events import EventWriter
 from tritpress.runs.directory import RunDirectory
 
@@ -127,10 +128,16 @@ def test_the_zip_holds_every_chart_and_table(page: Any, server: str, run: RunDir
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.testzip() is None
         held = {one: archive.read(one) for one in archive.namelist()}
-    drawn = {picture.key: picture for picture in pictures(facts)}
+    drawn = {picture.key: picture for picture in pictures(facts, ZIPPED_TENSORS)}
+    assert sum(key.startswith("blocks-") for key in drawn) == len(facts.state["layers"]) == 42
     charts = {f"charts/outputs-{key}.{kind}" for key in drawn for kind in ("svg", "png")}
     made = {f"tables/outputs-{table.key}.csv": table for table in tables(facts)}
-    assert set(held) == charts | set(made) | {"outputs-report.html", "outputs-report.json"}
+    assert set(held) == charts | set(made) | {
+        "README.txt",
+        "outputs-report.html",
+        "outputs-report.json",
+    }
+    assert "drawn of every tensor (42)" in held["README.txt"].decode()
     for key, picture in drawn.items():
         svg = ElementTree.fromstring(held[f"charts/outputs-{key}.svg"])
         assert svg.findtext("{http://www.w3.org/2000/svg}title") == picture.title

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from dashboard_log import write_run
 from tritpress.cli import app
+from tritpress.dashboard.components.pictures import BlockPictures
 from tritpress.dashboard.views.diff import PAGE, diff_page, page_holding, tensor_view
 from tritpress.runs.details import load_details
 from tritpress.runs.diff import SORTS, matching, ordered, tensor_diffs
@@ -90,7 +91,33 @@ def test_the_view_of_a_tensor_is_its_details(run: Any, state: dict[str, Any]) ->
     assert picture.largest == details.block_error.max()
     assert "64 × 64 blocks" in picture.words[0]
     whole = np.sqrt(np.square(details.block_error[:8, :8]).mean())
-    assert len(picture.twin) == 8 and float(picture.twin[0][0]) == pytest.approx(whole, rel=0.06)
+    assert list(picture.twins) == ["before", "after", "error"]
+    for title, cells in picture.twins.values():
+        assert title and len(cells) == 8 and {len(row) for row in cells} == {8}
+    assert number(picture.twins["error"][1][0][0]) == pytest.approx(whole, rel=0.06)
+    for key, blocks in (("before", picture.before), ("after", picture.after)):
+        mean, limit = float(blocks[-8:, :8].mean()), float(np.abs(blocks).max())
+        assert number(picture.twins[key][1][7][0]) == pytest.approx(mean, rel=0.06, abs=1e-4 * limit), key
+
+
+def number(text: str) -> float:
+    """What was written as `1.2`, `−0.5` or `1.2 × 10⁻⁵`."""
+    plain = text.translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻−", "0123456789--"))
+    return float(plain.replace(" × 10", "e"))
+
+
+def test_each_picture_of_blocks_has_its_table(run: Any, state: dict[str, Any]) -> None:
+    name, layer = next(iter(state["layers"].items()))
+    details = load_details(run.path, name)
+    assert details is not None
+    shown = BlockPictures()
+    view = tensor_view(name, layer, details)
+    shown.show(view.picture)
+    html = shown.words.pane.object
+    for key in ("before", "after", "error"):
+        assert f'data-csv="blocks-{key}"' in html and f"data-blocks-{key}" in html
+        assert f"{view.picture.twins[key][0]} by parts of the tensor" in html
+    assert html.count("<table") == 3 and html.count("<td>") == 3 * 64
 
 
 def test_on_the_command_line(run: Any, state: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

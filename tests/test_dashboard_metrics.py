@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from dashboard_log import write_run
+from tritpress.dashboard.components import twins
 from tritpress.dashboard.views import curves, metrics, quality
 from tritpress.events import StateReader, fold, initial_state
 
@@ -26,9 +27,7 @@ def trained(steps: int, seed: int = 0) -> dict[str, Any]:
     tell(state, "run.started", 100.0)
     for step in range(1, steps + 1):
         loss = 99.0 if step == steps // 3 else r.random()
-        tell(
-            state, "finetune.step", 100.0 + 6 * step, step=step, tokens=step * 512, loss=loss, grad_norm=1.0
-        )
+        tell(state, "finetune.step", 100.0 + 6 * step, step=step, tokens=step * 512, loss=loss, grad_norm=1.0)
     return state
 
 
@@ -129,6 +128,22 @@ def test_the_twin_of_a_chart_has_its_ends(tmp_path: Path) -> None:
     assert head == ["Training step", "Training", "Validation"]
     assert rows[0][0] == "1" and rows[-1][0] == "120" and len(rows) <= 30
     assert next(row for row in rows if row[0] == "20")[2] != "–" and rows[0][2] == "–"
+    assert "Loss, nats a token" in twins.curve(chart)
+
+
+@pytest.mark.parametrize(
+    ("title", "label", "caption"),
+    [
+        ("Training speed", "Tokens a second", "Training speed, tokens a second"),
+        ("Gradient norm", "Norm", "Gradient norm"),
+        ("Loss", "s", "Loss, s"),
+        ("Signal", "dB", "Signal, dB"),
+        ("Memory", "GB", "Memory, GB"),
+        ("Loss", "", "Loss"),
+    ],
+)
+def test_a_twin_says_what_its_figures_are(title: str, label: str, caption: str) -> None:
+    assert curves.twin_caption(title, label) == caption
 
 
 def test_memory_and_reasons_in_the_table(tmp_path: Path) -> None:

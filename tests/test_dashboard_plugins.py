@@ -81,8 +81,38 @@ def test_the_documented_example_adds_a_card_a_chart_and_a_tab(installed: Path, s
     assert isinstance(tab, PluginTab) and (tab.key, tab.title) == ("plugin-losses", "Losses")
     assert not any(isinstance(other, PluginTab) for other in tabs[:-1])
     tab.refresh(shown(state, tmp_path), None)
-    assert f"{best:.3f}" in tab.text.pane.object and len(tab.charts) == 1
-    assert tab.trouble.pane.object == ""
+    assert tab.charts is not None and len(tab.charts) == 1
+    assert f"{best:.3f}" in tab.text.pane.object and tab.trouble.pane.object == ""
+
+
+TWO = """
+from tritpress.dashboard.plugins import Chart, Plugin
+def tab(state):
+    return [Chart("Signal", {"<b>left</b>": [(1, 2.5), (2, 4.0)], "right": [(2, 7.25)]}, "Step", "dB"),
+            Chart("Nothing", {})]
+def words(state): return "No <i>chart</i>"
+plugin = Plugin(tabs={"Signals": tab, "Words": words})
+"""
+
+
+def test_charts_of_a_tab_have_their_tables(installed: Path, state, tmp_path) -> None:
+    install(installed, "two", "two_charts", TWO)
+    tab, words = make_tabs(PageContext(RunStore(tmp_path)))[-2:]
+    assert isinstance(tab, PluginTab) and isinstance(words, PluginTab)
+    tab.refresh(shown(state, tmp_path), None)
+    assert tab.trouble.pane.object == "" and tab.twin.pane.object == "" and tab.query() == {}
+    assert tab.twin_switch.visible and tab.twin_switch in tab.body.objects
+    tab.go({"twin": "1"})
+    tab.refresh(shown(state, tmp_path), None)
+    html = tab.twin.pane.object
+    assert tab.twin_switch.value and tab.query() == {"twin": "1"} and html.count("<table") == 1
+    assert "Signal, dB" in html and "&lt;b&gt;left&lt;/b&gt;" in html and "<b>left" not in html
+    assert re.findall("<td>(.*?)</td>", html) == ["1", "2.500", "–", "2", "4.000", "7.250"]
+    assert 'data-csv="curve-plugin-signals:0"' in html
+    words.refresh(None, None)
+    words.refresh(shown(state, tmp_path), None)  # no run was open, now one is
+    assert words.trouble.pane.object == "" and not words.twin_switch.visible
+    assert words.text.pane in words.body.objects and "No &lt;i&gt;chart" in words.text.pane.object
 
 
 def test_its_charts_are_in_the_report_too(installed: Path, tmp_path: Path) -> None:

@@ -90,7 +90,9 @@ const picture_of = async (svg, scale = 2) => {
     canvas.width = Math.round(image.naturalWidth * scale)
     canvas.height = Math.round(image.naturalHeight * scale)
     canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height)
-    return await new Promise((done) => canvas.toBlob(done, "image/png"))
+    // Not toBlob: it waits up to a second for the browser to be idle, for each picture anew.
+    const coded = atob(canvas.toDataURL("image/png").split(",")[1])
+    return new Blob([Uint8Array.from(coded, (char) => char.charCodeAt(0))], { type: "image/png" })
   } finally {
     URL.revokeObjectURL(url)
   }

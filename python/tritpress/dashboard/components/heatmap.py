@@ -283,7 +283,7 @@ class Heatmap:
 
     @staticmethod
     def _line(cell: Cell, shade: Shade, low: float, high: float) -> tuple[object, ...]:
-        marked = cell.state in ("current", "failed")
+        marked, pending = cell.state in ("current", "failed"), cell.state in ("waiting", "unreached")
         return (
             cell.x,
             cell.y,
@@ -292,8 +292,8 @@ class Heatmap:
             cell.title,
             cell.words,
             *_coloured(cell, shade, low, high),
-            CURRENT if marked else NEUTRAL if cell.state == "waiting" else CLEAR,
-            2.5 if marked else 0.5 if cell.state == "waiting" else 0.0,
+            CURRENT if marked else NEUTRAL if pending else CLEAR,
+            2.5 if marked else 0.5 if pending else 0.0,
             *all_figures(cell).values(),
         )
 

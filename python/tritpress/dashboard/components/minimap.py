@@ -7,14 +7,14 @@ from typing import Any
 
 from bokeh.events import Tap
 from bokeh.models import ColumnDataSource, FixedTicker, Range1d
-from bokeh.models.annotations import BoxAnnotation  # mypy does not find it in bokeh.models
+from bokeh.models.annotations import BoxAnnotation, ColorBar  # mypy does not find them in bokeh.models
 
-from tritpress.dashboard.components.charts import figure, hover, pane
+from tritpress.dashboard.components.charts import figure, hover, pane, title_of
 from tritpress.dashboard.components.heatmap import Heatmap, plot_height
 from tritpress.dashboard.theme import CURRENT, NEUTRAL
 from tritpress.dashboard.views.progress import Board, Window
 
-WIDTH = 116
+WIDTH = 132
 COLUMNS = ("x", "y", "row", "column", "state", "value")
 """What it takes of the grid's source."""
 
@@ -35,15 +35,21 @@ class Minimap:
             x_range=heatmap.columns,
             y_range=self.rows,
             x_axis_location="above",
+            y_label="Layer",
         )
         plot = self.figure
         plot.sizing_mode = "fixed"
         plot.min_width = plot.width = WIDTH
         plot.grid.grid_line_color = None
         plot.xaxis.visible = False
-        plot.min_border_left = plot.min_border_right = 4
+        plot.min_border_left = 4
+        plot.min_border_right = 8  # half of the scale's last number stands outside
         plot.yaxis.major_label_text_font_size = "11px"
+        plot.yaxis.axis_label_text_font_size = "11px"
+        plot.yaxis.axis_label_standoff = 2
         plot.yaxis.major_tick_line_color = None
+        plot.yaxis.major_tick_out = 0
+        title_of(plot).update(offset=-48)  # wider than the map, it begins over the axis
         plot.outline_line_color = NEUTRAL
         cells = plot.rect(
             "x",
@@ -64,6 +70,25 @@ class Minimap:
             line_color="#ffffff",
             line_width=1.5,
         )
+        # A picture of the map alone needs the colours' scale too. It stands in the room that the grid beside
+        # it takes for its axis above: below, it would lower the grid, whose rows are those of the bars.
+        self.ticks = FixedTicker(ticks=[])
+        self.bar = ColorBar(
+            color_mapper=heatmap.mapper,
+            ticker=self.ticks,
+            formatter=heatmap.format,
+            orientation="horizontal",
+            height=8,
+            padding=2,
+            label_standoff=3,
+            title_text_font_size="11px",
+            title_standoff=3,
+            major_label_text_font_size="11px",
+            major_tick_line_color=None,
+            bar_line_color=None,
+            background_fill_alpha=0.0,
+        )
+        plot.add_layout(self.bar, "above")
         # Light over dark: the frame is seen on every colour of the map and on both themes.
         self.frames = [
             BoxAnnotation(
@@ -115,12 +140,17 @@ class Minimap:
         """Bring the cells to what the grid has of them, and the mark to the tensor at work."""
         found = self.grid.source.data
         if self.shade is not self.grid.shade or len(self.source.data["x"]) != len(found["x"]):
-            self.shade = self.grid.shade
+            self.shade = shade = self.grid.shade
+            if shade is not None:
+                self.bar.title = shade.title
             self.source.data = {name: list(found[name]) for name in COLUMNS}
         elif changed:
             self.source.patch(
                 {name: [(number, found[name][number]) for number in changed] for name in ("state", "value")}
             )
+        ends = [*self.grid.ticks.ticks[:1], *self.grid.ticks.ticks[-1:]]
+        if list(self.ticks.ticks) != ends:
+            self.ticks.ticks = ends
         marked = [cell for cell in board.cells if cell.state in ("current", "failed")]
         place: dict[str, Any] = {
             "x": [cell.x for cell in marked],

@@ -12,7 +12,6 @@ from panel import Column, FlexBox
 
 from tritpress.dashboard.components import twins
 from tritpress.dashboard.components.charts import figure, hover, pane
-from tritpress.dashboard.components.export import csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, join, panel
 from tritpress.dashboard.components.sources import sync
 from tritpress.dashboard.theme import OKABE_ITO
@@ -175,17 +174,19 @@ class TensorPictures:
 
 
 def _words(picture: Picture) -> Markup:
-    columns = len(picture.twin[0]) if picture.twin else 0
-    head = join(Markup("<th>{}</th>").format(f"{n + 1}/{columns}") for n in range(columns))
-    body = join(
-        Markup("<tr><th>{}</th>{}</tr>").format(
-            f"{n + 1}/{len(picture.twin)}", join(Markup("<td>{}</td>").format(cell) for cell in row)
-        )
-        for n, row in enumerate(picture.twin)
+    return Markup('<p class="soft small" data-blocks>{}</p>{}').format(
+        " ".join(picture.words),
+        twins.folded("These pictures as tables", (_table(key, picture) for key in picture.twins)),
     )
-    return Markup(
-        '<p class="soft small" data-blocks>{}</p>'
-        '<details class="small"><summary class="soft">The error as a table</summary><div class="scroll">'
-        "{}<table><caption class='visually-hidden'>Root mean square error by parts of the tensor</caption>"
-        "<thead><tr><th>Rows \\ columns</th>{}</tr></thead><tbody>{}</tbody></table></div></details>"
-    ).format(" ".join(picture.words), csv_tools("blocks"), head, body)
+
+
+def _table(key: str, picture: Picture) -> Markup:
+    title, cells = picture.twins[key]
+    columns = len(cells[0]) if cells else 0
+    return twins.table(
+        f"{title} by parts of the tensor",
+        ("Rows \\ columns", *(f"{n + 1}/{columns}" for n in range(columns))),
+        [(f"{n + 1}/{len(cells)}", *row) for n, row in enumerate(cells)],
+        f"blocks-{key}",
+        f"data-blocks-{key}",
+    )

@@ -1,12 +1,13 @@
-"""Charts as tables, for readers who do not see them: folded away under the chart until they are opened."""
+"""Charts as tables, for readers who do not see them: below the chart, folded away or behind a switch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tritpress.dashboard.components.export import csv_tools
+from tritpress.dashboard.components.export import csv_button, csv_tools
 from tritpress.dashboard.components.html import Markup, join
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.curves import Chart, twin_caption, twin_rows
 
 BINS = 16
 """Rows of a histogram's table."""
@@ -39,6 +40,26 @@ def table(
     return Markup(
         "<div>{}<table {}><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
     ).format(csv_tools(file), Markup(mark), caption, heads, body)
+
+
+def curve(chart: Chart) -> Markup:
+    """The lines of a chart, their ends and some of what lies between; nothing where there are none."""
+    if chart.empty:
+        return Markup("")
+    head, rows = twin_rows(chart)
+    return Markup(
+        '<div class="scroll" style="margin-top:14px"><table data-twin="{}"><caption style="text-align:left">'
+        "{} {}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
+    ).format(
+        chart.key,
+        twin_caption(chart.title, chart.y_label),
+        csv_button(f"curve-{chart.key}"),
+        join(Markup("<th>{}</th>").format(word) for word in head),
+        join(
+            Markup("<tr>{}</tr>").format(join(Markup("<td>{}</td>").format(cell) for cell in row))
+            for row in rows
+        ),
+    )
 
 
 def histogram(edges: Sequence[float], before: Sequence[float], after: Sequence[float], file: str) -> Markup:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from tritpress.dashboard.report.added import added_charts
 from tritpress.dashboard.report.facts import Facts
+from tritpress.dashboard.report.layer_charts import errors, gradient_norms
 from tritpress.dashboard.report.picture import COLOURS, HEIGHT, NARROW, WIDTH, Picture, colour, slug
 from tritpress.dashboard.report.svg import Drawing, Frame, escape, number
-from tritpress.dashboard.report.tensor_charts import tuning, worst_pictures
-from tritpress.dashboard.theme import CURRENT, MARKERS, OKABE_ITO
+from tritpress.dashboard.report.tensor_charts import WORST, tuning, worst_pictures
+from tritpress.dashboard.theme import CURRENT, OKABE_ITO
 from tritpress.dashboard.views import curves as curve_views
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.metrics import downsample
 from tritpress.dashboard.views.progress import (
-    KINDS,
     LAYERS_A_PAGE,
     SPARSITY_BAND,
     Board,
     map_targets,
     sparsity_target,
 )
-from tritpress.dashboard.views.quality import gradients
 from tritpress.dashboard.views.shades import SHADES, Shade
 
 ROW = 20
@@ -189,77 +187,8 @@ def training(facts: Facts) -> list[Picture]:
     return found
 
 
-def gradient_norms(facts: Facts) -> Picture | None:
-    """Gradient norm of every pressed tensor by layer, log axis; dead ones stand at the foot."""
-    found = gradients(facts.state)
-    if not found.points:
-        return None
-    points = [
-        (
-            p.layer,
-            p.kind,
-            p.norm,
-            f"{p.name}: {fig.significant(p.norm) if p.mark == 'ok' else p.mark}",
-            p.mark == "ok",
-        )
-        for p in found.points
-    ]  # fmt: skip
-    return Picture("gradient-norms", _by_layer("Gradient norm by layer", "Gradient norm", points))
-
-
-def errors(board: Board) -> Picture | None:
-    """Squared error over squared norm of every parameter by layer, log axis."""
-    points = [
-        (
-            int(cell.row) if cell.row.isdigit() else -1,
-            cell.column,
-            cell.error,
-            f"{cell.title}: {fig.percent(cell.error, 2)}",
-            True,
-        )
-        for cell in board.cells
-        if fig.known(cell.error) and cell.error > 0
-    ]  # fmt: skip
-    if not points:
-        return None
-    return Picture("error", _by_layer("Error by layer", "Squared error / squared norm", points))
-
-
-Point = tuple[int, str, Any, str, bool]
-
-
-def _by_layer(title: str, y_label: str, points: Sequence[Point]) -> Drawing:
-    alive = [p[2] for p in points if p[4]] or [1.0]
-    ends = (min(alive) * 0.7, max(alive) * 1.4)
-    layers = [p[0] for p in points]
-    made = Drawing(title, WIDTH, HEIGHT + 40)
-    frame = Frame(made, (min(layers) - 0.6, max(layers) + 0.6), ends, x_label="Layer", y_label=y_label,
-                  log_y=True)  # fmt: skip
-    kinds = [kind for kind in KINDS if any(p[1] == kind for p in points)]
-    size = 4.5 if max(layers) - min(layers) < 48 else 3.0
-    for index, kind in enumerate(kinds):
-        shift = (index - (len(kinds) - 1) / 2) * 0.5 / max(len(kinds), 1)
-        for layer, _, value, label, healthy in (p for p in points if p[1] == kind):
-            y = frame.y(value) if healthy else frame.bottom - 4
-            made.mark(
-                frame.x(layer + shift),
-                y,
-                MARKERS[index % len(MARKERS)] if healthy else "x",
-                OKABE_ITO[index % len(OKABE_ITO)] if healthy else CURRENT,
-                size if healthy else 6,
-                label,
-            )
-    legend = [
-        (kind, OKABE_ITO[i % len(OKABE_ITO)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(kinds)
-    ]
-    if not all(p[4] for p in points):
-        legend.append(("dead: zero or not finite", CURRENT, "x"))
-    frame.legend(legend)
-    return made
-
-
-def pictures(facts: Facts) -> list[Picture]:
-    """Every chart of the run that has data, in the page's order."""
+def pictures(facts: Facts, tensors: int = WORST) -> list[Picture]:
+    """Every chart of the run that has data, in the page's order; of single tensors so many, worst first."""
     board = board_of(facts)
     found: list[Picture | None] = []
     if board.cells:
@@ -267,10 +196,10 @@ def pictures(facts: Facts) -> list[Picture]:
             found += grids(board, shade)
         found += zeros(board, facts)
         found.append(errors(board))
-        weights, rest = worst_pictures(facts)
+        weights, rest = worst_pictures(facts, tensors)
         found += [*weights, *rest, *tuning(facts)]
     found += training(facts)
-    found.append(gradient_norms(facts))
+    found += gradient_norms(facts)
     return [picture for picture in found if picture is not None]
 
 

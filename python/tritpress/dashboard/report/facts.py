@@ -36,11 +36,6 @@ class Facts:
         return self.state.get("config") or self.record.get("config") or {}
 
     @property
-    def broke_off(self) -> bool:
-        """Whether the run is over without having finished."""
-        return self.lost or self.state["status"] in ("failed", "stopped")
-
-    @property
     def file_name(self) -> str:
         """The run's id as the beginning of a file's name."""
         return file_name(self.id)

@@ -11,6 +11,7 @@ from tritpress.dashboard.report.facts import Facts
 from tritpress.dashboard.report.markup import Markup, empty, join, markup
 from tritpress.dashboard.report.picture import Picture
 from tritpress.dashboard.report.tensor_charts import tuning, worst_pictures
+from tritpress.dashboard.views.ending import early_words
 from tritpress.dashboard.views.progress import pressed_words
 from tritpress.dashboard.views.quality import gradients
 from tritpress.dashboard.views.shades import SHADES
@@ -147,19 +148,12 @@ def _training(facts: Facts) -> Markup:
 
 
 def _gradients(facts: Facts) -> Markup:
-    picture, found = charts.gradient_norms(facts), gradients(facts.state)
-    if picture is None:
-        words = _early(facts, found.words) if facts.state["steps"][6]["state"] == "waiting" else found.words
-        return empty("No gradient norms", words)
-    return markup('{}<p class="soft">{}</p>', _figure(picture), found.words)
+    pictures, found = charts.gradient_norms(facts), gradients(facts.state, lost=facts.lost)
+    if not pictures:
+        return empty("No gradient norms", found.words)
+    return markup('{}<p class="soft">{}</p>', join(map(_figure, pictures)), found.words)
 
 
 def _early(facts: Facts, words: str) -> str:
     """Why something is not there: the run broke off, or is not that far."""
-    if not facts.broke_off:
-        return words
-    how = "The worker was gone" if facts.lost else f"The run {STOPPED[facts.state['status']]}"
-    return f"{how} before this was known."
-
-
-STOPPED = {"failed": "failed", "stopped": "was stopped"}
+    return early_words(facts.state, facts.lost, words)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from tritpress.dashboard.report.facts import Facts
 from tritpress.dashboard.report.markup import Markup, empty, join, markup, table
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.ending import over
 from tritpress.dashboard.views.metrics import COLUMNS, curve_words, reasons
 from tritpress.dashboard.views.metrics import table as before_after
 from tritpress.dashboard.views.outputs import MODELS, checklist, model_cards
@@ -20,8 +21,22 @@ from tritpress.dashboard.views.quality import gate_cards
 from tritpress.dashboard.views.status import elapsed, headline, status_of
 from tritpress.runs.diff import tensor_diffs
 
-MARKS = {"waiting": "○", "running": "●", "done": "✓", "skipped": "–", "failed": "✕"}
-TONES = {"passed": "good", "failed": "bad", "unmeasured": "warning", "waiting": "neutral"}
+MARKS = {
+    "waiting": "○",
+    "running": "●",
+    "done": "✓",
+    "skipped": "–",
+    "failed": "✕",
+    "stopped": "■",
+    "unreached": "–",
+}
+TONES = {
+    "passed": "good",
+    "failed": "bad",
+    "unmeasured": "warning",
+    "waiting": "neutral",
+    "unjudged": "neutral",
+}
 TALL = 60
 """Rows above which a table scrolls on the screen."""
 
@@ -69,7 +84,7 @@ def header(facts: Facts, now: float) -> Markup:
             for fact in run_facts({**state, "config": facts.config}, now)
         ),
         ("Started", when(state.get("started"))),
-        ("Took" if state.get("finished") else "So far", fig.duration(elapsed(state, now, facts.lost))),
+        ("Took" if over(state, facts.lost) else "So far", fig.duration(elapsed(state, now, facts.lost))),
     ]
     return markup(
         '<header><h1>{}</h1><p><span class="chip {}" data-status="{}">{} {}</span>{}{}</p>{}{}{}</header>',
@@ -89,7 +104,7 @@ def header(facts: Facts, now: float) -> Markup:
 def figures(facts: Facts) -> Markup:
     """The five figures with their targets, then the table of before and after."""
     boxes = []
-    for tile in tiles(facts.state):
+    for tile in tiles(facts.state, facts.lost):
         word = {True: "✓ passed", False: "✕ failed", None: ""}[tile.passed]
         tone = {True: "good", False: "bad", None: ""}[tile.passed]
         target = markup(
@@ -114,27 +129,24 @@ def figures(facts: Facts) -> Markup:
         '<div class="tiles">{}</div><h3>Before and after</h3>{}{}',
         join(boxes),
         table(("Figure", *COLUMNS.values()), rows),
-        join(markup('<p class="soft">{}</p>', sentence) for sentence in reasons(facts.state)),
+        join(markup('<p class="soft">{}</p>', sentence) for sentence in reasons(facts.state, facts.lost)),
     )
 
 
 def gates(facts: Facts) -> Markup:
     """The five gates, what they ask, what was measured, what would help."""
     rows = []
-    for card in gate_cards(facts.state):
-        mark, word, advice = card.mark, card.word, card.advice
-        if card.verdict == "waiting" and facts.broke_off:
-            mark, word, advice = "–", "not judged", "The run ended before step 7."
+    for card in gate_cards(facts.state, facts.lost):
         rows.append(
             (
                 card.title,
-                markup('<span class="{}">{} {}</span>', TONES[card.verdict], mark, word),
+                markup('<span class="{}">{} {}</span>', TONES[card.verdict], card.mark, card.word),
                 card.actual,
                 card.target,
                 card.margin or fig.NOTHING,
                 join(
                     [
-                        markup("{}", advice or fig.NOTHING),
+                        markup("{}", card.advice or fig.NOTHING),
                         *(markup('<code class="mono">{}</code>', command) for command in card.commands),
                     ]
                 ),
@@ -149,9 +161,7 @@ def steps(facts: Facts, now: float) -> Markup:
     rows = [
         (
             f"{line.n} {line.title}",
-            "– not reached"
-            if line.state == "waiting" and facts.broke_off
-            else f"{MARKS.get(line.state, '?')} {line.word}",
+            f"{MARKS.get(line.state, '?')} {line.word}",
             line.time or fig.NOTHING,
             line.detail,
         )
@@ -166,7 +176,7 @@ def training_words(facts: Facts) -> str:
     """What fine-tuning brought, or why there was none."""
     found = (facts.report or {}).get("fine_tuning")
     if not isinstance(found, dict) or not found.get("steps"):
-        return curve_words(facts.state)
+        return curve_words(facts.state, facts.lost)
     parts = [
         f"{fig.count(found.get('steps'))} steps on {fig.count(found.get('tokens'))} tokens",
         f"validation loss {fig.significant(found.get('loss_first'), 4)} → "

@@ -164,18 +164,18 @@ class Frame:
             low, high, value = math.log10(low), math.log10(high), math.log10(value)
         return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
-    def legend(self, entries: Sequence[tuple[str, str, str]], dashes: bool = False) -> None:
-        """(words, colour, shape or dash) each, in one line between title and plot."""
-        x = self.left
+    def legend(self, entries: Sequence[tuple[str, str, str]], dashes: bool = False, line: int = 0) -> None:
+        """(words, colour, shape or dash) each, in a line between title and plot; `line` 1 is the second."""
+        x, y = self.left, 33 + 18 * line
         for words, colour, form in entries:
             if dashes:
                 dash = f' stroke-dasharray="{form}"' if form else ""
-                self.drawing.line(x, 33, x + 22, 33, colour, more=f' stroke-width="2"{dash}')
+                self.drawing.line(x, y, x + 22, y, colour, more=f' stroke-width="2"{dash}')
                 x += 28
             else:
-                self.drawing.mark(x + 5, 33, form, colour)
+                self.drawing.mark(x + 5, y, form, colour)
                 x += 15
-            self.drawing.text(x, 37, words)
+            self.drawing.text(x, y + 4, words)
             x += 7 * len(words) + 16
 
 
@@ -230,7 +230,7 @@ def _paint(fill: str, kind: str) -> str:
 
 
 def _stroke(shape: str, colour: str) -> str:
-    if shape in ("plus", "x"):
+    if shape in ("plus", "x", "dash"):
         return f'stroke="{colour}" stroke-width="1.8" fill="none"'
     return f'fill="{colour}"'
 
@@ -250,6 +250,8 @@ def _shape(shape: str, x: float, y: float, r: float) -> str:
     if shape == "hex":
         return poly((-1.1, 0), (-0.55, -0.95), (0.55, -0.95), (1.1, 0), (0.55, 0.95), (-0.55, 0.95))
     n = number
+    if shape == "dash":
+        return f"M{n(x - r)} {n(y)}H{n(x + r)}"
     if shape == "plus":
         return f"M{n(x - r)} {n(y)}H{n(x + r)}M{n(x)} {n(y - r)}V{n(y + r)}"
     if shape == "x":

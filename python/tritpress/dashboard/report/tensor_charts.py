@@ -22,7 +22,7 @@ WIDE = 20.0
 """Largest over least perplexity from which an axis is logarithmic."""
 
 WORST = 6
-"""Tensors whose weights are shown before and after."""
+"""Tensors whose weights the report shows before and after."""
 
 
 def histogram(name: str, details: TensorDetails) -> Picture:
@@ -53,16 +53,16 @@ def histogram(name: str, details: TensorDetails) -> Picture:
     return Picture(f"histogram-{slug(name)}", made)
 
 
-def worst_tensors(facts: Facts) -> Iterator[tuple[str, TensorDetails]]:
+def worst_tensors(facts: Facts, most: int = WORST) -> Iterator[tuple[str, TensorDetails]]:
     """The tensors with the largest error, as far as the run recorded them."""
-    worst = [diff.name for diff in ordered(tensor_diffs(facts.state)) if diff.error is not None][:WORST]
+    worst = [diff.name for diff in ordered(tensor_diffs(facts.state)) if diff.error is not None][:most]
     return load_many(facts.path, worst)
 
 
-def worst_pictures(facts: Facts) -> tuple[list[Picture], list[Picture]]:
+def worst_pictures(facts: Facts, most: int = WORST) -> tuple[list[Picture], list[Picture]]:
     """Of these tensors, each read once: weights before and after; scales and blocks."""
     weights, rest = [], []
-    for name, details in worst_tensors(facts):
+    for name, details in worst_tensors(facts, most):
         weights.append(histogram(name, details))
         rest += [scales(name, details), blocks(name, details)]
     return weights, rest
@@ -111,13 +111,14 @@ def _image(made: Drawing, values: Any, low: float, high: float, place: tuple[flo
     rows, cols = values.shape
     wide, high_of_cell = side / cols, side / rows
     fills: dict[str, list[str]] = {}
-    for y in range(rows):
-        for x in range(cols):
-            share = (float(values[y, x]) - low) / (high - low)
-            tint = colour(round(share * COLOURS) / COLOURS)
-            corner = f"M{number(left + wide * x)} {number(top + high_of_cell * y)}"
-            cell = f"h{number(wide)}v{number(high_of_cell)}h{number(-wide)}z"
-            fills.setdefault(tint, []).append(corner + cell)
+    steps = np.clip(np.rint((values - low) / (high - low) * COLOURS), 0, COLOURS).astype(int)
+    tints = [colour(step / COLOURS) for step in range(COLOURS + 1)]
+    across = [f"M{number(left + wide * x)} " for x in range(cols)]
+    cell = f"h{number(wide)}v{number(high_of_cell)}h{number(-wide)}z"
+    for y, line in enumerate(steps.tolist()):
+        rest = f"{number(top + high_of_cell * y)}{cell}"
+        for x, step in enumerate(line):
+            fills.setdefault(tints[step], []).append(across[x] + rest)
     # Cells of one colour are one path: that is a third of the size.
     made.parts += [
         f'<path fill="{tint}" shape-rendering="crispEdges" d="{"".join(cells)}"/>'

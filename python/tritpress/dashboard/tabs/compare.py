@@ -26,6 +26,7 @@ from tritpress.dashboard.views.compare import (
     overlay_rows,
     overlays,
 )
+from tritpress.dashboard.views.curves import twin_caption
 from tritpress.dashboard.views.runs import run_options
 from tritpress.runs.comparison import LEAST, MOST, Side
 
@@ -95,7 +96,7 @@ class Compare(Tab):
         self.curves.show(names, curves)
         tables = (
             twins.table(
-                f"{curve.title}, {curve.y_label.lower()}",
+                twin_caption(curve.title, curve.y_label),
                 (curve.x_label, *names),
                 overlay_rows(curve),
                 f"compare-{curve.key}",

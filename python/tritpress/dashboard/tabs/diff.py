@@ -17,6 +17,7 @@ from tritpress.dashboard.report.facts import file_name
 from tritpress.dashboard.report.tables import csv_text
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views.diff import COLUMNS, diff_list, diff_page, page_holding, tensor_view
+from tritpress.dashboard.views.ending import broke_off, over
 from tritpress.dashboard.views.status import status_of
 from tritpress.runs.details import load_details, stamp
 from tritpress.runs.diff import SORTS, TensorDiff
@@ -128,7 +129,8 @@ class Diff(Tab):
             return
         details = load_details(shown.path, name) if layer is not None else None
         if layer is None:
-            self.pictures.say(empty("Not pressed yet", f"There are no figures of {name} in this run so far."))
+            words = ("Not pressed", "") if over(shown.state, shown.lost) else ("Not pressed yet", " so far")
+            self.pictures.say(empty(words[0], f"There are no figures of {name} in this run{words[1]}."))
         elif details is None:
             self.pictures.say(
                 empty("Nothing recorded", f"The run kept no details of {name}: it is of an older version.")
@@ -195,6 +197,6 @@ class Diff(Tab):
 def _nothing(shown: Shown | None) -> Markup:
     if shown is None:
         return empty("No run is open", "Each tensor before and after pressing stands here, worst first.")
-    if shown.state["status"] in ("failed", "stopped") or shown.lost:
+    if broke_off(shown.state, shown.lost):
         return empty("No tensor was pressed", status_of(shown.state, shown.lost).sentence)
     return empty("No tensor is pressed yet", "Each one appears here as soon as step 4 has finished it.")

@@ -8,6 +8,7 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 
+from tritpress.dashboard.components import twins
 from tritpress.dashboard.components.curves import ChartGrid
 from tritpress.dashboard.components.export import csv_button
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
@@ -31,6 +32,7 @@ class Metrics(Tab):
             "run.paused",
             "run.finished",
             "run.failed",
+            "liveness",
             "model",
             "evaluation",
             "figures",
@@ -176,7 +178,7 @@ class Metrics(Tab):
             return
         growing = changed is not None and not (changed & self.interests) - GROWING
         if not growing:
-            self.table.set(_table(shown.state))
+            self.table.set(_table(shown.state, shown.lost))
         self._show_curves(shown, at_once=not growing)
 
     def _show_curves(self, shown: Shown, at_once: bool) -> None:
@@ -190,7 +192,7 @@ class Metrics(Tab):
         self.controls.visible = bool(training or custom or self.added.cards)
         self.training.show(training, self.share, self.logarithmic, at_once)
         self.custom.show(custom, self.share, self.logarithmic, at_once)
-        words = curve_words(state)
+        words = curve_words(state, shown.lost)
         if training and all(chart.empty for chart in training):
             words = f"This run's log has no {curves.X_AXES[self.axis].lower()} for its training steps."
         under = Markup('<p class="soft small">{}</p>').format(words)
@@ -209,10 +211,10 @@ class Metrics(Tab):
         self.added.show(added, self.share, self.logarithmic, at_once)
         self.notes.set(notes)
         charts = [*training, *custom, *added]
-        self.twin.set(join(map(_twin, charts)) if self.as_tables else Markup(""))
+        self.twin.set(join(map(twins.curve, charts)) if self.as_tables else Markup(""))
 
 
-def _table(state: dict[str, Any]) -> Markup:
+def _table(state: dict[str, Any], lost: bool) -> Markup:
     head = headline(state)
     intro = Markup("")
     if head.measured:
@@ -221,7 +223,7 @@ def _table(state: dict[str, Any]) -> Markup:
         ).format(head.ratio, head.bits, head.planes)
     header = join(Markup("<th>{}</th>").format(title) for title in COLUMNS.values())
     body = join(map(_row, table(state)))
-    why = " ".join(reasons(state))
+    why = " ".join(reasons(state, lost))
     note = Markup('<p class="soft small" data-why style="margin-top:10px">– {}</p>').format(why)
     return panel(
         "Before and after",
@@ -243,20 +245,3 @@ def _row(row: Row) -> Markup:
         for when, value in zip(COLUMNS, row.values)
     )
     return Markup("<tr><th>{}{}</th>{}</tr>").format(row.title, unit, cells)
-
-
-def _twin(chart: curves.Chart) -> Markup:
-    head, rows = curves.twin_rows(chart)
-    return Markup(
-        '<div class="scroll" style="margin-top:14px"><table data-twin="{}"><caption style="text-align:left">'
-        "{} {}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
-    ).format(
-        chart.key,
-        chart.title,
-        csv_button(f"curve-{chart.key}"),
-        join(Markup("<th>{}</th>").format(word) for word in head),
-        join(
-            Markup("<tr>{}</tr>").format(join(Markup("<td>{}</td>").format(cell) for cell in row))
-            for row in rows
-        ),
-    )

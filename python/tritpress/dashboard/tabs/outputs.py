@@ -13,6 +13,7 @@ from tritpress.dashboard.report.bundle import Bundle, bundle, report_json
 from tritpress.dashboard.report.facts import Facts, read_facts
 from tritpress.dashboard.report.page import report_html
 from tritpress.dashboard.tabs.base import Shown, Tab
+from tritpress.dashboard.views.ending import broke_off
 from tritpress.dashboard.views.outputs import (
     CheckLine,
     ModelCard,
@@ -22,6 +23,7 @@ from tritpress.dashboard.views.outputs import (
     no_json,
     standing,
     tree,
+    zip_words,
 )
 
 HTML, JSON = "text/html;charset=utf-8", "application/json"
@@ -71,14 +73,14 @@ class Outputs(Tab):
             [
                 ["html", "Report (HTML)", ""],
                 ["json", "Report (JSON)", no_json(shown.state, shown.lost)],
-                ["zip", "All charts and tables (ZIP)", ""],
+                ["zip", zip_words(shown.state), ""],
             ]
         )
         tone, words = standing(shown.state, shown.lost)
         self.said.set(note(tone, words) if words else Markup(""))
         cards = join(map(_model, model_cards(shown.state, shown.lost)))
         self.models.set(Markup('<div class="pair">{}</div>').format(cards))
-        over = shown.lost or shown.state["status"] in ("failed", "stopped")
+        over = broke_off(shown.state, shown.lost)
         root = tree(shown.state)
         self.tree.set(
             panel(
@@ -89,7 +91,9 @@ class Outputs(Tab):
                 if root
                 else empty(
                     "Nothing written" if over else "Nothing written yet",
-                    "Both models are written in step 6, at once or not at all.",
+                    "The run ended before it wrote the models: both are written at once or not at all."
+                    if over
+                    else "Both models are written in step 6, at once or not at all.",
                 ),
             )
         )
@@ -101,7 +105,9 @@ class Outputs(Tab):
                 if checks
                 else empty(
                     "Not checked" if over else "Not checked yet",
-                    "Every item is a check of step 7 that can fail.",
+                    "The run ended before its outputs were checked."
+                    if over
+                    else "Every item is a check of step 7 that can fail.",
                 ),
             )
         )

@@ -23,8 +23,24 @@ from tritpress.dashboard.views.events import KINDS, LEVELS, EventSearch, event_l
 from tritpress.dashboard.views.overview import StepLine, Tile, facts, step_lines, tiles
 from tritpress.dashboard.views.status import elapsed, next_words, run_left_words, status_of
 
-STEP_MARKS = {"waiting": "", "running": "▸", "done": "✓", "skipped": "–", "failed": "✕"}
-STEP_TONES = {"waiting": "neutral", "running": "live", "done": "good", "skipped": "neutral", "failed": "bad"}
+STEP_MARKS = {
+    "waiting": "",
+    "running": "▸",
+    "done": "✓",
+    "skipped": "–",
+    "failed": "✕",
+    "stopped": "■",
+    "unreached": "–",
+}
+STEP_TONES = {
+    "waiting": "neutral",
+    "running": "live",
+    "done": "good",
+    "skipped": "neutral",
+    "failed": "bad",
+    "stopped": "warning",
+    "unreached": "neutral",
+}
 
 LOG_EVERY = 0.5
 """Seconds between two looks at the list of events: a page of text need not change more often."""
@@ -234,7 +250,7 @@ def still(shown: Shown | None) -> Markup:
 
 
 def _tiles(shown: Shown) -> Markup:
-    return Markup('<div class="tiles">{}</div>').format(join(_tile(tile) for tile in tiles(shown.state)))
+    return Markup('<div class="tiles">{}</div>').format(join(map(_tile, tiles(shown.state, shown.lost))))
 
 
 def _steps(shown: Shown) -> Markup:

@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import panel as pn
+import panel_material_ui as pmui
 
+from tritpress.dashboard.components import twins
 from tritpress.dashboard.components.curves import CurveCard
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.plugins import Card, Chart, card_html, curve_chart, plugins, trouble, words
 from tritpress.dashboard.tabs.base import Shown, Tab
+from tritpress.dashboard.views.curves import Chart as Curves
 from tritpress.events.schema import EVENT_TYPES
 
 log = logging.getLogger(__name__)
@@ -30,19 +33,24 @@ class PluginTab(Tab):
         super().__init__(page)
         self.inner: Tab | None = None
         self.trouble = Fragment()
-        self.charts: list[CurveCard] = []
+        self.charts: list[CurveCard] | None = None  # None until the parts of the tab stand
+        self.as_tables = False
+        self.drawn: list[Curves] = []
 
     def query(self) -> dict[str, str]:
-        return self._safely(self.inner.query, {}) if self.inner is not None else {}
+        if self.inner is not None:
+            return self._safely(self.inner.query, {})  # type: ignore[no-any-return]
+        return {"twin": "1"} if self.as_tables else {}
 
     def go(self, query: Mapping[str, str]) -> None:
+        self.as_tables = query.get("twin") == "1"
         if self.inner is not None:
             self._safely(lambda: self.inner.go(query), None)  # type: ignore[union-attr]
 
     def build(self) -> list[Any]:
         self.trouble.set(Markup(""))
         self.body = pn.Column(sizing_mode="stretch_width", margin=0)
-        self.charts = []
+        self.charts = None
         if isinstance(self.made_by, type) and issubclass(self.made_by, Tab):
             kind = self.made_by
             self.inner = self._safely(lambda: kind(self.page), None)
@@ -68,7 +76,7 @@ class PluginTab(Tab):
         elif shown is None:
             nothing = empty("No run is open", f"{self.title} shows what it finds in one.")
             self.body.objects = [Fragment(nothing).pane]
-            self.charts = []
+            self.charts = None
         else:
             self.trouble.set(Markup(""))
             self._safely(lambda: self._render(self.made_by(dict(shown.state))), None)
@@ -85,14 +93,30 @@ class PluginTab(Tab):
         strange = [part for part in parts if not isinstance(part, Card | Chart | str)]
         if strange:
             raise TypeError(f"gave a {type(strange[0]).__name__}, not text, a Card or a Chart")
-        if len(self.charts) != len(charts) or not self.body.objects:
+        if self.charts is None or len(self.charts) != len(charts):
             self.charts = [CurveCard() for _ in charts]
-            self.text = Fragment()
-            self.body.objects = [self.text.pane, *(card.pane for card in self.charts)]
+            self.text, self.twin = Fragment(), Fragment()
+            self.twin_switch = pmui.Switch(label="As tables", size="small", margin=0, visible=bool(charts))
+            self.twin_switch.param.watch(self._switched, "value")
+            self.body.objects = [
+                self.text.pane, self.twin_switch, *(card.pane for card in self.charts), self.twin.pane
+            ]  # fmt: skip
         body = Markup('<div class="tiles" style="margin-bottom:12px">{}</div>').format(join(tiles))
         self.text.set((body if tiles else Markup("")) + join(texts))
-        for number, (card, chart) in enumerate(zip(self.charts, charts)):
-            card.show(curve_chart(chart, f"{self.key}:{number}"))
+        self.drawn = [curve_chart(chart, f"{self.key}:{number}") for number, chart in enumerate(charts)]
+        for card, drawn in zip(self.charts, self.drawn):
+            card.show(drawn)
+        self._show_tables()
+
+    def _show_tables(self) -> None:
+        self.twin_switch.value = self.as_tables
+        self.twin.set(join(map(twins.curve, self.drawn)) if self.as_tables else Markup(""))
+
+    def _switched(self, event: Any) -> None:
+        if event.new != self.as_tables:
+            self.as_tables = bool(event.new)
+            self._show_tables()
+            self.page.navigate()
 
     def _safely(self, work: Any, otherwise: Any) -> Any:
         try:

@@ -13,6 +13,7 @@ from tritpress.dashboard.components.html import Fragment, Markup, empty
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.tabs.base import CLOCK, WORDS_EVERY, Shown, Tab
 from tritpress.dashboard.tabs.progress_parts import Parts, legend, now_bar, table_twin, where_words
+from tritpress.dashboard.views.ending import broke_off
 from tritpress.dashboard.views.layer import Found, layer_view, look_through, look_up, place_words
 from tritpress.dashboard.views.progress import (
     LAYERS_A_PAGE,
@@ -241,7 +242,7 @@ class Progress(Tab):
             text = empty(
                 "No run is open", "The grid of layers and parameters fills while a model is pressed."
             )
-        elif shown.state["status"] in ("failed", "stopped") or shown.lost:
+        elif broke_off(shown.state, shown.lost):
             text = empty("Nothing was pressed", status_of(shown.state, shown.lost).sentence)
         else:
             text = empty("Reading the model", "Its layers appear here as soon as step 1 has found them.")
@@ -348,7 +349,10 @@ class Progress(Tab):
                 if at_work(shown.state, shown.lost)[0] == self.tensor
                 else ""
             )
-            panel.say(word or "Not pressed yet", "Its figures stand here once it is pressed.")
+            if broke_off(shown.state, shown.lost):
+                panel.say(word or "Not pressed", "The run ended before it was.")
+            else:
+                panel.say(word or "Not pressed yet", "Its figures stand here once it is pressed.")
         elif layer is not self.looked_at:
             self.looked_at = layer
             found = look_up(shown.path, self.tensor)

@@ -175,7 +175,9 @@ def where_words(window: Window, where: Map) -> Markup:
 def legend(board: Board) -> Markup:
     """The signs that stand in the grid now, in words."""
     signs = [
-        f"{MARKS[state]} {WORDS[state]}" for state in ("current", "waiting", "failed") if board.states[state]
+        f"{MARKS[state]} {WORDS[state]}"
+        for state in ("current", "waiting", "failed", "unreached")
+        if board.states[state]
     ]
     if any(bar.inside is False for bar in board.bars):
         signs.append("! outside the band")

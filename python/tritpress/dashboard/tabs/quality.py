@@ -16,9 +16,16 @@ from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.plugins import plugin_cards
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views import quality
+from tritpress.dashboard.views.ending import over
 from tritpress.dashboard.views.quality import GateCard, GradientPage
 
-TONES = {"passed": "good", "failed": "bad", "unmeasured": "warning", "waiting": "neutral"}
+TONES = {
+    "passed": "good",
+    "failed": "bad",
+    "unmeasured": "warning",
+    "waiting": "neutral",
+    "unjudged": "neutral",
+}
 
 
 class Quality(Tab):
@@ -29,6 +36,7 @@ class Quality(Tab):
             "run.started",
             "run.finished",
             "run.failed",
+            "liveness",
             "gate",
             "gradient",
             "alert",
@@ -126,15 +134,15 @@ class Quality(Tab):
             self.chart.pane.visible = self.tools.visible = False
             return
         state = shown.state
-        cards = join(map(_card, quality.gate_cards(state)))
+        cards = join(map(_card, quality.gate_cards(state, shown.lost)))
         self.gates.set(panel("Gates", Markup('<div class="gates">{}</div>').format(cards)))
         self.added.set(plugin_cards("quality", state))
         if changed is None or changed - {"alert"}:
             self._show_gradients(shown)
-        self.alerts.set(_alerts(state))
+        self.alerts.set(_alerts(state, shown.lost))
 
     def _show_gradients(self, shown: Shown) -> None:
-        found = quality.gradients(shown.state, self.wanted)
+        found = quality.gradients(shown.state, self.wanted, shown.lost)
         some = bool(found.points)
         self.chart.pane.visible = self.tools.visible = some
         self._quiet = True
@@ -191,11 +199,12 @@ def _twin(found: GradientPage) -> Markup:
     ).format(csv_tools("gradient-norms"), rows)
 
 
-def _alerts(state: dict[str, Any]) -> Markup:
+def _alerts(state: dict[str, Any], lost: bool) -> Markup:
     rules = Markup('<p class="soft small" style="margin-top:8px">{}</p>').format(quality.alert_rules(state))
     lines = quality.alert_lines(state)
     if not lines:
-        return panel("Alerts", Markup("<p>No alerts so far.</p>") + rules)
+        words = "No alerts." if over(state, lost) else "No alerts so far."
+        return panel("Alerts", Markup("<p>{}</p>").format(words) + rules)
     rows = join(
         Markup(
             '<tr data-alert="{}"><td class="soft">{}</td><td class="left {}">{} {}</td>'

@@ -16,6 +16,8 @@ from tritpress.dashboard.components.tuningcharts import TuningCharts
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.diff import error_words
+from tritpress.dashboard.views.ending import over
+from tritpress.dashboard.views.status import status_of
 from tritpress.dashboard.views.tuning import (
     ALL,
     Charts,
@@ -398,8 +400,11 @@ class Tuning(Tab):
                 empty("Nothing recorded", "The run kept no curves of its tensors: it is of an older version.")
             )
         else:
+            ended = over(shown.state, shown.lost)
             self.placeholder.set(
-                empty("Not pressed yet", f"No tensor of {self.scope.words} is pressed so far.")
+                empty("Not pressed", f"No tensor of {self.scope.words} was pressed.")
+                if ended
+                else empty("Not pressed yet", f"No tensor of {self.scope.words} is pressed so far.")
             )
 
     def _nothing(self, shown: Shown | None) -> None:
@@ -408,6 +413,8 @@ class Tuning(Tab):
             words = empty("No run is open", "What another threshold would do to a run's tensors stands here.")
         else:
             words = empty("No tensor is pressed yet", "The curves come with each tensor of step 4.")
+            if over(shown.state, shown.lost):
+                words = empty("No tensor was pressed", status_of(shown.state, shown.lost).sentence)
         self.placeholder.set(words)
 
     _quiet = False

@@ -17,6 +17,7 @@ from tritpress.dashboard.views.curves import (
     custom_charts,
     training_charts,
 )
+from tritpress.dashboard.views.ending import over
 from tritpress.dashboard.views.quality import actual_words
 from tritpress.dashboard.views.runs import WORDS
 from tritpress.dashboard.views.status import gate_title
@@ -102,7 +103,7 @@ def compare(sides: Sequence[Side]) -> Comparison:
         tuple(row for differs, row in rows if not differs),
         tuple(map(_figure, figures(sides))),
         tuple(
-            Row(name, gate_title(name), tuple(_gate(name, gate) for gate in found))
+            Row(name, gate_title(name), tuple(_gate(name, gate, side) for gate, side in zip(found, sides)))
             for name, found in gates(sides)
         ),
     )
@@ -138,7 +139,9 @@ def _figure(row: Figure) -> Row:
     return Row(row.key, row.title, tuple(cells))
 
 
-def _gate(name: str, gate: Any) -> Cell:
+def _gate(name: str, gate: Any, side: Side) -> Cell:
+    if gate is None and over({"status": side.status}, lost=side.status == "died"):
+        return Cell(fig.NOTHING, mark="–", tone="neutral", word="not judged")
     if gate is None:
         return Cell(fig.NOTHING, mark="○", tone="neutral", word="not judged yet")
     mark, tone, word = MARKS[gate.get("passed")]

@@ -129,6 +129,12 @@ def smooth_state(
     return total, weight
 
 
+def twin_caption(title: str, y_label: str) -> str:
+    """What stands over a chart's table: its title and what its figures are, `Loss, nats a token`."""
+    unit = y_label if y_label[1:2].isupper() else y_label[:1].lower() + y_label[1:]
+    return f"{title}, {unit}" if unit and unit not in title.lower().split() else title
+
+
 def twin_rows(chart: Chart) -> tuple[list[str], list[list[str]]]:
     """The chart as a table of at most `TWIN_ROWS` rows: headings and rows, ends kept."""
     main = max(chart.lines, key=lambda line: len(line.x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,8 @@ class Bars:
 @dataclass(frozen=True)
 class Picture:
     """Blocks before, after and their error, first row at the top; `limit` is the end of the colour scale of
-    the weights, `largest` that of the error.
+    the weights, `largest` that of the error. `twins` has a table of each: what it is, its cells by bands of
+    rows and columns.
     """
 
     before: np.ndarray
@@ -116,7 +118,7 @@ class Picture:
     limit: float
     largest: float
     words: tuple[str, ...]
-    twin: tuple[tuple[str, ...], ...]
+    twins: dict[str, tuple[str, tuple[tuple[str, ...], ...]]]
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,20 @@ def _picture(details: TensorDetails) -> Picture:
         f"{fig.significant(float(error.min()))} to {fig.significant(largest)}, largest in rows "
         f"{span(int(worst[0]), height, rows)}, columns {span(int(worst[1]), width, cols)}.",
     )
-    return Picture(before, after, error, limit, largest, words, _twin(error))
+    twins = {
+        "before": ("Mean weight before", _twin(before)),
+        "after": ("Mean weight after", _twin(after)),
+        "error": ("Root mean square error", _twin(np.square(error.astype(np.float64)), np.sqrt)),
+    }
+    return Picture(before, after, error, limit, largest, words, twins)
 
 
-def _twin(error: np.ndarray) -> tuple[tuple[str, ...], ...]:
-    """Root mean square of the error on a grid of at most 8 x 8, as text."""
-    squares = np.square(error.astype(np.float64))
+def _twin(
+    blocks: np.ndarray, of_mean: Callable[[float], float] = lambda mean: mean
+) -> tuple[tuple[str, ...], ...]:
+    """Means on a grid of at most 8 x 8, as text; `of_mean` makes of each what is written."""
     bands = [
-        np.array_split(band, min(8, error.shape[1]), axis=1)
-        for band in np.array_split(squares, min(8, error.shape[0]), axis=0)
+        np.array_split(band, min(8, blocks.shape[1]), axis=1)
+        for band in np.array_split(blocks.astype(np.float64), min(8, blocks.shape[0]), axis=0)
     ]
-    return tuple(tuple(fig.significant(float(np.sqrt(cell.mean())), 2) for cell in row) for row in bands)
+    return tuple(tuple(fig.significant(float(of_mean(cell.mean())), 2) for cell in row) for row in bands)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.ending import broke_off, ended_words, over, reached
 from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import State, planes_words
 
@@ -92,7 +93,7 @@ def table(state: State) -> list[Row]:
     ]
 
 
-def reasons(state: State) -> list[str]:
+def reasons(state: State, lost: bool = False) -> list[str]:
     """Why figures of the table are not there, a sentence each."""
     found, said = state["evaluations"], []
     for whens, number in ((("before",), 2), (("packed", "dequantized"), 7)):
@@ -102,7 +103,10 @@ def reasons(state: State) -> list[str]:
         step, names = state["steps"][number - 1], " and ".join(missing).lower()
         if step["state"] == "skipped":
             said.append(f"The {names} is not measured: {step['reason']}.")
-        elif step["state"] in ("waiting", "running") and state["status"] in ("created", "running", "paused"):
+        elif broke_off(state, lost) and step["state"] != "done":
+            ended = ended_words(state, number)
+            said.append(f"The {names} is not measured: {ended[0].lower()}{ended[1:]}")
+        elif step["state"] in ("waiting", "running") and not over(state, lost):
             said.append(f"The {names} is measured in step {number}.")
         else:
             why = (state["gates"].get("perplexity") or {}).get("advice")
@@ -163,7 +167,7 @@ def downsample(values: Sequence[float], limit: int) -> list[int]:
     return sorted(kept)
 
 
-def curve_words(state: State) -> str:
+def curve_words(state: State, lost: bool = False) -> str:
     """What stands under the curve: how far training is, or why there is none."""
     step = state["steps"][4]
     last = state.get("finetune_last")
@@ -186,4 +190,6 @@ def curve_words(state: State) -> str:
         return "Fine-tuning took no step."
     if (state.get("config") or {}).get("finetune") is False:
         return "Fine-tuning is switched off for this run."
+    if broke_off(state, lost):
+        return f"The run ended before fine-tuning{' was done' if reached(state, 5) else ''}."
     return "The curve begins with step 5, fine-tuning."

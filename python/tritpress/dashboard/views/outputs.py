@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.ending import broke_off
 from tritpress.dashboard.views.status import State, headline, sentence
 
 MODELS = {
@@ -25,6 +26,9 @@ MODELS = {
 }
 
 TREE_ENTRIES = 400
+
+ZIPPED_TENSORS = 48
+"""So many tensors have charts of their own in the zip: one's take 0.2 MB, and the browser paints each."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,19 @@ def no_json(state: State, lost: bool = False) -> str:
     """Why there is no report.json to download; "" when there is."""
     if state["status"] == "finished":
         return "" if state.get("report") else "This run wrote no report.json."
-    if lost or state["status"] in ("failed", "stopped"):
+    if broke_off(state, lost):
         return (
             "report.json is written when a run finishes; this one has not. The HTML report has what is known."
         )
     return "report.json is written when the run finishes."
+
+
+def zip_words(state: State) -> str:
+    """What the zip of charts and tables holds, as its button says it."""
+    count = len(state["layers"])
+    if count <= ZIPPED_TENSORS:
+        return "All charts and tables (ZIP)"
+    return f"Charts and tables, {ZIPPED_TENSORS} worst of {count:,} tensors (ZIP)"
 
 
 def _card(key: str, state: State, lost: bool) -> ModelCard:
@@ -139,7 +151,7 @@ def _why(key: str, state: State, lost: bool) -> str:
     step = state["steps"][5]
     if step["state"] == "skipped":
         return f"Not written: {step['reason']}"
-    if lost or state["status"] in ("failed", "stopped"):
+    if broke_off(state, lost):
         return "Not written: the run ended before it was."
     return "Written in step 6."
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.ending import broke_off, over, reached
 from tritpress.dashboard.views.eta import time_left_words
 from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import (
@@ -46,30 +47,37 @@ class StepLine:
     n: int
     title: str
     about: str
-    state: str  # waiting, running, done, skipped, failed
+    state: str  # waiting, running, done, skipped, failed; of a run that broke off also stopped, unreached
     word: str
     time: str
     share: float | None  # 0 to 1 for a running step that knows how far it is
     detail: str
 
 
-def tiles(state: State) -> list[Tile]:
-    """The five figures of the run, each with its target."""
+def tiles(state: State, lost: bool = False) -> list[Tile]:
+    """The five figures of the run, each with its target; what is to come of it until the run is over."""
+    ended = over(state, lost)
     figures, gates = state["figures"], state["gates"]
     head = headline(state)
     before, after = figures.get("bytes_fp32"), written_bytes(state, "packed")
     original = (state["evaluations"].get("before") or {}).get("perplexity")
     packed = (state["evaluations"].get("packed") or {}).get("perplexity")
     beside_ratio = f"{head.bits} · {head.planes}"
-    if not head.measured:
-        beside_ratio = f"{beside_ratio} · {head.note}" if head.ratio != fig.NOTHING else head.note
+    if head.ratio == fig.NOTHING:
+        beside_ratio = "no plan was made" if ended else head.note
+    elif not head.measured:
+        beside_ratio = f"{beside_ratio} · {head.note}"
     return [
         _tile("ratio", head.ratio, beside_ratio, gates),
         Tile(
             "size",
             "Size",
             fig.size(after),
-            f"from {fig.size(before)} in float32" if fig.known(before) else "written in step 6",
+            f"from {fig.size(before)} in float32"
+            if fig.known(before)
+            else "not written"
+            if ended
+            else "written in step 6",
             _size_target(before, gates.get("ratio")),
             None,
         ),
@@ -86,6 +94,8 @@ def tiles(state: State) -> list[Tile]:
             fig.change(figures.get("perplexity_change")),
             f"{fig.significant(original)} → {fig.significant(packed)}"
             if fig.known(packed)
+            else "not measured"
+            if ended
             else "measured in step 7",
             gates,
         ),
@@ -122,6 +132,8 @@ STEP_WORDS = {
     "done": "done",
     "skipped": "skipped",
     "failed": "failed",
+    "stopped": "stopped here",
+    "unreached": "not reached",
 }
 
 
@@ -132,19 +144,23 @@ def step_lines(
     lost: bool = False,
     samples: Samples | None = None,
 ) -> list[StepLine]:
-    """The seven steps with their times; a running one with how far it is, unless its worker is gone."""
+    """The seven steps with their times; a running one with how far it is, unless its worker is gone. Of a run
+    that broke off the step that was at work was interrupted or stopped, those after it were not reached.
+    """
     lines = [
         _step_line(step, state, now, (bases or {}).get(step["n"]), (samples or {}).get(step["n"], ()))
         for step in state["steps"]
     ]
-    if not lost:
-        return lines
-    return [
-        replace(line, state="failed", word="interrupted", time="", detail=line.about)
-        if line.state == "running"
-        else line
-        for line in lines
-    ]
+    return [_ended(line, state) for line in lines] if broke_off(state, lost) else lines
+
+
+def _ended(line: StepLine, state: State) -> StepLine:
+    if line.state == "running":
+        return replace(line, state="failed", word="interrupted", time="", detail=line.about)
+    if line.state != "waiting":
+        return line
+    now = "stopped" if reached(state, line.n) else "unreached"
+    return replace(line, state=now, word=STEP_WORDS[now])
 
 
 def _step_line(

@@ -13,6 +13,7 @@ from typing import Any
 
 from tritpress.config import SPARSITY_CEILING
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.ending import over
 from tritpress.dashboard.views.status import State
 
 LAYERS_A_PAGE = 32
@@ -37,9 +38,10 @@ WORDS = {
     "current": "at work",
     "waiting": "waiting",
     "failed": "broke off here",
+    "unreached": "not reached",
 }
 
-MARKS = {"done": "", "current": "▶", "waiting": "·", "failed": "✕"}
+MARKS = {"done": "", "current": "▶", "waiting": "·", "failed": "✕", "unreached": "–"}
 """What stands in a cell without a figure: a state is never told by colour alone."""
 
 
@@ -54,7 +56,7 @@ class Cell:
     y: int  # number of the row
     x: int  # number of the column
     names: tuple[str, ...]
-    state: str = "waiting"  # done, current, waiting, failed
+    state: str = "waiting"  # done, current, waiting, failed, unreached (the run was over before)
     done: int = 0  # tensors pressed
     weights: int = 0
     planes: float | None = None
@@ -208,6 +210,7 @@ class Board:
         self._plan: Any = None
         self._methods: dict[str, str] = {}
         self._marked: tuple[str | None, str] = (None, "")
+        self._pending = "waiting"  # what a tensor is that is not pressed
 
     def update(self, state: State, lost: bool = False) -> tuple[list[int], list[int]]:
         """Take in a newer state; returns the numbers of the cells and of the rows that changed."""
@@ -224,14 +227,15 @@ class Board:
                 for name, layer in layers.items()
                 if seen.get(name) is not layer and name in self._cell_of
             }
-        if len(layers) < len(seen):  # another log
+        pending = "unreached" if over(state, lost) else "waiting"
+        if len(layers) < len(seen) or pending != self._pending:  # another log; the run ended, or goes on
             looked = set(range(len(self.cells)))
-        self._seen = layers
+        self._seen, self._pending = layers, pending
         changed: list[int] = []
         for number in sorted(looked):
             cell = self.cells[number]
             found = tuple(layers.get(name) for name in cell.names)
-            made = _cell(cell, found, self.where, marked, self._methods)
+            made = _cell(cell, found, self.where, marked, self._methods, pending)
             if made != cell:
                 self.states[cell.state] -= 1
                 self.states[made.state] += 1
@@ -280,11 +284,12 @@ def _cell(
     where: Map,
     marked: tuple[str | None, str],
     methods: dict[str, str],
+    pending: str,
 ) -> Cell:
     pressed = [(layer, where.weights.get(name, 1)) for name, layer in zip(cell.names, found) if layer]
     base = Cell(cell.row, cell.column, cell.y, cell.x, cell.names, weights=cell.weights)
     if len(pressed) < len(cell.names):
-        state = marked[1] if marked[0] in cell.names else "waiting"
+        state = marked[1] if marked[0] in cell.names else pending
         return replace(base, state=state, done=len(pressed))
     means: dict[str, Any] = {key: _mean(pressed, key) for key in FIGURES}
     seconds = [layer["seconds"] for layer, _ in pressed if fig.known(layer.get("seconds"))]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
+from tritpress.dashboard.views.ending import broke_off, ended_words, over
 from tritpress.dashboard.views.overview import DEFAULT_TARGETS
 from tritpress.dashboard.views.progress import KINDS
 from tritpress.dashboard.views.status import GATE_NAMES, State, gate_target_words, gate_title
@@ -16,7 +17,9 @@ from tritpress.events.rules import parse_rule
 
 @dataclass(frozen=True)
 class GateCard:
-    """A gate: `verdict` is passed, failed, unmeasured or waiting; `mark` and `word` say it without colour."""
+    """A gate: `verdict` is passed, failed, unmeasured, waiting or unjudged (the run was over before);
+    `mark` and `word` say it without colour.
+    """
 
     name: str
     title: str
@@ -30,20 +33,24 @@ class GateCard:
     commands: tuple[str, ...] = ()
 
 
-def gate_cards(state: State) -> list[GateCard]:
+def gate_cards(state: State, lost: bool = False) -> list[GateCard]:
     """The five gates, those that wait for step 7 too; gates that are not known here come last."""
     names = [*GATE_NAMES, *(name for name in state["gates"] if name not in GATE_NAMES)]
-    return [_card(name, state["gates"].get(name)) for name in names]
+    verdict = ("waiting", "○", "waiting"), "Judged in step 7."
+    if broke_off(state, lost):
+        verdict = ("unjudged", "–", "not judged"), ended_words(state, 7)
+    elif over(state):
+        verdict = ("unjudged", "–", "not judged"), "The run finished without judging it."
+    return [_card(name, state["gates"].get(name), *verdict) for name in names]
 
 
-def _card(name: str, gate: dict[str, Any] | None) -> GateCard:
+def _card(name: str, gate: dict[str, Any] | None, without: tuple[str, str, str], why: str) -> GateCard:
+    """`without` is the verdict (with mark and word) where there is no gate, `why` the reason."""
     target = (gate or {}).get("target")
     target = DEFAULT_TARGETS.get(name) if target is None else target
     words = gate_target_words(name, target)
     if gate is None:
-        return GateCard(
-            name, gate_title(name), "waiting", "○", "waiting", fig.NOTHING, words, "", "Judged in step 7."
-        )
+        return GateCard(name, gate_title(name), *without, fig.NOTHING, words, "", why)
     verdict, mark, word = {
         True: ("passed", "✓", "passed"),
         False: ("failed", "✕", "failed"),
@@ -145,7 +152,7 @@ class GradientPage:
     words: str
 
 
-def gradients(state: State, page: int = 0) -> GradientPage:
+def gradients(state: State, page: int = 0, lost: bool = False) -> GradientPage:
     """Gradient norm of each pressed tensor of the dequantized model, `LAYERS_A_PAGE` layers at a time."""
     where = {target["name"]: target for target in state.get("targets") or []}
     norms, originals = state["gradients"], state.get("gradients_original") or {}
@@ -171,7 +178,7 @@ def gradients(state: State, page: int = 0) -> GradientPage:
         page,
         pages,
         len(bad),
-        _gradient_words(state, points, bad),
+        _gradient_words(state, lost, points, bad),
     )
 
 
@@ -199,14 +206,16 @@ def _gradient_point(
     )
 
 
-def _gradient_words(state: State, points: list[GradientPoint], bad: list[GradientPoint]) -> str:
+def _gradient_words(state: State, lost: bool, points: list[GradientPoint], bad: list[GradientPoint]) -> str:
     if not points:
         step = state["steps"][6]
         if step["state"] == "skipped":
             return f"Not measured: {step['reason']}"
-        if state["status"] == "finished":
+        if state["status"] == "finished" or step["state"] == "done":
             gate = state["gates"].get("gradient_flow") or {}
             return f"Not measured. {gate.get('advice') or ''}".strip()
+        if broke_off(state, lost):
+            return f"Not measured. {ended_words(state, 7)}"
         return "Measured in step 7, by a backward pass through the dequantized model."
     alive = [norm for norm in state["gradients"].values() if fig.known(norm) and norm > 0]
     said = [fig.plural(len(points), "tensor")]

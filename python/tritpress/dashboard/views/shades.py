@@ -36,7 +36,7 @@ class Shade:
             return self.short(value)
         if cell.state == "done":
             return fig.NOTHING
-        if len(cell.names) > 1 and cell.done and cell.state == "waiting":
+        if len(cell.names) > 1 and cell.done and cell.state in ("waiting", "unreached"):
             return f"{cell.done}/{len(cell.names)}"
         return MARKS[cell.state]
 
