@@ -103,6 +103,8 @@ def test_status_in_words(tmp_path: Path) -> None:
     broken = {**running, "status": "failed", "error": "no space left"}
     assert status.status_of(broken).sentence == "no space left."
     assert status.elapsed(running, running["started"] + 7) == 7
+    waits = {**initial_state("r"), "status": "queued", "after": ["a", "b", "c", "d"]}
+    assert "4 runs (Llama, b, c, …)" in status.status_of(waits, names={"a": "Llama", "d": "no"}).sentence
 
 
 def test_eta_from_the_pace_so_far() -> None:

@@ -69,6 +69,7 @@ class Feed:
         self.progress_base: dict[int, tuple[float, float]] = {}  # step -> (time, done) of its first progress
         self.samples: dict[int, list[tuple[float, float]]] = {}  # step -> (time, done), evenly thinned
         self.earlier: list[list[float | None]] = []  # seconds of the steps of finished runs like this one
+        self.names: dict[str, str] = {}  # of all runs, by their ids
         self.labels = Labels()
         self.gone = False  # the folder was deleted or moved away
         self.remote = _is_remote(path)
@@ -190,6 +191,7 @@ class RunStore:
         self.runs_dir = Path(runs_dir).absolute()
         self.list_version = 0
         self.runs: list[dict[str, Any]] = []
+        self.names: dict[str, str] = {}  # of these runs, by their ids
         self._feeds: dict[str, Feed] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -245,7 +247,7 @@ class RunStore:
             feed = self._feeds.get(run_id)
             if feed is None:
                 feed = self._feeds[run_id] = Feed(path)
-                feed.earlier = earlier_runs(self.runs, run_id)
+                feed.earlier, feed.names = earlier_runs(self.runs, run_id), self.names
             feed.readers += 1
         self._wake.set()
         return feed
@@ -268,9 +270,10 @@ class RunStore:
                 return
             if runs != self.runs:
                 self.runs = runs
+                self.names = {run["id"]: str(run["name"] or run["id"]) for run in runs}
                 self.list_version += 1
                 for feed in list(self._feeds.values()):
-                    feed.earlier = earlier_runs(runs, feed.id)
+                    feed.earlier, feed.names = earlier_runs(runs, feed.id), self.names
 
     def _run(self) -> None:
         while True:
