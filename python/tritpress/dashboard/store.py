@@ -17,6 +17,7 @@ from typing import Any
 
 from tritpress.allocator import give_back_freed
 from tritpress.dashboard.kept import Kept, look_back, tail
+from tritpress.dashboard.watch import AlertWatch
 from tritpress.errors import TritpressError
 from tritpress.events import StateReader
 from tritpress.runs.history import RunIndex
@@ -199,6 +200,7 @@ class RunStore:
         self._pages = 0
         self._next_list = 0.0
         self._tidy_at = math.inf
+        self.watch = AlertWatch()
         self._index = RunIndex(self.runs_dir)
         self._list_lock = threading.Lock()
 
@@ -217,6 +219,8 @@ class RunStore:
     def join(self) -> None:
         """A page opened: keep the list of runs fresh from now on."""
         with self._lock:
+            if not self._pages:
+                self.watch.begin()
             self._pages += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="tritpress-reader", daemon=True)
@@ -287,10 +291,18 @@ class RunStore:
                     log.exception("cannot read the run %s", feed.path)
             if pages and now >= self._next_list:
                 self.refresh_list()
+            if pages:
+                self._watch(now)
             if now >= self._tidy_at:
                 self._tidy(pages)
             self._wake.wait(LIVE_INTERVAL if feeds or pages else QUIET_INTERVAL)
             self._wake.clear()
+
+    def _watch(self, now: float) -> None:
+        try:
+            self.watch.look(self.runs, now)
+        except Exception:  # one odd log must not stop what else the thread does
+            log.exception("cannot look for alerts")
 
 
 def earlier_runs(runs: list[dict[str, Any]], run_id: str) -> list[list[float | None]]:

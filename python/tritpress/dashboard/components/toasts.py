@@ -1,8 +1,6 @@
-"""Short notices in the corner of the page: what a button brought about, and the alerts of the open run."""
+"""Short notices in the corner of the page: what a button brought about, and alerts of the runs at work."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import panel_material_ui as pmui
 
@@ -26,27 +24,3 @@ class Toasts:
         """Show `text` for some seconds."""
         kind = TYPES.get(tone, "info")
         self.area.send(text, duration=1000 * SECONDS.get(kind, 6), type=kind)
-
-
-class AlertWatch:
-    """Finds the alerts of a run that were not shown yet; those from before it was opened count as shown."""
-
-    def __init__(self) -> None:
-        self.last = 0.0
-
-    def begin(self, alerts: list[dict[str, Any]]) -> None:
-        """A run was opened that has had these alerts."""
-        self.last = max((alert.get("t") or 0.0 for alert in alerts), default=0.0)
-
-    def new(self, alerts: list[dict[str, Any]]) -> list[tuple[str, str]]:
-        """Tone and text of each alert that came since; each is told once."""
-        fresh = [alert for alert in alerts if (alert.get("t") or 0.0) > self.last]
-        if fresh:
-            self.last = max(alert["t"] for alert in fresh)
-        return [
-            (
-                "bad" if alert.get("level") == "critical" else "warning",
-                f"Alert: {alert.get('message') or alert.get('rule') or 'without a message'}",
-            )
-            for alert in fresh
-        ]
