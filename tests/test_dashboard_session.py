@@ -30,6 +30,7 @@ from tritpress.dashboard.views.title import page_title
 from tritpress.dashboard.watch import AlertWatch
 from tritpress.errors import UsageError
 from tritpress.events import EventWriter, fold, initial_state
+from tritpress.events.rules import DEFAULT_RULES
 from tritpress.runs.directory import RunDirectory
 
 
@@ -219,6 +220,32 @@ def test_presets_in_the_sidebar(tmp_path: Path) -> None:
     sidebar._change_presets(sidebar._delete_preset)
     assert sidebar.preset.options == [NO_PRESET, *BUILT_IN] and sidebar.preset.value == NO_PRESET
     assert load_presets(tmp_path) == {}
+
+
+def test_alerts_in_the_sidebar(tmp_path: Path) -> None:
+    sidebar: Any = Session(RunStore(tmp_path)).sidebar
+    fields = sidebar.fields
+    assert fields.alerts.value == "default" and not fields.rules.visible
+    fields.alerts.value = "own"
+    assert fields.rules.visible and sidebar.form().alerts == DEFAULT_RULES, "the usual ones to begin with"
+    assert "gate:NAME" in fields.rules_words.pane.object and "--alert" not in sidebar.equal_command.text
+    fields.rules.value = "gate\n\n metric:loss>9 \nstaled:5"
+    assert "staled:5" in fields.rules_words.pane.object and "is no rule" in sidebar.wrong.pane.object
+    assert "--alert" not in sidebar.equal_command.text
+    fields.rules.value = "gate\n\n metric:loss>9 "
+    assert sidebar.wrong.pane.object == "" and sidebar.form().alerts == ("gate", "metric:loss>9")
+    assert "--alert gate --alert 'metric:loss>9'" in sidebar.equal_command.text
+    fields.webhook.value = "ftp://example.org"
+    assert "alert_webhook must be" in sidebar.wrong.pane.object
+    fields.webhook.value = " https://example.org/hook "
+    assert 'alert_webhook = "https://example.org/hook"' in sidebar.equal_toml.text
+    mine = sidebar.form()
+    fields.alerts.value = "none"
+    assert sidebar.form().alerts == () and "--alert none" in sidebar.equal_command.text
+    sidebar.fill(mine)
+    assert sidebar.form() == mine and fields.alerts.value == "own" and not sidebar.fields.extra
+    sidebar.fill(sidebar.default)
+    assert fields.alerts.value == "default" and fields.webhook.value == ""
 
 
 def test_a_page_that_only_shows_keeps_no_presets(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,30 @@ def test_form_and_configuration() -> None:
     assert "target_ratio = 7.5" in toml_of(form) and "weight_decay = 0.1" in toml_of(form)
     assert make_config(tomllib.loads(toml_of(form))) == config_of(form)
     assert "'/a b'" in command_of(Form(model="/a b"))
+
+
+def test_alerts_of_the_form() -> None:
+    plain = Form(model="/m", finetune=False)
+    assert "alert" not in command_of(plain) and "alert" not in toml_of(plain)
+    silent = replace(plain, alerts=())
+    assert command_of(silent).endswith("--alert none --no-finetune") and "alerts = []" in toml_of(silent)
+    own = replace(plain, alerts=("gate", "metric:queue depth>8"), alert_webhook="https://example.org/hook")
+    assert "--alert-webhook https://example.org/hook" in command_of(own)
+    assert "--alert gate --alert 'metric:queue depth>8'" in command_of(own)
+    for form in (plain, silent, own):
+        assert make_config(tomllib.loads(toml_of(form))) == config_of(form)
+        assert form_of({"config": config_of(form).model_dump(), "model": {"path": "/m"}}, plain) == form
+    assert config_of(replace(plain, alerts=("default", "nan"))).alerts == config_of(plain).alerts
+    for wrong, words in {
+        ("gate", "gaet"): "'gaet' is no rule; rules are gate,",
+        ("",): "is no rule",
+        ("none", "gate"): "'none' is no rule",
+        ("stalled:0",): "needs minutes above 0",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            config_of(replace(plain, alerts=wrong))
+    with pytest.raises(UsageError, match="alert_webhook must be an http"):
+        config_of(replace(plain, alert_webhook="example.org"))
 
 
 def test_model_check(tmp_path: Path) -> None:

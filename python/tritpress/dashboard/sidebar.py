@@ -74,6 +74,10 @@ class Sidebar:
                     fields.seed,
                     fields.calibration,
                     fields.evaluation,
+                    fields.alerts,
+                    fields.rules,
+                    fields.rules_words.pane,
+                    fields.webhook,
                     self.extra.pane,
                 ),
             ),
@@ -173,11 +177,11 @@ class Sidebar:
         ):
             button.on_click(partial(act, name))
         fields = self.fields
-        for typed in (fields.model, fields.text):
+        for typed in fields.typed:
             typed.param.watch(self._typed, "value_input")
             typed.param.watch(lambda _: self.look(), "value")
         for field in fields.all:
-            if field not in (fields.model, fields.text):
+            if field not in fields.typed:
                 field.param.watch(lambda _: self._settle(), "value")
         self.preset.param.watch(self._preset_chosen, "value")
         self.preset_save.on_click(lambda _: self._change_presets(self._save_preset))
