@@ -29,7 +29,7 @@ from tritpress.dashboard.tabs.base import CLOCK, WORDS_EVERY, Tab, shown_of
 from tritpress.dashboard.theme import THEME
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.form import Form, controls, default_model, form_of
-from tritpress.dashboard.views.runs import run_options
+from tritpress.dashboard.views.runs import OLDER, run_options
 from tritpress.dashboard.views.title import page_title
 
 TICK = 150
@@ -309,7 +309,11 @@ class Session:
         self.refresh(everything=True)
 
     def _selected(self, event: Any) -> None:
-        if not self.routing.busy:
+        if self.routing.busy:
+            return
+        if event.new == OLDER:
+            self.context.open_run(",".join(self.context.runs), "runs")
+        else:
             self.context.open_run(event.new)
 
     def _tab_chosen(self, event: Any) -> None:
