@@ -279,6 +279,8 @@ def test_buttons_mean_something(tmp_path: Path) -> None:
     assert (
         running.pause and running.stop and running.toggle == "Pause" and not (running.start or running.form)
     )
+    assert running.another and not empty.another
+    assert not controls(state_until(tmp_path, "gate"), False, True, may_act=False, why_not="no").another
     paused = controls({**initial_state("r"), "status": "paused"}, False, True)
     assert paused.resume and paused.toggle == "Resume" and not paused.pause
     lost = controls({**initial_state("r"), "status": "running"}, True, True)

@@ -66,6 +66,7 @@ class Session:
             self.default,
             {
                 "start": self.starting.start,
+                "another": self.starting.another,
                 "toggle": self.steering.toggle,
                 "stop": self.steering.stop,
                 "reset": self.steering.ask_reset,

@@ -110,7 +110,8 @@ def fill_form(form: Form, config: Mapping[str, Any]) -> Form:
 
 @dataclass(frozen=True)
 class Controls:
-    """Which buttons mean something; `toggle` is what the second button does now.
+    """Which buttons mean something; `toggle` is what the second button does now. `another`: in place of Start
+    stands the button that leaves the run at work for a new one.
 
     `why` says for each button that means nothing (start, toggle, stop, reset) why.
     """
@@ -122,6 +123,7 @@ class Controls:
     reset: bool
     form: bool
     toggle: str  # Pause or Resume
+    another: bool = False
     why: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -146,9 +148,7 @@ def controls(
     can_stop = status in ("queued", "running", "paused")
     free = may_act and not waiting and not remote
     why = {}
-    if at_work:
-        why["start"] = "This run is not over. For another one choose New run above, or Reset"
-    elif not model_ok:
+    if not model_ok:
         why["start"] = "Give a model folder first"
     why["toggle"] = {
         None: "No run is open",
@@ -171,6 +171,7 @@ def controls(
         reset=status is not None,
         form=not at_work and may_act,
         toggle="Resume" if can_resume else "Pause",
+        another=at_work and may_act,
         why=why,
     )
 
