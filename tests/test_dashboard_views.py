@@ -219,6 +219,20 @@ def test_outputs_side_by_side(tmp_path: Path) -> None:
     assert "packed model only" in outputs.model_cards(only)[1].why
 
 
+def test_the_tree_of_outputs_says_where_it_ends(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    state = {**state_until(tmp_path), "out": str(out)}
+    (out / "packed").mkdir(parents=True)
+    for number in range(outputs.TREE_ENTRIES):
+        (out / "packed" / f"{number:04}").write_text("x")
+    root = outputs.tree(state)
+    assert root is not None and not root.cut and len(root.children[0].children) == outputs.TREE_ENTRIES
+    (out / "report.json").write_text("{}")
+    more = outputs.tree(state)
+    assert more is not None and more.cut
+    assert sum(len(node.children) for node in more.children) + 1 == outputs.TREE_ENTRIES
+
+
 def test_form_and_configuration() -> None:
     form = Form(model="/m", ratio=7.5, sparsity=0.35, budget="epochs", amount=2, weight_decay=0.1, seed=3)
     config = config_of(form)

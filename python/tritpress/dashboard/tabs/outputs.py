@@ -14,6 +14,7 @@ from tritpress.dashboard.report.facts import Facts, read_facts
 from tritpress.dashboard.report.page import report_html
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views.outputs import (
+    TREE_ENTRIES,
     CheckLine,
     ModelCard,
     Node,
@@ -24,6 +25,9 @@ from tritpress.dashboard.views.outputs import (
     tree,
 )
 
+CUT = Markup('<p class="soft small" data-cut>The first {} files are listed: the folder has more.</p>').format(
+    TREE_ENTRIES
+)
 HTML, JSON = "text/html;charset=utf-8", "application/json"
 
 
@@ -83,8 +87,8 @@ class Outputs(Tab):
         self.tree.set(
             panel(
                 "Output directory",
-                Markup('<div class="tree mono"><div class="root break">{}</div>{}</div>').format(
-                    root.name, _nodes(root.children)
+                Markup('<div class="tree mono"><div class="root break">{}</div>{}</div>{}').format(
+                    root.name, _nodes(root.children), CUT if root.cut else ""
                 )
                 if root
                 else empty(
