@@ -47,8 +47,10 @@ def test_alerts_of_runs_that_are_not_open(page: Any, server: str, two: dict[str,
     (one, first), (_, second) = two.items()
     open_page(page, f"{server}?tab=runs")
     assert page.title() == "tritpress"
-    alert(first, "nobody has opened this")
-    toast(page, "Alert in the <i>one</i>: nobody has opened this").wait_for()
+    for message in ("nobody has opened this", "and at once another"):
+        alert(first, message)
+    for message in ("nobody has opened this", "and at once another"):
+        toast(page, f"Alert in the <i>one</i>: {message}").wait_for()
     open_page(page, f"{server}?run={one}&tab=quality")
     alert(second, "another run is open", "critical")
     toast(page, "Alert in the <i>two</i>: another run is open").wait_for()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import panel_material_ui as pmui
+
+from tritpress.dashboard.components.soon import soon
 
 TYPES = {"bad": "error", "warning": "warning", "good": "success", "live": "info", "neutral": "info"}
 SECONDS = {"error": 12, "warning": 10}
@@ -20,7 +24,17 @@ class Toasts:
             },
         )
 
+        self._waiting: deque[tuple[str, str]] = deque()
+
     def show(self, tone: str, text: str) -> None:
         """Show `text` for some seconds."""
-        kind = TYPES.get(tone, "info")
+        self._waiting.append((TYPES.get(tone, "info"), text))
+        if len(self._waiting) == 1:
+            soon(self._send)
+
+    def _send(self) -> None:
+        """One at a time: of two in one batch the browser would never hear of the first, and break over it."""
+        kind, text = self._waiting.popleft()
+        if self._waiting:
+            soon(self._send)
         self.area.send(text, duration=1000 * SECONDS.get(kind, 6), type=kind)
