@@ -140,7 +140,7 @@ def test_the_browsers_tab_says_how_the_run_stands(tmp_path: Path) -> None:
     seen = {}
     for seq, (kind, fields) in enumerate(events(run, name="Llama")):
         fold(state, {"v": 1, "run": "r", "seq": seq, "t": 1000.0 + seq, "type": kind, **fields})
-        seen[page_title(state)] = None
+        seen[page_title(state, "Llama")] = None
     assert next(iter(seen)) == "● Llama running" and list(seen)[-1] == "✓ Llama"
     assert "● Llama · step 1 of 7" in seen and "50 % · Llama · step 4 of 7" in seen
     assert page_title(None) == "tritpress" and page_title(None, unseen=3) == "(3) tritpress"
@@ -150,12 +150,18 @@ def test_the_browsers_tab_says_how_the_run_stands(tmp_path: Path) -> None:
         "paused": "❚❚ Llama paused",
         "queued": "◷ Llama queued",
     }.items():
-        assert page_title({**state, "status": status}) == title
+        assert page_title({**state, "status": status}, "Llama") == title
     at_work = {**state, "status": "running"}
-    assert page_title(at_work, lost=True) == "✕ Llama: worker gone"
-    assert page_title(at_work, gone=True) == "○ Llama deleted"
+    assert page_title(at_work, "Llama", lost=True) == "✕ Llama: worker gone"
+    assert page_title(at_work, "Llama", gone=True) == "○ Llama deleted"
+    queued = make_run(tmp_path, "q", name="next", status="queued")
+    store = RunStore(tmp_path)
+    store.refresh_list()
+    session = Session(store)
+    session.context.open_run(queued.id)
+    assert session.viewport.tab_title == "● next starting", "the list knows the name of what has not begun"
     state["gates"]["ratio"]["passed"] = False
-    assert page_title(state, unseen=1) == "(1) ! Llama"
+    assert page_title(state, "Llama", unseen=1) == "(1) ! Llama"
 
 
 FORM = Form(model="/models/m", planes=2, method="fast", finetune=False, text=('a "b"', "c\\d"), seed=7)

@@ -259,7 +259,7 @@ class Session:
         if feed is None:
             self.viewport.tab_title = page_title(None, unseen=unseen)
         else:
-            self.viewport.tab_title = page_title(feed.state, feed.lost, feed.gone, unseen)
+            self.viewport.tab_title = page_title(feed.state, feed.name, feed.lost, feed.gone, unseen)
 
     def apply_controls(self) -> None:
         feed = self.feed

@@ -63,8 +63,7 @@ class Starting:
         feed = self.session.feed
         self.context.open_run("")
         if feed is not None:
-            name = feed.state.get("name") or feed.id
-            words = f"{name} goes on. Start asks whether the new run waits for it or runs beside it."
+            words = f"{feed.name} goes on. Start asks whether the new run waits for it or runs beside it."
             self.context.say("neutral", words)
 
     def start_run(

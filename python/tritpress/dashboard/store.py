@@ -93,6 +93,11 @@ class Feed:
         return {kind for kind, at in self._types.items() if at > version}
 
     @property
+    def name(self) -> str:
+        """What the run is called; of one that has not begun the list of runs knows it."""
+        return str(self.state.get("name") or self.names.get(self.id, self.id))
+
+    @property
     def unfinished(self) -> bool:
         return self.state["status"] in UNFINISHED
 

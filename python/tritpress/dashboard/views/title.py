@@ -8,17 +8,19 @@ from tritpress.dashboard.views.status import State, running_step, status_of
 PLAIN = "tritpress"
 
 
-def page_title(state: State | None, lost: bool = False, gone: bool = False, unseen: int = 0) -> str:
+def page_title(
+    state: State | None, name: str = "", lost: bool = False, gone: bool = False, unseen: int = 0
+) -> str:
     """`43 % · name · step 4 of 7`, `✕ name failed`, `✓ name`; the plain name while no run is open (None).
 
     The share is that of the step under way. `unseen` alerts that came while nobody looked stand before it.
     """
-    title = PLAIN if state is None else _title(state, lost, gone)
+    title = PLAIN if state is None else _title(state, name, lost, gone)
     return f"({unseen}) {title}" if unseen else title
 
 
-def _title(state: State, lost: bool, gone: bool) -> str:
-    status, name = status_of(state, lost, gone), str(state.get("name") or state.get("run") or PLAIN)
+def _title(state: State, name: str, lost: bool, gone: bool) -> str:
+    status = status_of(state, lost, gone)
     step = running_step(state)
     if state["status"] == "running" and step is not None and not (lost or gone):
         done, total = step.get("done"), step.get("total")
