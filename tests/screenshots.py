@@ -18,6 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ class Server:
                 return
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
                     raise SystemExit("the server did not come up") from None
                 time.sleep(0.2)
 
@@ -218,39 +220,40 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+    with ExitStack() as stack:
+        temporary = stack.enter_context(tempfile.TemporaryDirectory())
+        playwright = stack.enter_context(sync_playwright())
         folders = {state: Path(temporary) / state for state in ("empty", "full")}
         for folder in folders.values():
             folder.mkdir()
         make_runs(folders["full"], arguments.run, arguments.other)
         if arguments.readme is not None and (arguments.run is None or arguments.other is None):
             sys.exit("the README's pictures show real runs: give --run and --other")
-        servers = {state: Server(folder) for state, folder in folders.items()}
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            if arguments.readme is not None:
-                arguments.readme.mkdir(parents=True, exist_ok=True)
-                readme_pictures(browser, servers["full"].url, arguments.readme)
-                return
-            for theme in arguments.themes:
-                page = browser.new_page(color_scheme=theme, viewport={"width": 1440, "height": 900})
-                page.on("pageerror", lambda error: print("error on the page:", error))
-                for name, state, query in views():
-                    if arguments.only and not name.startswith(tuple(arguments.only)):
-                        continue
-                    page.set_viewport_size({"width": arguments.widths[0], "height": 900})
-                    page.goto(servers[state].url + query)
-                    settle(page)
-                    for width in arguments.widths:
-                        key = f"{name}-{theme}-{width}"
-                        found[key] = take(page, arguments.out / f"{key}.png", width)
-                        if found[key]["out"] > 0:
-                            print(f"{key}: {found[key]['out']} pixels stick out", flush=True)
-                page.close()
-        finally:
-            browser.close()
-            for server in servers.values():
-                server.stop()
+        stack.callback(browser.close)
+        servers = {}
+        for state, folder in folders.items():
+            servers[state] = Server(folder)
+            stack.callback(servers[state].stop)
+        if arguments.readme is not None:
+            arguments.readme.mkdir(parents=True, exist_ok=True)
+            readme_pictures(browser, servers["full"].url, arguments.readme)
+            return
+        for theme in arguments.themes:
+            page = browser.new_page(color_scheme=theme, viewport={"width": 1440, "height": 900})
+            page.on("pageerror", lambda error: print("error on the page:", error))
+            for name, state, query in views():
+                if arguments.only and not name.startswith(tuple(arguments.only)):
+                    continue
+                page.set_viewport_size({"width": arguments.widths[0], "height": 900})
+                page.goto(servers[state].url + query)
+                settle(page)
+                for width in arguments.widths:
+                    key = f"{name}-{theme}-{width}"
+                    found[key] = take(page, arguments.out / f"{key}.png", width)
+                    if found[key]["out"] > 0:
+                        print(f"{key}: {found[key]['out']} pixels stick out", flush=True)
+            page.close()
     (arguments.out / "sizes.json").write_text(json.dumps(found, indent=1))
     print(f"{len(found)} pictures in {arguments.out}")
 

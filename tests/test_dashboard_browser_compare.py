@@ -148,6 +148,11 @@ def test_a_slider_changes_figures_as_the_curves_say(page: Any, server: str, big:
     page.get_by_text("Written:").wait_for()
     path = big.path.parent / "plans" / "big-layer-5-sparsity-0.25.json"
     assert str(path) in page.locator("[data-command]").inner_text()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("[data-command]").get_by_role("button", name="Copy").click()
+    page.locator("[data-command]").get_by_text("Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("tritpress compress /models/m") and str(path) in copied
     plan = Plan.load(path)
     assert {n for n, t in plan.tensors.items() if t.sparsity == 0.25} == set(Scope(layer="5").names(state))
 

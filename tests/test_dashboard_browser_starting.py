@@ -9,6 +9,7 @@ import pytest
 from browser_helpers import button, open_page, patient, set_number, wait_until
 from dashboard_log import write_run
 from tritpress.dashboard.presets import load_presets
+from tritpress.reference import reference_model_path
 from tritpress.runs.history import list_runs
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -49,7 +50,14 @@ def test_a_preset_is_saved_chosen_and_deleted(page: Any, server: str, runs_dir: 
 def test_a_second_run_is_queued_or_runs_beside(page: Any, server: str, runs_dir: Path) -> None:
     first = write_run(runs_dir, "at-work", name="<i>first</i>", until="finetune.step")
     before = {run["id"] for run in list_runs(runs_dir)}
-    open_page(page, server)
+    open_page(page, f"{server}?run=at-work")
+    assert button(page, "Start").count() == 0 and page.get_by_label("Model folder").is_disabled()
+    button(page, "New run…").click()
+    page.get_by_text("<i>first</i> goes on.").wait_for()
+    assert button(page, "Start").is_visible() and "run=" not in page.url
+    wait_until(page, page.get_by_label("Model folder").is_enabled, "the form is free")
+    page.get_by_label("Model folder").fill(str(reference_model_path()))
+    wait_until(page, button(page, "Start").is_enabled, "with a model there is something to start")
     page.get_by_text("More settings").click()
     for label in ("Calibration tokens", "Evaluation tokens"):
         set_number(page, label, 512)

@@ -166,7 +166,8 @@ def test_colours_have_units_and_one_scale_for_all_pages(script: Any) -> None:
     assert list(told) == list(HOVER.values()), "the pointer tells every figure by its own name"
     assert told["Group size"] == "64" and told["Method"] == "gptq"
     assert told["Threshold"] == told["Sign flips"] == told["Time"] == fig.NOTHING, "not in this log"
-    assert "Layer 0 · q" in cell_words(cell) and fig.ratio(layer["ratio"]) in cell_words(cell)
+    known = [f"{name.lower()} {text}" for name, text in told.items() if text != fig.NOTHING]
+    assert cell_words(cell) == " · ".join(["Layer 0", "q", *known]), "by keyboard they are all told too"
 
 
 def test_figures_of_single_and_folded_tensors(tmp_path: Path) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from dashboard_log import write_run
+from tritpress.dashboard.session import Session
+from tritpress.dashboard.store import RunStore
 from tritpress.dashboard.views.runs import (
+    IN_SELECTOR,
+    OLDER,
     ORDERS,
     STATES,
     Search,
@@ -114,3 +120,31 @@ def test_the_selector_tells_runs_of_one_name_apart() -> None:
     twice = [*RUNS, {**RUNS[0], "id": "id-9"}]
     options = run_options(twice, "gone")
     assert set(options.values()) == {"", "gone", *(run["id"] for run in twice)}
+
+
+def test_a_selector_says_that_there_are_older_runs() -> None:
+    assert OLDER not in run_options(RUNS).values() and RunStore(".").path_of(OLDER) is None
+    many = [entry(number, f"run {number}", "finished") for number in range(IN_SELECTOR + 3)]
+    options = run_options(many, "id-1", "")
+    assert list(options.items())[-1] == ("… 2 older runs: in Runs", OLDER)
+    assert len(options) == 1 + IN_SELECTOR + 1 + 1
+    assert "id-1" in options.values() and not {"id-0", "id-2"} & set(options.values())
+
+
+def test_the_entry_for_older_runs_leads_to_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tritpress.dashboard.views.runs.IN_SELECTOR", 1)
+    for name in ("oldest", "old", "middle", "new"):
+        write_run(tmp_path, name, until="model")
+    store = RunStore(tmp_path)
+    store.refresh_list()
+    session: Any = Session(store)
+    session.context.open_run("old")
+    assert session.selector.value == "old" and OLDER in session.selector.options.values()
+    session.selector.value = OLDER
+    assert session.tab.key == "runs" and session.selector.value == "old" == session.feed.id
+    session.context.open_run("old,middle", "compare")
+    picker = session.tab.picker
+    assert picker.value == ["old", "middle"] and list(picker.options.values())[-1] == OLDER
+    picker.value = ["old", "middle", OLDER]
+    assert session.tab.key == "runs" and picker.value == ["old", "middle"]
+    assert session.context.runs == ("old", "middle")

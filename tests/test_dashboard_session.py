@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_log import make_run
-from tritpress.dashboard.components.toasts import AlertWatch, Toasts
+from dashboard_log import events, make_run
+from tritpress.dashboard.components.toasts import Toasts
 from tritpress.dashboard.presets import (
     BUILT_IN,
     FILE,
@@ -25,8 +26,12 @@ from tritpress.dashboard.session import Session
 from tritpress.dashboard.sidebar import NO_PRESET
 from tritpress.dashboard.store import RunStore
 from tritpress.dashboard.views.form import Form, chosen
+from tritpress.dashboard.views.title import page_title
+from tritpress.dashboard.watch import AlertWatch
 from tritpress.errors import UsageError
-from tritpress.events import EventWriter
+from tritpress.events import EventWriter, fold, initial_state
+from tritpress.events.rules import DEFAULT_RULES
+from tritpress.runs.directory import RunDirectory
 
 
 def told(toasts: Toasts) -> list[tuple[str, str]]:
@@ -42,42 +47,121 @@ def test_a_notice_has_its_tone_and_stays_the_longer_the_graver() -> None:
     assert bad > warning > good > 0
 
 
-def test_alerts_are_told_once_and_not_those_from_before() -> None:
-    watch = AlertWatch()
-    old = [{"t": 5.0, "level": "critical", "message": "old"}]
-    watch.begin(old)
-    assert watch.new(old) == []
-    later = [*old, {"t": 6.0, "level": "critical", "message": "new"}, {"t": 7.0, "rule": "speed"}, {"t": 8.0}]
-    assert watch.new(later) == [
-        ("bad", "Alert: new"),
-        ("warning", "Alert: speed"),
-        ("warning", "Alert: without a message"),
-    ]
-    assert watch.new(later) == []
-    watch.begin([])
-    assert len(watch.new(later)) == 4, "another run was opened"
-    assert watch.new([{"message": "without a time"}]) == []
+def beat(session: Session) -> None:
+    """As the store's thread and the page's loop do."""
+    session.store.refresh_list()
+    session.store.watch.look(session.store.runs, session.store.watch._next)
+    session.tick()
 
 
-def test_an_alert_of_the_open_run_shows_in_the_corner(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "r")
-    writer = EventWriter(run.path)
-    writer.emit("alert", rule="nan", level="critical", message="from before")
-    writer.flush()
-    session = Session(RunStore(tmp_path))
-    session.context.open_run("r")
+def test_alerts_of_every_run_at_work_show_in_the_corner(tmp_path: Path) -> None:
+    writers = {}
+    for run_id in ("open", "other"):
+        run = make_run(tmp_path, run_id, name=f"the {run_id} one")
+        writers[run_id] = EventWriter(run.path)
+        writers[run_id].emit("alert", rule="nan", level="critical", message="from before")
+        writers[run_id].flush()
+    store = RunStore(tmp_path)
+    session = Session(store)
+    session.context.open_run("open")
+    beat(session)
     assert told(session.toasts) == []
-    writer.emit("alert", rule="speed", level="warning", message="slower than before")
-    writer.close()
-    assert session.feed is not None
-    session.feed.poll(time.monotonic() + 60)
-    session.tick()
-    session.tick()
-    assert told(session.toasts) == [("warning", "Alert: slower than before")]
+    writers["open"].emit("alert", rule="speed", level="warning", message="slower than before")
+    writers["open"].flush()
+    beat(session)
+    beat(session)
+    assert told(session.toasts) == [("warning", "Alert in the open one: slower than before")]
+    writers["other"].emit("alert", rule="nan", level="critical", message="not a number")
+    writers["other"].flush()
+    beat(session)
+    assert told(session.toasts)[-1] == ("error", "Alert in the other one: not a number")
+    session.context.open_run("other")
+    beat(session)
+    session.context.open_run("")
+    for number in range(6):
+        writers["other"].emit("alert", rule="nan", level="warning", message=f"number {number}")
+    writers["other"].close()
+    RunDirectory(tmp_path / "other").update_run(status="failed")
+    beat(session)
+    found = [text for _, text in told(session.toasts)][2:]
+    last = [f"Alert in the other one: number {number}" for number in range(2, 6)]
+    assert found == ["2 earlier alerts came too.", *last]
     session.say("live", "not to be missed by no one")
-    assert len(told(session.toasts)) == 1, "what goes on stands under the buttons alone"
+    assert len(told(session.toasts)) == 7, "what goes on stands under the buttons alone"
     session.say("good", "done")
     assert told(session.toasts)[-1] == ("success", "done")
+    writers["open"].close()
+
+
+def test_what_came_while_nobody_looked_is_no_news_and_what_a_hidden_page_missed_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", name="a model")
+    writer = EventWriter(run.path)
+    session = Session(RunStore(tmp_path))
+    beat(session)
+    writer.emit("alert", rule="nan", level="critical", message="unheard")
+    writer.flush()
+    session.store.watch._begun = time.time() + 1  # as if the page had opened then
+    session.store.watch._fresh = True
+    beat(session)
+    assert told(session.toasts) == []
+    session.visible = False
+    writer.emit("alert", rule="nan", level="critical", message="unseen")
+    writer.close()
+    session.told = 0.0
+    beat(session)
+    assert told(session.toasts) == [] and session.viewport.tab_title == "(1) tritpress"
+    session.visible = True
+    beat(session)
+    assert told(session.toasts) == [("error", "Alert in a model: unseen")]
+    assert session.viewport.tab_title == "tritpress"
+
+
+def test_only_whole_lines_of_a_log_are_looked_at(tmp_path: Path) -> None:
+    run, watch = make_run(tmp_path, "r"), AlertWatch()
+    listed = [{"id": "r", "status": "running", "path": str(run.path)}]
+    watch.look(listed, 0.0)
+    event = {"seq": 1, "t": time.time(), "type": "alert", "message": "whole"}
+    line = json.dumps({**event, "type": "log", "message": '"alert"'}) + "\n" + json.dumps({**event, "seq": 2})
+    run.events_path.write_text(line)
+    watch.look(listed, 1.0)
+    assert watch.last == ()
+    with open(run.events_path, "a") as file:
+        file.write("\n{broken\n")
+    watch.look(listed, 1.1)
+    assert watch.last == (), "not looked at again so soon"
+    watch.look(listed, 2.0)
+    assert [(alert.run, alert.message, alert.tone) for alert in watch.last] == [("r", "whole", "warning")]
+    assert watch.after(0) == list(watch.last) and watch.after(watch.number) == []
+
+
+def test_the_browsers_tab_says_how_the_run_stands(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", name="Llama")
+    state = initial_state("r")
+    seen = {}
+    for seq, (kind, fields) in enumerate(events(run, name="Llama")):
+        fold(state, {"v": 1, "run": "r", "seq": seq, "t": 1000.0 + seq, "type": kind, **fields})
+        seen[page_title(state, "Llama")] = None
+    assert next(iter(seen)) == "● Llama running" and list(seen)[-1] == "✓ Llama"
+    assert "● Llama · step 1 of 7" in seen and "50 % · Llama · step 4 of 7" in seen
+    assert page_title(None) == "tritpress" and page_title(None, unseen=3) == "(3) tritpress"
+    for status, title in {
+        "failed": "✕ Llama failed",
+        "stopped": "■ Llama stopped",
+        "paused": "❚❚ Llama paused",
+        "queued": "◷ Llama queued",
+    }.items():
+        assert page_title({**state, "status": status}, "Llama") == title
+    at_work = {**state, "status": "running"}
+    assert page_title(at_work, "Llama", lost=True) == "✕ Llama: worker gone"
+    assert page_title(at_work, "Llama", gone=True) == "○ Llama deleted"
+    queued = make_run(tmp_path, "q", name="next", status="queued")
+    store = RunStore(tmp_path)
+    store.refresh_list()
+    session = Session(store)
+    session.context.open_run(queued.id)
+    assert session.viewport.tab_title == "● next starting", "the list knows the name of what has not begun"
+    state["gates"]["ratio"]["passed"] = False
+    assert page_title(state, "Llama", unseen=1) == "(1) ! Llama"
 
 
 FORM = Form(model="/models/m", planes=2, method="fast", finetune=False, text=('a "b"', "c\\d"), seed=7)
@@ -142,6 +226,32 @@ def test_presets_in_the_sidebar(tmp_path: Path) -> None:
     sidebar._change_presets(sidebar._delete_preset)
     assert sidebar.preset.options == [NO_PRESET, *BUILT_IN] and sidebar.preset.value == NO_PRESET
     assert load_presets(tmp_path) == {}
+
+
+def test_alerts_in_the_sidebar(tmp_path: Path) -> None:
+    sidebar: Any = Session(RunStore(tmp_path)).sidebar
+    fields = sidebar.fields
+    assert fields.alerts.value == "default" and not fields.rules.visible
+    fields.alerts.value = "own"
+    assert fields.rules.visible and sidebar.form().alerts == DEFAULT_RULES, "the usual ones to begin with"
+    assert "gate:NAME" in fields.rules_words.pane.object and "--alert" not in sidebar.equal_command.text
+    fields.rules.value = "gate\n\n metric:loss>9 \nstaled:5"
+    assert "staled:5" in fields.rules_words.pane.object and "is no rule" in sidebar.wrong.pane.object
+    assert "--alert" not in sidebar.equal_command.text
+    fields.rules.value = "gate\n\n metric:loss>9 "
+    assert sidebar.wrong.pane.object == "" and sidebar.form().alerts == ("gate", "metric:loss>9")
+    assert "--alert gate --alert 'metric:loss>9'" in sidebar.equal_command.text
+    fields.webhook.value = "ftp://example.org"
+    assert "alert_webhook must be" in sidebar.wrong.pane.object
+    fields.webhook.value = " https://example.org/hook "
+    assert 'alert_webhook = "https://example.org/hook"' in sidebar.equal_toml.text
+    mine = sidebar.form()
+    fields.alerts.value = "none"
+    assert sidebar.form().alerts == () and "--alert none" in sidebar.equal_command.text
+    sidebar.fill(mine)
+    assert sidebar.form() == mine and fields.alerts.value == "own" and not sidebar.fields.extra
+    sidebar.fill(sidebar.default)
+    assert fields.alerts.value == "default" and fields.webhook.value == ""
 
 
 def test_a_page_that_only_shows_keeps_no_presets(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ def test_status_in_words(tmp_path: Path) -> None:
     broken = {**running, "status": "failed", "error": "no space left"}
     assert status.status_of(broken).sentence == "no space left."
     assert status.elapsed(running, running["started"] + 7) == 7
+    waits = {**initial_state("r"), "status": "queued", "after": ["a", "b", "c", "d"]}
+    assert "4 runs (Llama, b, c, …)" in status.status_of(waits, names={"a": "Llama", "d": "no"}).sentence
 
 
 def test_eta_from_the_pace_so_far() -> None:
@@ -216,6 +219,20 @@ def test_outputs_side_by_side(tmp_path: Path) -> None:
     assert "packed model only" in outputs.model_cards(only)[1].why
 
 
+def test_the_tree_of_outputs_says_where_it_ends(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    state = {**state_until(tmp_path), "out": str(out)}
+    (out / "packed").mkdir(parents=True)
+    for number in range(outputs.TREE_ENTRIES):
+        (out / "packed" / f"{number:04}").write_text("x")
+    root = outputs.tree(state)
+    assert root is not None and not root.cut and len(root.children[0].children) == outputs.TREE_ENTRIES
+    (out / "report.json").write_text("{}")
+    more = outputs.tree(state)
+    assert more is not None and more.cut
+    assert sum(len(node.children) for node in more.children) + 1 == outputs.TREE_ENTRIES
+
+
 def test_form_and_configuration() -> None:
     form = Form(model="/m", ratio=7.5, sparsity=0.35, budget="epochs", amount=2, weight_decay=0.1, seed=3)
     config = config_of(form)
@@ -232,6 +249,30 @@ def test_form_and_configuration() -> None:
     assert "target_ratio = 7.5" in toml_of(form) and "weight_decay = 0.1" in toml_of(form)
     assert make_config(tomllib.loads(toml_of(form))) == config_of(form)
     assert "'/a b'" in command_of(Form(model="/a b"))
+
+
+def test_alerts_of_the_form() -> None:
+    plain = Form(model="/m", finetune=False)
+    assert "alert" not in command_of(plain) and "alert" not in toml_of(plain)
+    silent = replace(plain, alerts=())
+    assert command_of(silent).endswith("--alert none --no-finetune") and "alerts = []" in toml_of(silent)
+    own = replace(plain, alerts=("gate", "metric:queue depth>8"), alert_webhook="https://example.org/hook")
+    assert "--alert-webhook https://example.org/hook" in command_of(own)
+    assert "--alert gate --alert 'metric:queue depth>8'" in command_of(own)
+    for form in (plain, silent, own):
+        assert make_config(tomllib.loads(toml_of(form))) == config_of(form)
+        assert form_of({"config": config_of(form).model_dump(), "model": {"path": "/m"}}, plain) == form
+    assert config_of(replace(plain, alerts=("default", "nan"))).alerts == config_of(plain).alerts
+    for wrong, words in {
+        ("gate", "gaet"): "'gaet' is no rule; rules are gate,",
+        ("",): "is no rule",
+        ("none", "gate"): "'none' is no rule",
+        ("stalled:0",): "needs minutes above 0",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            config_of(replace(plain, alerts=wrong))
+    with pytest.raises(UsageError, match="alert_webhook must be an http"):
+        config_of(replace(plain, alert_webhook="example.org"))
 
 
 def test_model_check(tmp_path: Path) -> None:
@@ -252,6 +293,8 @@ def test_buttons_mean_something(tmp_path: Path) -> None:
     assert (
         running.pause and running.stop and running.toggle == "Pause" and not (running.start or running.form)
     )
+    assert running.another and not empty.another
+    assert not controls(state_until(tmp_path, "gate"), False, True, may_act=False, why_not="no").another
     paused = controls({**initial_state("r"), "status": "paused"}, False, True)
     assert paused.resume and paused.toggle == "Resume" and not paused.pause
     lost = controls({**initial_state("r"), "status": "running"}, True, True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tritpress.dashboard.views.events import DESCRIBE, event_line
+from tritpress.dashboard.views.events import DESCRIBE, level_of
 from tritpress.events.reader import parse
 
 Event = dict[str, Any]
@@ -53,7 +53,7 @@ class Kept:
 
     def with_new(self, events: Iterable[Event]) -> Kept:
         """With those that came."""
-        recent = [*self.recent, *(_brief(event) for event in events if event["type"] in DESCRIBE)]
+        recent = [*self.recent, *(brief(event) for event in events if event["type"] in DESCRIBE)]
         gone, recent = recent[: max(len(recent) - RECENT, 0)], recent[-RECENT:]
         grave = [event for event in gone if is_grave(event)]
         older = self.older + len(gone) - len(grave)
@@ -75,8 +75,7 @@ class Kept:
 
 def is_grave(event: Event) -> bool:
     """Whether the list marks it as a warning or an error."""
-    line = event_line(event) if event["type"] in MAY_BE_GRAVE else None
-    return line is not None and line.level != "info"
+    return event["type"] in MAY_BE_GRAVE and level_of(event) != "info"
 
 
 def tail(path: Path, end: int) -> tuple[Kept, int]:
@@ -94,9 +93,9 @@ def tail(path: Path, end: int) -> tuple[Kept, int]:
         if len(found) == RECENT:
             break
         before -= len(line) + 1
-        event = parse(line) if _type_of(line) in DESCRIBE else None
+        event = parse(line) if type_of(line) in DESCRIBE else None
         if event is not None:
-            found.append(_brief(event))
+            found.append(brief(event))
     return Kept(found[::-1]), max(before, 0)
 
 
@@ -118,22 +117,23 @@ def look_back(path: Path, end: int) -> Iterator[Kept]:
 def _looked_through(lines: list[bytes]) -> Kept:
     grave, ordinary = [], 0
     for line in lines:
-        kind = _type_of(line)
+        kind = type_of(line)
         if kind not in DESCRIBE:
             continue
         event = parse(line) if kind in MAY_BE_GRAVE else None
         if event is not None and is_grave(event):
-            grave.append(_brief(event))
+            grave.append(brief(event))
         else:
             ordinary += 1
     return Kept(grave=grave, older=ordinary)
 
 
-def _type_of(line: bytes) -> str:
+def type_of(line: bytes) -> str:
+    """The type of the event on that line, without reading the rest of it."""
     found = TYPE.search(line, 0, HEAD)
     return found[1].decode() if found else ""
 
 
-def _brief(event: Event) -> Event:
+def brief(event: Event) -> Event:
     """The event without what is long in it: it is kept to be listed."""
     return {key: value for key, value in event.items() if key not in ("histogram", "targets", "tensors")}

@@ -15,7 +15,7 @@ from tritpress.dashboard.components.export import ChartExport
 from tritpress.dashboard.components.history import History
 from tritpress.dashboard.components.html import Fragment, Markup
 from tritpress.dashboard.components.statusbar import status_bar
-from tritpress.dashboard.components.toasts import AlertWatch, Toasts
+from tritpress.dashboard.components.toasts import Toasts
 from tritpress.dashboard.components.viewport import Viewport
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.routing import Routing
@@ -27,11 +27,19 @@ from tritpress.dashboard.store import Feed, RunStore
 from tritpress.dashboard.tabs import make_tabs
 from tritpress.dashboard.tabs.base import CLOCK, WORDS_EVERY, Tab, shown_of
 from tritpress.dashboard.theme import THEME
+from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.form import Form, controls, default_model, form_of
-from tritpress.dashboard.views.runs import run_options
+from tritpress.dashboard.views.runs import OLDER, run_options
+from tritpress.dashboard.views.title import page_title
 
 TICK = 150
 """Milliseconds between two looks at the store."""
+
+UNSEEN_EVERY = 1.0
+"""Least seconds between two changes of the tab's title while nobody sees the page."""
+
+AT_ONCE = 4
+"""At most so many alerts are told at once."""
 
 
 class Session:
@@ -44,6 +52,7 @@ class Session:
         self.feed: Feed | None = None
         self.seen = -1
         self.seen_list = -1
+        self.seen_alert = store.watch.number
         self.visible = True
         self.clock = self.ticked = self.told = 0.0
         self.untold = False
@@ -57,6 +66,7 @@ class Session:
             self.default,
             {
                 "start": self.starting.start,
+                "another": self.starting.another,
                 "toggle": self.steering.toggle,
                 "stop": self.steering.stop,
                 "reset": self.steering.ask_reset,
@@ -95,7 +105,7 @@ class Session:
             margin=(0, 12, 0, 12),
         )
         self.shown_tabs.param.watch(self._tab_chosen, "active")
-        self.toasts, self.alerts = Toasts(), AlertWatch()
+        self.toasts = Toasts()
         self.viewport = Viewport()
         self.viewport.param.watch(lambda event: setattr(self, "visible", bool(event.new)), "visible")
         self.page = pmui.Page(
@@ -160,6 +170,7 @@ class Session:
         """Someone sees the page: show what its URL names."""
         self.store.join()
         self.joined = True
+        self.seen_alert = self.store.watch.number
         self.sidebar.list_presets()  # a page that was built ahead may know old ones
         self.refresh_list()
         self.routing.attach()
@@ -173,8 +184,13 @@ class Session:
             self.ticked = now
 
     def tick(self) -> bool:
-        """Pull what changed, in one batch; True when there was any. A page that nobody sees does nothing."""
+        """Pull what changed, in one batch; True when there was any. Of a page that nobody sees only the
+        browser's tab is kept up to date.
+        """
         if not self.visible:
+            if time.monotonic() - self.told >= UNSEEN_EVERY:
+                self.told, self.untold = time.monotonic(), True
+                self._entitle()
             return False
         now = time.time()
         feed = self.feed
@@ -183,12 +199,15 @@ class Session:
         moving = feed is not None and feed.state["status"] in ("created", "queued", "running")
         clock = moving and now - self.clock >= 1.0
         tab = self.tab
-        waiting = self.steering.busy or tab.pending or self.untold
+        alerted = self.store.watch.number != self.seen_alert
+        waiting = self.steering.busy or tab.pending or self.untold or alerted
         if version == self.seen and not list_changed and not clock and not waiting:
             return False
         with pn.io.hold(pn.state.curdoc):
             if list_changed:
                 self.refresh_list()
+            if alerted:
+                self._tell_alerts()
             self.refresh(clock, list_changed)
             self.steering.look(now)
             if tab.pending:
@@ -208,13 +227,10 @@ class Session:
         if self.untold and (turned or time.monotonic() - self.told >= WORDS_EVERY):
             self.told, self.untold = time.monotonic(), False
             self.bar.set(status_bar(feed, self.context.missing))
-        if fresh:
-            if turned:  # nothing else of a run moves the buttons
-                self.standing = standing
-                self.apply_controls()
-            if feed is not None:
-                for tone, text in self.alerts.new(feed.state["alerts"]):
-                    self.toasts.show(tone, text)
+            self._entitle()
+        if fresh and turned:  # nothing else of a run moves the buttons
+            self.standing = standing
+            self.apply_controls()
         changed: set[str] | None = None
         if tab.seen >= 0 and feed is not None and not everything:
             changed = feed.changed_since(tab.seen)
@@ -225,6 +241,25 @@ class Session:
         if changed is None or changed:
             tab.refresh(shown_of(feed), changed)
         tab.seen = version if feed is not None else -2
+
+    def _tell_alerts(self) -> None:
+        """Those that came since the last look, of whichever run."""
+        alerts = self.store.watch.after(self.seen_alert)
+        self.seen_alert = alerts[-1].number
+        if len(alerts) > AT_ONCE:
+            self.toasts.show("warning", f"{fig.plural(len(alerts) - AT_ONCE, 'earlier alert')} came too.")
+        for alert in alerts[-AT_ONCE:]:
+            name = self.store.names.get(alert.run, alert.run)
+            self.toasts.show(alert.tone, f"Alert in {name}: {alert.message}")
+        self._entitle()
+
+    def _entitle(self) -> None:
+        """Say in the browser's tab how the run stands."""
+        feed, unseen = self.feed, self.store.watch.number - self.seen_alert
+        if feed is None:
+            self.viewport.tab_title = page_title(None, unseen=unseen)
+        else:
+            self.viewport.tab_title = page_title(feed.state, feed.name, feed.lost, feed.gone, unseen)
 
     def apply_controls(self) -> None:
         feed = self.feed
@@ -266,7 +301,6 @@ class Session:
         self.steering.pending = None
         for tab in self.tabs:
             tab.forget()
-        self.alerts.begin(self.feed.state["alerts"] if self.feed is not None else [])
         if self.feed is not None:
             self.sidebar.fill(form_of(self.feed.state, self.default))
             self.sidebar.say("neutral", "")
@@ -276,7 +310,11 @@ class Session:
         self.refresh(everything=True)
 
     def _selected(self, event: Any) -> None:
-        if not self.routing.busy:
+        if self.routing.busy:
+            return
+        if event.new == OLDER:
+            self.context.open_run(",".join(self.context.runs), "runs")
+        else:
             self.context.open_run(event.new)
 
     def _tab_chosen(self, event: Any) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CHECK_DELAY = 250
 """Milliseconds without typing after which a path is looked at."""
 
+ANOTHER = "Settings for another run. This one goes on; the new one can wait for it or run beside it"
+
 NO_PRESET = "Choose a preset"
 
 
@@ -74,6 +76,10 @@ class Sidebar:
                     fields.seed,
                     fields.calibration,
                     fields.evaluation,
+                    fields.alerts,
+                    fields.rules,
+                    fields.rules_words.pane,
+                    fields.webhook,
                     self.extra.pane,
                 ),
             ),
@@ -134,6 +140,7 @@ class Sidebar:
     def _build_buttons(self) -> None:
         button: dict[str, Any] = {"sizing_mode": "stretch_width", "size": "medium", "disable_elevation": True}
         self.start = pmui.Button(label="Start", icon="play_arrow", color="primary", margin=0, **button)
+        self.another = pmui.Button(label="New run…", icon="add", color="primary", margin=0, **button)
         self.toggle = pmui.Button(label="Pause", icon="pause", variant="outlined", margin=0, **button)
         self.stop = pmui.Button(label="Stop", icon="stop", variant="outlined", margin=0, **button)
         self.reset = pmui.Button(label="Reset", icon="restart_alt", variant="text", margin=0, **button)
@@ -149,14 +156,17 @@ class Sidebar:
             )
             for name, part, margin in (
                 ("start", self.start, (10, 14, 4, 14)),
+                ("another", self.another, (10, 14, 4, 14)),
                 ("toggle", self.toggle, (4, 4, 4, 14)),
                 ("stop", self.stop, (4, 14, 4, 4)),
                 ("reset", self.reset, (4, 14, 4, 14)),
             )
         }
         hints = self.hints
+        hints["another"].param.update(visible=False, title=ANOTHER)
         self.buttons = [
             hints["start"],
+            hints["another"],
             pn.Row(hints["toggle"], hints["stop"], sizing_mode="stretch_width", margin=0),
             hints["reset"],
         ]
@@ -167,17 +177,18 @@ class Sidebar:
 
         for button, name in (
             (self.start, "start"),
+            (self.another, "another"),
             (self.toggle, "toggle"),
             (self.stop, "stop"),
             (self.reset, "reset"),
         ):
             button.on_click(partial(act, name))
         fields = self.fields
-        for typed in (fields.model, fields.text):
+        for typed in fields.typed:
             typed.param.watch(self._typed, "value_input")
             typed.param.watch(lambda _: self.look(), "value")
         for field in fields.all:
-            if field not in (fields.model, fields.text):
+            if field not in fields.typed:
                 field.param.watch(lambda _: self._settle(), "value")
         self.preset.param.watch(self._preset_chosen, "value")
         self.preset_save.on_click(lambda _: self._change_presets(self._save_preset))
@@ -236,6 +247,9 @@ class Sidebar:
         """Enable what means something; the tooltips say why the rest does not."""
         self._controls = controls
         resume = controls.toggle == "Resume"
+        # Two buttons, not one that means either: a click may come when the run has just ended.
+        put(self.hints["start"], visible=not controls.another)
+        put(self.hints["another"], visible=controls.another)
         put(self.start, disabled=not controls.start)
         put(
             self.toggle,
@@ -247,7 +261,8 @@ class Sidebar:
         put(self.reset, disabled=not controls.reset)
         for name, hint in self.hints.items():
             part = getattr(self, name)
-            put(hint, title=controls.why.get(name, "") if part.disabled else "")
+            if part is not self.another:
+                put(hint, title=controls.why.get(name, "") if part.disabled else "")
         self._settle()
 
     def say(self, tone: str, text: str) -> None:

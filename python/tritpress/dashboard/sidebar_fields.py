@@ -10,6 +10,7 @@ import panel_material_ui as pmui
 from tritpress.dashboard.components.html import Fragment, Markup
 from tritpress.dashboard.theme import STEPPERS
 from tritpress.dashboard.views.form import Form
+from tritpress.events.rules import DEFAULT_RULES, GRAMMAR, parse_rules
 
 MARGIN = (8, 14, 4, 14)
 BUDGET_LABELS = {"epochs": "Epochs", "tokens": "Tokens", "minutes": "Minutes"}
@@ -27,6 +28,7 @@ ZEROS_WORDS = {
     "threshold": "Weights below this many times the group's mean |w| become 0.",
     "free": "As many zeros as fit the weights best; the sparsity gate may fail.",
 }
+ALERTS = {"Default rules": "default", "None": "none", "Own rules": "own"}
 
 
 class Fields:
@@ -119,6 +121,15 @@ class Fields:
         self.evaluation = pmui.IntInput(
             label="Evaluation tokens", value=32_768, start=256, step=1024, theme_config=STEPPERS, **wide
         )
+        self.alerts = pmui.Select(label="Alerts", options=ALERTS, value="default", **wide)
+        self.rules = pmui.TextAreaInput(
+            label="Alert rules, one a line", rows=2, auto_grow=True, max_rows=8, visible=False, **wide
+        )
+        self.rules_words = Fragment()
+        self.rules_words.pane.margin = (0, 14, 2, 14)
+        self.webhook = pmui.TextInput(
+            label="Webhook that gets every alert", placeholder="https://example.org/hook", **wide
+        )
         self.all = (
             self.model,
             self.target,
@@ -140,10 +151,16 @@ class Fields:
             self.seed,
             self.calibration,
             self.evaluation,
+            self.alerts,
+            self.rules,
+            self.webhook,
         )
+        self.typed = (self.model, self.text, self.rules, self.webhook)
+        """Fields that are looked at while something is typed into them."""
         self.extra: dict[str, Any] = {}
         self.filling = False
         self.budget.param.watch(self._budget_chosen, "value")
+        self.alerts.param.watch(self._alerts_chosen, "value")
 
     def form(self, model: str) -> Form:
         """What is chosen now, for that model."""
@@ -167,13 +184,18 @@ class Fields:
             seed=self.seed.value or 0,
             calibration_tokens=self.calibration.value or 0,
             evaluation_tokens=self.evaluation.value or 0,
+            alerts=self.alert_rules(),
+            alert_webhook=str(self.webhook.value_input or "").strip() or None,
             extra=dict(self.extra),
         )
 
     def paths(self) -> tuple[str, ...]:
         """The texts, one a line."""
-        lines = str(self.text.value_input or "").splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
+        return _lines(self.text)
+
+    def alert_rules(self) -> tuple[str, ...]:
+        """The rules that are chosen; own ones of which none is written yet are ("",), which is refused."""
+        return {"default": DEFAULT_RULES, "none": ()}.get(self.alerts.value, _lines(self.rules) or ("",))
 
     def fill(self, form: Form) -> None:
         """Show these choices."""
@@ -213,6 +235,10 @@ class Fields:
             self.seed.value = form.seed
             self.calibration.value = form.calibration_tokens
             self.evaluation.value = form.evaluation_tokens
+            own = form.alerts not in ((), DEFAULT_RULES)
+            self.alerts.value = "own" if own else "default" if form.alerts else "none"
+            self.rules.value = "\n".join(form.alerts) if own else ""
+            self.webhook.value = form.alert_webhook or ""
             self.model.value = form.model
             self.extra = dict(form.extra)
         finally:
@@ -226,10 +252,12 @@ class Fields:
             (self.planes, target == "planes"),
             (self.sparsity, zeros == "target"),
             (self.threshold, zeros == "threshold"),
+            (self.rules, self.alerts.value == "own"),
         )
         for field, seen in shown:
             put(field, visible=seen)
         self.zeros_words.set(Markup('<p class="soft small">{}</p>').format(ZEROS_WORDS[zeros]))
+        self.rules_words.set(self._rules_words())
         training = (self.budget, self.amount, self.grokfast, self.optimizer, self.weight_decay)
         for field in self.all:
             put(field, disabled=not editable or (field in training and not self.finetune.value))
@@ -237,6 +265,20 @@ class Fields:
     def _budget_chosen(self, event: Any) -> None:
         if not self.filling:
             self.amount.param.update(label=AMOUNT_LABELS[event.new], value=BUDGET_START[event.new])
+
+    def _rules_words(self) -> Markup:
+        """What is wrong with the own rules, else what rules there are; nothing where none are written."""
+        if self.alerts.value != "own":
+            return Markup("")
+        try:
+            parse_rules(self.alert_rules())
+        except ValueError as error:
+            return Markup('<p class="small bad break" data-rules="bad">✕ {}</p>').format(error)
+        return Markup('<p class="soft small break" data-rules="ok">Rules are {}.</p>').format(GRAMMAR)
+
+    def _alerts_chosen(self, event: Any) -> None:
+        if not self.filling and event.new == "own" and not _lines(self.rules):
+            self.rules.value = "\n".join(DEFAULT_RULES)
 
 
 def put(part: Any, **values: Any) -> None:
@@ -251,6 +293,11 @@ def heading(text: str) -> pn.pane.HTML:
     fragment = Fragment(Markup('<h2 style="margin:0">{}</h2>').format(text))
     fragment.pane.margin = (14, 14, 2, 14)
     return fragment.pane
+
+
+def _lines(area: Any) -> tuple[str, ...]:
+    lines = str(area.value_input or "").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _slide(slider: Any, value: float | None, low: float, high: float) -> None:

@@ -58,6 +58,14 @@ class Starting:
         form = sidebar.form()
         self._want(Wanted(form.model, config_of(form), None, None))
 
+    def another(self) -> None:
+        """Leave the open run at work and let the form say what another one is to do."""
+        feed = self.session.feed
+        self.context.open_run("")
+        if feed is not None:
+            words = f"{feed.name} goes on. Start asks whether the new run waits for it or runs beside it."
+            self.context.say("neutral", words)
+
     def start_run(
         self,
         model: str,

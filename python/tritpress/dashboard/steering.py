@@ -185,9 +185,8 @@ class Steering:
         feed = self.session.feed
         if feed is not None:
             self.stop()
-            name = feed.state.get("name") or feed.id
             self._reset()
-            self.say("warning", f"{name} was asked to stop; it stays in the list and can be resumed.")
+            self.say("warning", f"{feed.name} was asked to stop; it stays in the list and can be resumed.")
 
     # Beside the loop
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from tritpress.allocator import give_back_freed
 from tritpress.dashboard.kept import Kept, look_back, tail
+from tritpress.dashboard.watch import AlertWatch
 from tritpress.errors import TritpressError
 from tritpress.events import StateReader
 from tritpress.runs.history import RunIndex
@@ -69,6 +70,7 @@ class Feed:
         self.progress_base: dict[int, tuple[float, float]] = {}  # step -> (time, done) of its first progress
         self.samples: dict[int, list[tuple[float, float]]] = {}  # step -> (time, done), evenly thinned
         self.earlier: list[list[float | None]] = []  # seconds of the steps of finished runs like this one
+        self.names: dict[str, str] = {}  # of all runs, by their ids
         self.labels = Labels()
         self.gone = False  # the folder was deleted or moved away
         self.remote = _is_remote(path)
@@ -89,6 +91,11 @@ class Feed:
     def changed_since(self, version: int) -> set[str]:
         """Event types that came after `version`; "liveness" when the worker came or went."""
         return {kind for kind, at in self._types.items() if at > version}
+
+    @property
+    def name(self) -> str:
+        """What the run is called; of one that has not begun the list of runs knows it."""
+        return str(self.state.get("name") or self.names.get(self.id, self.id))
 
     @property
     def unfinished(self) -> bool:
@@ -190,6 +197,7 @@ class RunStore:
         self.runs_dir = Path(runs_dir).absolute()
         self.list_version = 0
         self.runs: list[dict[str, Any]] = []
+        self.names: dict[str, str] = {}  # of these runs, by their ids
         self._feeds: dict[str, Feed] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -197,6 +205,7 @@ class RunStore:
         self._pages = 0
         self._next_list = 0.0
         self._tidy_at = math.inf
+        self.watch = AlertWatch()
         self._index = RunIndex(self.runs_dir)
         self._list_lock = threading.Lock()
 
@@ -215,6 +224,8 @@ class RunStore:
     def join(self) -> None:
         """A page opened: keep the list of runs fresh from now on."""
         with self._lock:
+            if not self._pages:
+                self.watch.begin()
             self._pages += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="tritpress-reader", daemon=True)
@@ -245,7 +256,7 @@ class RunStore:
             feed = self._feeds.get(run_id)
             if feed is None:
                 feed = self._feeds[run_id] = Feed(path)
-                feed.earlier = earlier_runs(self.runs, run_id)
+                feed.earlier, feed.names = earlier_runs(self.runs, run_id), self.names
             feed.readers += 1
         self._wake.set()
         return feed
@@ -268,9 +279,10 @@ class RunStore:
                 return
             if runs != self.runs:
                 self.runs = runs
+                self.names = {run["id"]: str(run["name"] or run["id"]) for run in runs}
                 self.list_version += 1
                 for feed in list(self._feeds.values()):
-                    feed.earlier = earlier_runs(runs, feed.id)
+                    feed.earlier, feed.names = earlier_runs(runs, feed.id), self.names
 
     def _run(self) -> None:
         while True:
@@ -284,10 +296,18 @@ class RunStore:
                     log.exception("cannot read the run %s", feed.path)
             if pages and now >= self._next_list:
                 self.refresh_list()
+            if pages:
+                self._watch(now)
             if now >= self._tidy_at:
                 self._tidy(pages)
             self._wake.wait(LIVE_INTERVAL if feeds or pages else QUIET_INTERVAL)
             self._wake.clear()
+
+    def _watch(self, now: float) -> None:
+        try:
+            self.watch.look(self.runs, now)
+        except Exception:  # one odd log must not stop what else the thread does
+            log.exception("cannot look for alerts")
 
 
 def earlier_runs(runs: list[dict[str, Any]], run_id: str) -> list[list[float | None]]:

@@ -16,11 +16,12 @@ CSS = """
 ol { list-style: none; margin: 0; padding: 0; max-height: 340px; overflow-y: auto; }
 ol:focus-visible { outline: 2px solid var(--accent); }
 li {
-  display: grid; grid-template-columns: 64px 92px minmax(0, 1fr); gap: 0 10px; padding: 4px 0;
+  display: grid; grid-template-columns: 72px 92px minmax(0, 1fr); gap: 0 10px; padding: 4px 0;
   border-top: 1px solid var(--line); font-size: 12.5px; overflow-wrap: anywhere;
 }
 li:first-child { border-top: 0; }
-@media (max-width: 560px) { li { grid-template-columns: 60px minmax(0, 1fr); } li .kind { display: none; } }
+li .day:not(:empty) { display: block; font-weight: 600; }
+@media (max-width: 560px) { li { grid-template-columns: 72px minmax(0, 1fr); } li .kind { display: none; } }
 """
 
 
@@ -54,10 +55,15 @@ class EventLog(JSComponent):
           if (!row) {
             row = document.createElement("li")
             row.dataset.level = line.level
-            row.dataset.line = JSON.stringify([line.time, line.kind, line.level, line.text])
-            row.append(part("soft", line.time), part("soft kind", line.kind),
+            row.dataset.line = JSON.stringify([line.at, line.kind, line.level, line.text])
+            const when = part("soft", "")
+            when.append(part("day", ""), line.time)
+            row.append(when, part("soft kind", line.kind),
                        part(line.tone, line.mark ? `${line.mark} ${line.text}` : line.text))
           }
+          // Whether the day is said depends on the line above, which another search changes.
+          const day = row.querySelector(".day")
+          if (day.textContent !== line.day) day.textContent = line.day
           next.set(line.key, row)
         }
         for (const [key, row] of shown) if (!next.has(key)) row.remove()

@@ -32,6 +32,6 @@ def status_bar(feed: Feed | None, missing: str = "") -> Markup:
         "gone" if feed.gone else "lost" if feed.lost else feed.state["status"],
         status.mark,
         status.label,
-        feed.state.get("name") or feed.id,
+        feed.name,
         figure,
     )

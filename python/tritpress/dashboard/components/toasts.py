@@ -1,10 +1,12 @@
-"""Short notices in the corner of the page: what a button brought about, and the alerts of the open run."""
+"""Short notices in the corner of the page: what a button brought about, and alerts of the runs at work."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import deque
 
 import panel_material_ui as pmui
+
+from tritpress.dashboard.components.soon import soon
 
 TYPES = {"bad": "error", "warning": "warning", "good": "success", "live": "info", "neutral": "info"}
 SECONDS = {"error": 12, "warning": 10}
@@ -22,31 +24,17 @@ class Toasts:
             },
         )
 
+        self._waiting: deque[tuple[str, str]] = deque()
+
     def show(self, tone: str, text: str) -> None:
         """Show `text` for some seconds."""
-        kind = TYPES.get(tone, "info")
+        self._waiting.append((TYPES.get(tone, "info"), text))
+        if len(self._waiting) == 1:
+            soon(self._send)
+
+    def _send(self) -> None:
+        """One at a time: of two in one batch the browser would never hear of the first, and break over it."""
+        kind, text = self._waiting.popleft()
+        if self._waiting:
+            soon(self._send)
         self.area.send(text, duration=1000 * SECONDS.get(kind, 6), type=kind)
-
-
-class AlertWatch:
-    """Finds the alerts of a run that were not shown yet; those from before it was opened count as shown."""
-
-    def __init__(self) -> None:
-        self.last = 0.0
-
-    def begin(self, alerts: list[dict[str, Any]]) -> None:
-        """A run was opened that has had these alerts."""
-        self.last = max((alert.get("t") or 0.0 for alert in alerts), default=0.0)
-
-    def new(self, alerts: list[dict[str, Any]]) -> list[tuple[str, str]]:
-        """Tone and text of each alert that came since; each is told once."""
-        fresh = [alert for alert in alerts if (alert.get("t") or 0.0) > self.last]
-        if fresh:
-            self.last = max(alert["t"] for alert in fresh)
-        return [
-            (
-                "bad" if alert.get("level") == "critical" else "warning",
-                f"Alert: {alert.get('message') or alert.get('rule') or 'without a message'}",
-            )
-            for alert in fresh
-        ]

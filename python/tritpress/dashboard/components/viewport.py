@@ -1,4 +1,5 @@
-"""What a page takes from its browser: whether anyone sees it, room for the sidebar, light or dark."""
+"""What a page takes from its browser: whether anyone sees it, room for the sidebar, light or dark. What it
+gives it: the name of its tab."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from panel.custom import JSComponent
 
 from tritpress.dashboard.appearance import FUNCTIONS
 from tritpress.dashboard.theme import BREAKPOINTS
+from tritpress.dashboard.views.title import PLAIN
 
 
 class Viewport(JSComponent):
@@ -14,6 +16,7 @@ class Viewport(JSComponent):
 
     visible = param.Boolean(default=True)
     limit = param.Integer(default=BREAKPOINTS["sm"])
+    tab_title = param.String(default=PLAIN)
 
     # The page's own model is set here and not by the server: what a server sends while a page still loads is
     # lost, and the drawer would cover a narrow page until someone closes it.
@@ -62,6 +65,9 @@ class Viewport(JSComponent):
         document.removeEventListener("visibilitychange", seen)
         window.removeEventListener("resize", sized)
       })
+      const entitle = () => { document.title = model.tab_title }
+      model.on("tab_title", entitle)
+      entitle()
       seen()
       setTimeout(sized, 0)
       const mark = document.createElement("span")

@@ -40,6 +40,8 @@ class Shown:
     """Seconds of the steps of finished runs like this one."""
     remote: bool = False
     """The run is worked on elsewhere: it hears no commands from here."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Names of all runs by their ids."""
 
 
 def shown_of(feed: Feed | None) -> Shown | None:
@@ -47,7 +49,7 @@ def shown_of(feed: Feed | None) -> Shown | None:
     if feed is None:
         return None
     bases, samples = dict(feed.progress_base), dict(feed.samples)
-    told = (feed.kept, feed.earlier, feed.remote)
+    told = (feed.kept, feed.earlier, feed.remote, feed.names)
     return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, *told)
 
 

@@ -27,7 +27,7 @@ from tritpress.dashboard.views.compare import (
     overlays,
 )
 from tritpress.dashboard.views.curves import twin_caption
-from tritpress.dashboard.views.runs import run_options
+from tritpress.dashboard.views.runs import OLDER, run_options
 from tritpress.runs.comparison import LEAST, MOST, Side
 
 
@@ -143,10 +143,7 @@ class Compare(Tab):
 
     def _fill_picker(self) -> None:
         self.listed = self.page.store.list_version
-        options = {label: run for label, run in run_options(self.page.store.runs, None).items() if run}
-        for run in self.ids:
-            if run not in options.values():
-                options[run] = run
+        options = {label: run for label, run in run_options(self.page.store.runs, *self.ids).items() if run}
         value = list(self.ids)
         if options != self.picker.options or value != self.picker.value:
             self._quiet = True
@@ -156,7 +153,12 @@ class Compare(Tab):
                 self._quiet = False
 
     def _picked(self, event: Any) -> None:
-        if not self._quiet and list(event.new) != list(self.ids):
+        if self._quiet or list(event.new) == list(self.ids):
+            return
+        if OLDER in event.new:  # there runs are ticked to be compared
+            self._fill_picker()
+            self.page.open_run(",".join(self.ids), "runs")
+        else:
             self.page.open_run(",".join(event.new), "compare")
 
 

@@ -15,6 +15,7 @@ from tritpress.dashboard.report.page import report_html
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views.ending import broke_off
 from tritpress.dashboard.views.outputs import (
+    TREE_ENTRIES,
     CheckLine,
     ModelCard,
     Node,
@@ -26,6 +27,9 @@ from tritpress.dashboard.views.outputs import (
     zip_words,
 )
 
+CUT = Markup('<p class="soft small" data-cut>The first {} files are listed: the folder has more.</p>').format(
+    TREE_ENTRIES
+)
 HTML, JSON = "text/html;charset=utf-8", "application/json"
 
 
@@ -85,8 +89,8 @@ class Outputs(Tab):
         self.tree.set(
             panel(
                 "Output directory",
-                Markup('<div class="tree mono"><div class="root break">{}</div>{}</div>').format(
-                    root.name, _nodes(root.children)
+                Markup('<div class="tree mono"><div class="root break">{}</div>{}</div>{}').format(
+                    root.name, _nodes(root.children), CUT if root.cut else ""
                 )
                 if root
                 else empty(

@@ -16,10 +16,18 @@ from tritpress.dashboard.components.export import csv_button
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.kept import Kept
+from tritpress.dashboard.logsearch import LogSearch
 from tritpress.dashboard.plugins import plugin_cards
 from tritpress.dashboard.tabs.base import CLOCK, Shown, Tab
 from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.events import KINDS, LEVELS, EventSearch, event_lines, left_out_words
+from tritpress.dashboard.views.events import (
+    KINDS,
+    LEVELS,
+    EventSearch,
+    event_lines,
+    found_words,
+    left_out_words,
+)
 from tritpress.dashboard.views.overview import StepLine, Tile, facts, step_lines, tiles
 from tritpress.dashboard.views.status import elapsed, next_words, run_left_words, status_of
 
@@ -44,6 +52,8 @@ STEP_TONES = {
 
 LOG_EVERY = 0.5
 """Seconds between two looks at the list of events: a page of text need not change more often."""
+
+LOOKING = "Looking through the whole log …"
 
 OF_LOG = frozenset({"layer.finished", "output", "handoff", "command.ack"})
 """Event types that only the list of events shows."""
@@ -78,7 +88,8 @@ class Overview(Tab):
         super().__init__(page)
         self.search = EventSearch()
         self.last: Shown | None = None
-        self.listed: Kept | None = None
+        self.listed: Kept | None = None  # the events that the list, or the search of the log, is made of
+        self.looking: LogSearch | None = None
         self.listed_at = 0.0
         self._quiet = False
 
@@ -96,6 +107,7 @@ class Overview(Tab):
 
     def forget(self) -> None:
         super().forget()
+        self._look_no_more()
         self.search, self.last, self.listed = EventSearch(), None, None
 
     def build(self) -> list[Any]:
@@ -198,30 +210,62 @@ class Overview(Tab):
 
     @property
     def pending(self) -> bool:
-        return (
-            self.built
-            and self.last is not None
-            and self.last.kept is not self.listed
-            and time.monotonic() - self.listed_at >= LOG_EVERY
-        )
+        if not self.built or self.last is None:
+            return False
+        if self.looking is not None and self.looking.ready:
+            return True
+        return self.last.kept is not self.listed and time.monotonic() - self.listed_at >= LOG_EVERY
 
     def take_up(self) -> None:
         """Show the events that came."""
-        if self.last is None:
+        shown = self.last
+        if shown is None:
             return
-        kept = self.listed = self.last.kept
         self.listed_at = time.monotonic()
-        self.added.set(plugin_cards("overview", self.last.state))
-        lines, more = event_lines(kept.events, self.search)
+        self.added.set(plugin_cards("overview", shown.state))
+        if self.search != EventSearch():
+            self._look(shown)
+            return
+        self._look_no_more()
+        kept = self.listed = shown.kept
+        lines, more = event_lines(kept.events, names=shown.names)
+        self._list(lines, left_out_words(more, kept.older + kept.older_grave))
+
+    def _look(self, shown: Shown) -> None:
+        """What the search finds: at once among the events at hand, soon in the whole log."""
+        look = self.looking
+        if look is None or look.search != self.search:
+            self._look_no_more()
+            look = self.looking = LogSearch(shown.path / "events.jsonl", self.search, shown.names)
+        if look.ready:
+            look.take()
+        elif not look.busy:
+            self.listed = shown.kept
+            look.again()
+        if not look.busy:
+            lines, _ = event_lines(look.newest, self.search, shown.names)
+            self._list(lines, found_words(look.found, len(lines)))
+        elif not look.whole:  # else what it found before stands until it has looked at what came since
+            lines, _ = event_lines(shown.kept.events, self.search, shown.names)
+            self._list(lines, LOOKING)
+
+    def _look_no_more(self) -> None:
+        if self.looking is not None:
+            self.looking.give_up()
+            self.looking = None
+
+    def _list(self, lines: list[dict[str, Any]], words: str) -> None:
         self.events.show(lines)
         self.events.visible = bool(lines)
         self.no_events.set(self._no_events(bool(lines)))
-        words = left_out_words(self.search, more, kept.older, kept.older_grave)
-        said = Markup('<p class="soft small" data-left-out>{}</p>').format(words)
+        role = "note" if self.search == EventSearch() else "status"
+        said = Markup('<p class="soft small" role="{}" data-left-out>{}</p>').format(role, words)
         self.left_out.set(said if words else Markup(""))
 
     def _no_events(self, some: bool) -> Markup:
         if some:
+            return Markup("")
+        if self.looking is not None and self.looking.busy:
             return Markup("")
         if self.search != EventSearch():
             return empty("No event matches", "Change the words, the kind or the level above.")
@@ -262,7 +306,7 @@ def _steps(shown: Shown) -> Markup:
 
 def _status(shown: Shown) -> Markup:
     state = shown.state
-    status = status_of(state, shown.lost)
+    status = status_of(state, shown.lost, names=shown.names)
     spent = elapsed(state, shown.now, shown.lost)
     working = state["status"] in ("created", "running", "paused") and not shown.lost
     spent_words = f" {'At work for' if working else 'Took'} {fig.duration(spent)}." if spent else ""

@@ -9,7 +9,7 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 
-from tritpress.dashboard.components.export import csv_button, csv_tools
+from tritpress.dashboard.components.export import command_block, csv_button, csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, note, panel
 from tritpress.dashboard.components.soon import soon
 from tritpress.dashboard.components.tuningcharts import TuningCharts
@@ -289,8 +289,8 @@ class Tuning(Tab):
             + live
             + Markup(
                 '<div class="soft small">The same on the command line, once the plan is written</div>'
-                '<pre class="code mono" data-command>{}</pre>'
-            ).format(command)
+                "<div data-command>{}</div>"
+            ).format(command_block(command))
         )
 
     # What the controls do

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.quality import actual_words
-from tritpress.dashboard.views.status import STEP_TITLES, gate_target_words, gate_title
+from tritpress.dashboard.views.status import NO_NAMES, STEP_TITLES, gate_target_words, gate_title
 
 Event = dict[str, Any]
 
@@ -28,19 +28,24 @@ KINDS = {
 LEVELS = {"info": "Everything", "warning": "Warnings and worse", "error": "Errors"}
 MARKS = {"info": "", "warning": "!", "error": "✕"}
 TONES = {"info": "", "warning": "warning", "error": "bad"}
+_RANK = {level: rank for rank, level in enumerate(LEVELS)}
 SHOWN, GRAVE_SHOWN = 200, 500
 """At most so many lines are listed; the second where warnings and errors alone are asked for."""
 
 
 @dataclass(frozen=True)
 class EventLine:
-    """`level` is info, warning or error; `key` tells the lines of a run apart."""
+    """`level` is info, warning or error; `key` tells the lines of a run apart. `day` is said where it differs
+    from that of the line above (above the first stands today); `at` is the whole moment.
+    """
 
     key: int
     time: str
     kind: str
     level: str
     text: str
+    day: str
+    at: str
 
 
 @dataclass(frozen=True)
@@ -50,65 +55,93 @@ class EventSearch:
     level: str = "info"
 
 
+def most_listed(search: EventSearch) -> int:
+    """So many lines of what `search` finds are listed."""
+    return SHOWN if search.level == "info" else GRAVE_SHOWN
+
+
+def finds(search: EventSearch, event: Event, names: Mapping[str, str] = NO_NAMES) -> bool:
+    """Whether `search` finds the event."""
+    if event["type"] not in DESCRIBE:
+        return False
+    kind, level, text = _described(event, names)
+    if (search.kind and kind != search.kind) or _RANK[level] < _RANK.get(search.level, 0):
+        return False
+    folded = text.casefold()
+    return all(word in folded for word in search.words.casefold().split())
+
+
+def level_of(event: Event) -> str:
+    """How grave an event of a known type is."""
+    return DESCRIBE[event["type"]](event)[1]
+
+
 def event_lines(
-    events: Sequence[Event], search: EventSearch = EventSearch()
+    events: Sequence[Event],
+    search: EventSearch = EventSearch(),
+    names: Mapping[str, str] = NO_NAMES,
+    now: float | None = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """The last lines that `search` finds, newest first, as plain dicts with mark and tone, and how many more
-    it finds.
+    it finds. `names` are those of other runs by their ids.
     """
     found: list[dict[str, Any]] = []
-    more, most = 0, SHOWN if search.level == "info" else GRAVE_SHOWN
-    least = list(LEVELS).index(search.level) if search.level in LEVELS else 0
-    words = search.words.casefold().split()
+    more, most = 0, most_listed(search)
+    above = time.localtime(now)[:3]
     for place, event in enumerate(reversed(events)):
         if len(found) == most and search == EventSearch():
             return found, len(events) - place
-        line = event_line(event)
-        if line is None or (search.kind and line.kind != search.kind):
-            continue
-        text = line.text.casefold()
-        if list(LEVELS).index(line.level) < least or not all(word in text for word in words):
+        if not finds(search, event, names):
             continue
         if len(found) == most:
             more += 1
             continue
-        found.append(
-            {
-                **asdict(line),
-                "kind": KINDS[line.kind],
-                "mark": MARKS[line.level],
-                "tone": TONES[line.level],
-            }
-        )
+        moment = time.localtime(event.get("t") or 0)
+        line = _line(event, names, moment, above)
+        above = moment[:3]
+        marks = {"kind": KINDS[line.kind], "mark": MARKS[line.level], "tone": TONES[line.level]}
+        found.append({**asdict(line), **marks})
     return found, more
 
 
-def left_out_words(search: EventSearch, more: int, older: int, older_grave: int) -> str:
-    """What the list does not show: `more` lines that are found, and events from before those that are kept,
-    `older` ordinary ones and `older_grave` warnings and errors. "" when it shows all.
-    """
-    if search.level != "info":
-        hidden = more + older_grave
-        what = fig.plural(hidden, "older warning or error", "older warnings and errors")
-        return f"{what} not shown." if hidden else ""
-    if search == EventSearch():
-        hidden = more + older + older_grave
-        about = "The warnings and errors among them are found by the level above."
-        return f"{fig.plural(hidden, 'older event')} not shown. {about}" if hidden else ""
-    words = [f"{fig.plural(more, 'older match', 'older matches')} not shown."] if more else []
-    if older:
-        words.append(f"{fig.plural(older, 'older ordinary event')} not looked through.")
-    return " ".join(words)
+def _line(
+    event: Event, names: Mapping[str, str], moment: time.struct_time, above: tuple[int, ...]
+) -> EventLine:
+    kind, level, text = _described(event, names)
+    day = ""
+    if moment[:3] != above:
+        day = time.strftime("%d %b" if moment.tm_year == above[0] else "%d %b %Y", moment)
+    return EventLine(
+        event.get("seq") or 0,
+        time.strftime("%H:%M:%S", moment),
+        kind,
+        level,
+        text,
+        day,
+        time.strftime("%Y-%m-%d %H:%M:%S", moment),
+    )
 
 
-def event_line(event: Event) -> EventLine | None:
-    """The line of one event; None for those that say nothing by themselves."""
-    describe = DESCRIBE.get(event["type"])
-    if describe is None:
-        return None
-    kind, level, text = describe(event)
-    when = time.strftime("%H:%M:%S", time.localtime(event.get("t") or 0))
-    return EventLine(event.get("seq") or 0, when, kind, level, text)
+def _described(event: Event, names: Mapping[str, str]) -> Described:
+    if event["type"] == "run.queued":  # alone in naming other runs
+        event = {**event, "after": [names.get(run, run) for run in event.get("after") or ()]}
+    return DESCRIBE[event["type"]](event)
+
+
+def left_out_words(more: int, older: int) -> str:
+    """What the list does not show without a search: `more` of the events that are kept, `older` ones."""
+    if not more + older:
+        return ""
+    hidden = fig.plural(more + older, "older event")
+    return f"{hidden} not shown. A search, or a level or kind above, looks through all of them."
+
+
+def found_words(found: int, listed: int) -> str:
+    """What a search of the whole log found, and how much of that is listed."""
+    if not found:
+        return "The whole log was looked through: nothing of the kind is in it."
+    words = f"{fig.plural(found, 'event')} found in the whole log"
+    return f"{words}; the last {listed:,} of them are listed." if found > listed else f"{words}."
 
 
 Described = tuple[str, str, str]

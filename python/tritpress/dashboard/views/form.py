@@ -12,6 +12,7 @@ from tritpress.config import SIZE_CLASSES, UNSAFE_OVER_API, CompressionConfig, m
 from tritpress.config import toml_of as toml_lines
 from tritpress.dashboard.views.status import ELSEWHERE, State
 from tritpress.evaluate.rerun import OPTION_OF
+from tritpress.events.rules import DEFAULT_RULES
 
 BUDGETS = ("epochs", "tokens", "minutes")
 
@@ -41,6 +42,8 @@ class Form:
     seed: int = 0
     calibration_tokens: int = 16_384
     evaluation_tokens: int = 32_768
+    alerts: tuple[str, ...] = DEFAULT_RULES
+    alert_webhook: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -58,6 +61,7 @@ PLAIN = (
     "seed",
     "calibration_tokens",
     "evaluation_tokens",
+    "alert_webhook",
 )
 """Fields of the form that are fields of the configuration by the same name."""
 
@@ -66,7 +70,7 @@ def config_of(form: Form) -> CompressionConfig:
     """The configuration of the run. Raises `UsageError` with one sentence when the choices do not fit."""
     values: dict[str, Any] = {**form.extra, **{key: getattr(form, key) for key in PLAIN}}
     values["target_ratio"] = form.ratio if form.planes is None else None
-    values["text"] = list(form.text)
+    values["text"], values["alerts"] = list(form.text), list(form.alerts)
     if form.finetune:
         values[form.budget] = form.amount if form.budget == "minutes" else int(form.amount)
     return make_config(values)
@@ -85,7 +89,7 @@ def fill_form(form: Form, config: Mapping[str, Any]) -> Form:
     known = CompressionConfig().model_dump(mode="json")
     given = {**known, **{key: value for key, value in config.items() if key in known}}
     budget = next((key for key in BUDGETS if given[key] is not None), None)
-    shown = {"target_ratio", "text", *PLAIN, *BUDGETS}
+    shown = {"target_ratio", "text", "alerts", *PLAIN, *BUDGETS}
     extra = {
         key: value
         for key, value in given.items()
@@ -99,13 +103,15 @@ def fill_form(form: Form, config: Mapping[str, Any]) -> Form:
         budget=budget or form.budget,
         amount=given[budget] if budget else form.amount,
         text=tuple(given["text"]),
+        alerts=tuple(given["alerts"]),
         extra=extra,
     )
 
 
 @dataclass(frozen=True)
 class Controls:
-    """Which buttons mean something; `toggle` is what the second button does now.
+    """Which buttons mean something; `toggle` is what the second button does now. `another`: in place of Start
+    stands the button that leaves the run at work for a new one.
 
     `why` says for each button that means nothing (start, toggle, stop, reset) why.
     """
@@ -117,6 +123,7 @@ class Controls:
     reset: bool
     form: bool
     toggle: str  # Pause or Resume
+    another: bool = False
     why: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -141,9 +148,7 @@ def controls(
     can_stop = status in ("queued", "running", "paused")
     free = may_act and not waiting and not remote
     why = {}
-    if at_work:
-        why["start"] = "This run is not over. For another one choose New run above, or Reset"
-    elif not model_ok:
+    if not model_ok:
         why["start"] = "Give a model folder first"
     why["toggle"] = {
         None: "No run is open",
@@ -166,6 +171,7 @@ def controls(
         reset=status is not None,
         form=not at_work and may_act,
         toggle="Resume" if can_resume else "Pause",
+        another=at_work and may_act,
         why=why,
     )
 

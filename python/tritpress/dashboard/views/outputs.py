@@ -26,6 +26,7 @@ MODELS = {
 }
 
 TREE_ENTRIES = 400
+"""So many files of the output directory are listed."""
 
 ZIPPED_TENSORS = 48
 """So many tensors have charts of their own in the zip: one's take 0.2 MB, and the browser paints each."""
@@ -158,12 +159,13 @@ def _why(key: str, state: State, lost: bool) -> str:
 
 @dataclass
 class Node:
-    """A folder or file of the output directory."""
+    """A folder or file of the output directory; `cut` at its root where not all files are listed."""
 
     name: str
     size: str = ""
     children: list[Node] = field(default_factory=list)
     folder: bool = False
+    cut: bool = False
 
 
 def tree(state: State) -> Node | None:
@@ -172,7 +174,7 @@ def tree(state: State) -> Node | None:
     if not out or not state["outputs"]:
         return None
     root = Node(str(out), folder=True)
-    found = _walk(Path(out))
+    found, root.cut = _walk(Path(out))
     if not found:
         found = [(os.path.relpath(str(o["path"]), out), o.get("bytes")) for o in state["outputs"]]
     for relative, size in found:
@@ -184,19 +186,20 @@ def tree(state: State) -> Node | None:
     return root
 
 
-def _walk(out: Path) -> list[tuple[str, int]]:
+def _walk(out: Path) -> tuple[list[tuple[str, int]], bool]:
+    """The first files below `out` with their sizes, and whether there are more."""
     found: list[tuple[str, int]] = []
     try:
         for folder, folders, files in os.walk(out):
             folders.sort()
             for name in sorted(files):
+                if len(found) == TREE_ENTRIES:
+                    return found, True
                 path = os.path.join(folder, name)
                 found.append((os.path.relpath(path, out), os.stat(path, follow_symlinks=False).st_size))
-                if len(found) >= TREE_ENTRIES:
-                    return found
     except OSError:
-        return found
-    return found
+        return found, False
+    return found, False
 
 
 def _insert(node: Node, parts: Iterable[str], size: int | None) -> None:

@@ -14,6 +14,9 @@ Run = dict[str, Any]
 """One entry of `tritpress.runs.history.list_runs`."""
 
 IN_SELECTOR = 50
+OLDER = ".older"
+"""In place of a run's id: the entry of a selector that leads to the list of all runs."""
+
 A_PAGE = 50
 
 LIVE = ("running", "paused", "created", "queued")
@@ -221,13 +224,18 @@ def compare_words(chosen: int) -> str:
     return ""
 
 
-def run_options(runs: Sequence[Run], open_run: str | None) -> dict[str, str]:
-    """Names for the run selector: label to run id, live ones first, "" for a new run."""
+def run_options(runs: Sequence[Run], *shown: str) -> dict[str, str]:
+    """Names for a selector of runs: label to run id, live ones first, "" for a new run, those `shown` among
+    them. Where there are more than a selector holds, the last entry is `OLDER`.
+    """
     options = {"New run": ""}
     for row in run_list(runs, a_page=IN_SELECTOR).rows:
         label = f"{row.mark} {row.name} · {row.when}"
         options[label if label not in options else f"{label} ({row.id})"] = row.id
-    if open_run and open_run not in options.values():
-        known = next((run_row(run) for run in runs if run["id"] == open_run), None)
-        options[f"{known.mark} {known.name} · {known.when} ({open_run})" if known else open_run] = open_run
+    for run_id in shown:
+        if run_id and run_id not in options.values():
+            known = next((run_row(run) for run in runs if run["id"] == run_id), None)
+            options[f"{known.mark} {known.name} · {known.when} ({run_id})" if known else run_id] = run_id
+    if left := len({run["id"] for run in runs} - set(options.values())):
+        options[f"… {fig.plural(left, 'older run')}: in Runs"] = OLDER
     return options

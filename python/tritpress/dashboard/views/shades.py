@@ -123,9 +123,9 @@ def all_figures(cell: Cell) -> dict[str, str]:
 
 
 def cell_words(cell: Cell) -> str:
-    """A cell in one line, for those who move through the grid by keyboard."""
+    """All that is known of a cell in one line, for those who move through the grid by keyboard."""
     where = f"Layer {cell.row}" if cell.row.isdigit() else "Outside the layers"
     if cell.state != "done":
         return f"{where} · {cell.column} · {cell.words}"
     known = [f"{name.lower()} {text}" for name, text in all_figures(cell).items() if text != fig.NOTHING]
-    return f"{where} · {cell.column} · {' · '.join(known[:6])}"
+    return f"{where} · {cell.column} · {' · '.join(known)}"

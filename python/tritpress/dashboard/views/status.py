@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tritpress.dashboard.views.eta import TimeLeft, run_left, time_left, time_left_words
@@ -17,6 +18,8 @@ from tritpress.dashboard.views.figures import (
 )
 
 State = dict[str, Any]
+
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 ELSEWHERE = "This run is worked on elsewhere: it hears no commands from here"
 """Why a run that is only told of here cannot be steered."""
@@ -44,10 +47,12 @@ class Status:
     sentence: str
 
 
-def status_of(state: State, lost: bool = False, gone: bool = False) -> Status:
+def status_of(
+    state: State, lost: bool = False, gone: bool = False, names: Mapping[str, str] = NO_NAMES
+) -> Status:
     """The run's status; `lost` when it says it is at work but its worker process is gone.
 
-    `gone`: its folder was deleted or moved away.
+    `gone`: its folder was deleted or moved away. `names` are those of other runs by their ids.
     """
     if gone:
         return Status("Deleted", "neutral", "○", "This run's folder is no longer there.")
@@ -60,7 +65,7 @@ def status_of(state: State, lost: bool = False, gone: bool = False) -> Status:
         )
     kind = state["status"]
     if kind == "queued":
-        after = state.get("after") or []
+        after = [names.get(run, run) for run in state.get("after") or ()]
         waits = f"{plural(len(after), 'run')} ({', '.join(after[:3])}{', …' if len(after) > 3 else ''})"
         return Status("Queued", "live", "◷", f"Begins when {waits} ended; stop it to take it out.")
     if kind == "created":
