@@ -330,3 +330,48 @@ def test_tables_of_curves_change_around_the_reader(page: Any, server: str, runs_
         assert part.inner_text() != table
         assert focused(page, held) and part.evaluate("(e) => e.open")
         assert box.evaluate("(e) => e.isConnected") and box.evaluate("(e) => e.scrollLeft") == 30
+
+
+def test_the_table_of_tensors_grows_around_the_reader(page: Any, server: str, runs_dir: Path) -> None:
+    def begin(kind: str, count: int) -> bool:
+        return (kind, count) == ("layer.finished", 5)
+
+    with closing(Replay(runs_dir, "growing", begin)) as replay:
+        page.goto(f"{server}?run=growing&tab=diff")
+        table = page.locator("[data-sorttable]")
+        row = table.locator("tbody tr").nth(2)
+        name = row.get_attribute("data-row")
+        table.locator("thead button").first.focus()
+        page.keyboard.press("Tab")
+        header = page.evaluate_handle(FOCUSED).as_element()
+        assert header.evaluate("(e) => e.closest('thead') !== null && e.tagName") == "BUTTON"
+        box = table.evaluate_handle("(e) => e.parentElement")
+        box.evaluate("(e) => { e.style.width = '300px'; e.scrollLeft = 90 }")
+        rows, kept = table.locator("tbody tr").count(), row.element_handle()
+        replay.changes(page, header)
+        assert table.locator("tbody tr").count() > rows
+        assert focused(page, header) and box.evaluate("(e) => e.scrollLeft") == 90
+        assert kept.evaluate("(e) => e.isConnected") and kept.get_attribute("data-row") == name
+        page.keyboard.press("Enter")
+        page.wait_for_function("(e) => e.closest('th').ariaSort !== 'none'", arg=header)
+        assert focused(page, header), "the table was sorted by the heading that has the focus"
+        table.locator("tbody tr button").first.click()
+        table.locator('tbody tr[aria-selected="true"]').wait_for()
+
+
+def test_the_grid_as_a_table_changes_around_the_reader(page: Any, server: str, runs_dir: Path) -> None:
+    def begin(kind: str, count: int) -> bool:
+        return (kind, count) == ("layer.finished", 5)
+
+    with closing(Replay(runs_dir, "gridded", begin)) as replay:
+        page.goto(f"{server}?run=gridded&tab=progress")
+        page.get_by_text("This page as a table").click()
+        cell = page.locator("[data-grid] tbody button").nth(1)
+        cell.focus()
+        held = cell.element_handle()
+        box = page.locator("[data-grid]").evaluate_handle("(e) => e.parentElement")
+        box.evaluate("(e) => { e.style.width = '200px'; e.scrollLeft = 25 }")
+        replay.changes(page, held)
+        assert focused(page, held) and box.evaluate("(e) => e.scrollLeft") == 25
+        page.keyboard.press("Enter")
+        page.locator("[data-tensor]").get_by_text(str(held.get_attribute("data-open"))).wait_for()
