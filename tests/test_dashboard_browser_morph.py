@@ -375,3 +375,26 @@ def test_the_grid_as_a_table_changes_around_the_reader(page: Any, server: str, r
         assert focused(page, held) and box.evaluate("(e) => e.scrollLeft") == 25
         page.keyboard.press("Enter")
         page.locator("[data-tensor]").get_by_text(str(held.get_attribute("data-open"))).wait_for()
+
+
+def test_the_list_of_runs_changes_around_the_reader(page: Any, server: str, runs_dir: Path) -> None:
+    def begin(kind: str, count: int) -> bool:
+        return (kind, count) == ("layer.finished", 5)
+
+    with closing(Replay(runs_dir, "listed", begin)) as replay:
+        page.goto(f"{server}?tab=runs")
+        box = page.get_by_role("checkbox", name="Choose listed", exact=True)
+        box.check()
+        link = page.get_by_role("link", name="listed", exact=True)
+        link.focus()
+        held = link.element_handle()
+        write_run(runs_dir, "newer", name="a newer run", until="evaluation")
+        replay.changes(page, held)
+        page.get_by_role("link", name="a newer run").wait_for()
+        assert focused(page, held) and box.is_checked()
+        box.uncheck()
+        box.focus()
+        page.keyboard.press("Space")
+        assert box.is_checked()
+        link.click()
+        page.locator('[data-tab="overview"]').wait_for(state="attached")
