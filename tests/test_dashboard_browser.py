@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from browser_helpers import (
     wait_for_status,
     wait_until,
 )
-from dashboard_log import begin_run, write_run
+from dashboard_log import write_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 
@@ -246,22 +245,3 @@ def test_unknown_run(page: Any, server: str) -> None:
     page.goto(f"{server}?run=..%2F..%2Fetc")
     page.get_by_text("There is no run").first.wait_for()
     assert page.locator("[data-status]").count() == 0
-
-
-FOCUSED = """() => {
-  let e = document.activeElement
-  while (e && e.shadowRoot && e.shadowRoot.activeElement) e = e.shadowRoot.activeElement
-  return e ? e.outerHTML : ""
-}"""
-
-
-def test_what_is_written_anew_keeps_the_focus(page: Any, server: str, runs_dir: Path) -> None:
-    """The times of the steps go on every second; the button above them stays where the keyboard is."""
-    with closing(begin_run(runs_dir, "focus", name="Focus", pressed=3)):
-        page.goto(f"{server}?run=focus&tab=overview")
-        wait_for_status(page, "running", seconds=30)
-        steps = page.locator('[data-csv="steps"]')
-        steps.focus()
-        first = steps.element_handle()
-        wait_until(page, lambda: not first.evaluate("(e) => e.isConnected"), "they are written anew")
-        assert 'data-csv="steps"' in page.evaluate(FOCUSED)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, Template
 
-from tritpress.dashboard.components.html import Markup, join
+from tritpress.dashboard.components.html import MORPH, Markup, join
 from tritpress.dashboard.components.statusbar import status_bar
 from tritpress.dashboard.tabs.base import shown_of
 from tritpress.dashboard.tabs.overview import still
@@ -108,7 +108,7 @@ def _variables(palette: Mapping[str, Any], ink: str) -> str:
 
 def use_template(page: Any, doc: Any) -> None:
     """Serve `page` with the shell over it, a plain one where the server writes none of its own."""
-    doc.template_variables.update(material=page._template, opening=shell(None, ""))
+    doc.template_variables.update(material=page._template, opening=shell(None, ""), morph=MORPH)
     page._template = _template()
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import param
 from panel.custom import JSComponent
 
-from tritpress.dashboard.components.html import Markup
+from tritpress.dashboard.components.html import MORPH, Markup
 from tritpress.dashboard.theme import STYLES
 
 KEYS = (
@@ -86,7 +86,9 @@ class GridTable(JSComponent):
     html = param.String(default="")
     open = param.Boolean(default=False)
 
-    _esm = """
+    _esm = (
+        MORPH
+        + """
     export function render({ model }) {
       const details = document.createElement("details")
       details.className = "small"
@@ -95,13 +97,7 @@ class GridTable(JSComponent):
       summary.textContent = "This page as a table"
       const body = document.createElement("div")
       body.className = "scroll"
-      const fill = () => {
-        const at = body.getRootNode().activeElement
-        const name = at && at.dataset ? at.dataset.open : undefined
-        body.innerHTML = model.html
-        if (name === undefined) return
-        for (const button of body.querySelectorAll("button")) if (button.dataset.open === name) button.focus()
-      }
+      const fill = () => morph(body, model.html)
       details.open = model.open
       details.append(summary, body)
       details.addEventListener("toggle", () => { model.open = details.open })
@@ -114,6 +110,7 @@ class GridTable(JSComponent):
       return details
     }
     """
+    )
     _stylesheets: ClassVar[list[str]] = [
         STYLES,
         """

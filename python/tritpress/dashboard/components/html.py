@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import panel as pn
@@ -10,7 +11,10 @@ from markupsafe import Markup
 
 from tritpress.dashboard.theme import STYLES
 
-__all__ = ["Fragment", "Markup", "empty", "join", "note", "panel"]
+__all__ = ["MORPH", "Fragment", "Markup", "empty", "join", "note", "panel"]
+
+MORPH = (Path(__file__).parent / "morph.js").read_text(encoding="utf-8")
+"""JavaScript: `morph(place, html)` changes only what differs; the page writes every fragment so."""
 
 
 def join(parts: Iterable[str], between: str = "") -> Markup:
@@ -44,12 +48,10 @@ class Html(pn.pane.HTML):
 
 
 class Fragment:
-    """A piece of the page that is sent again only when it differs from what the page has."""
+    """A piece of the page: sent again only when it differs; the page then changes only what differs."""
 
     def __init__(self, markup: str = "", **params: object) -> None:
-        self.pane = Html(
-            str(markup), stylesheets=[STYLES], sizing_mode="stretch_width", margin=0, **params
-        )
+        self.pane = Html(str(markup), stylesheets=[STYLES], sizing_mode="stretch_width", margin=0, **params)
 
     def set(self, markup: Markup) -> None:
         """Show `markup`."""

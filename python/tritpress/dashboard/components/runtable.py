@@ -8,6 +8,7 @@ from typing import Any
 import param
 from panel.custom import JSComponent
 
+from tritpress.dashboard.components.html import MORPH
 from tritpress.dashboard.theme import STYLES
 
 ESM = """
@@ -109,18 +110,17 @@ export function render({ model }) {
     for (const row of model.rows) {
       const text = JSON.stringify([row, model.why_not])
       const old = shown.get(row.id)
-      next.set(row.id, old && old.text === text ? old : { text, row: line(row) })
+      if (old && old.text !== text) morph(old.row, line(row))  // handlers know a row by its id alone
+      next.set(row.id, { text, row: old ? old.row : line(row) })
     }
-    const rows = [...next.values()].map((entry) => entry.row)
-    if (rows.length !== body.children.length || rows.some((row, i) => row !== body.children[i])) {
-      const focused = body.getRootNode().activeElement
-      const where = focused && focused.closest("tr")
-      body.replaceChildren(...rows)
-      if (where && focused.dataset.act) {
-        const again = next.get(where.dataset.run)
-        again?.row.querySelector(`[data-act="${focused.dataset.act}"]`)?.focus()
+    keeping_focus(body, () => {
+      for (const [id, entry] of shown) if (!next.has(id)) entry.row.remove()
+      let place = body.firstChild
+      for (const { row } of next.values()) {
+        if (row === place) place = place.nextSibling
+        else body.insertBefore(row, place)
       }
-    }
+    })
     shown = next
     mark()
   }
@@ -191,7 +191,7 @@ class RunTable(JSComponent):
     picked = param.List(default=[])
     why_not = param.String(default="")
 
-    _esm = ESM
+    _esm = MORPH + ESM
 
     def __init__(self, act: Callable[[str, str], None], **params: Any) -> None:
         self._act = act

@@ -9,6 +9,7 @@ from typing import Any
 import param
 from panel.custom import JSComponent
 
+from tritpress.dashboard.components.html import MORPH
 from tritpress.dashboard.components.soon import soon
 from tritpress.dashboard.theme import STYLES
 
@@ -43,8 +44,10 @@ class SortTable(JSComponent):
 
     _stylesheets = [STYLES, STYLE]  # noqa: RUF012  (panel's own interface)
 
-    _esm = """
-    export function render({ model, el }) {
+    _esm = (
+        MORPH
+        + """
+    export function render({ model }) {
       const box = document.createElement("div")
       box.className = "scroll"
       const table = document.createElement("table")
@@ -57,9 +60,7 @@ class SortTable(JSComponent):
         return made
       }
       const draw = () => {
-        const focused = el.getRootNode().activeElement || (el.shadowRoot && el.shadowRoot.activeElement)
-        const held = focused && focused.getAttribute ? focused.getAttribute("data-focus") : null
-        const caption = make("caption", model.caption, "visually-hidden")
+        const wanted = make("table"), caption = make("caption", model.caption, "visually-hidden")
         const head = make("tr")
         for (const [key, title, kind] of model.columns) {
           const cell = make("th", undefined, kind)
@@ -67,8 +68,7 @@ class SortTable(JSComponent):
           const active = key === model.sort
           cell.setAttribute("aria-sort", active ? (model.descending ? "descending" : "ascending") : "none")
           const button = make("button", title + (active ? (model.descending ? " ▼" : " ▲") : ""))
-          button.setAttribute("data-focus", "column " + key)
-          button.addEventListener("click", () => model.send_msg({ sort: key }))
+          button.setAttribute("data-sort", key)
           cell.append(button)
           head.append(cell)
         }
@@ -77,33 +77,33 @@ class SortTable(JSComponent):
         for (const [key, ...cells] of model.rows) {
           const row = make("tr")
           row.setAttribute("data-row", key)
+          row.setAttribute("data-key", key)
           row.setAttribute("aria-selected", String(key === model.selected))
-          row.addEventListener("click", () => model.send_msg({ row: key }))
           cells.forEach((text, at) => {
             const kind = (model.columns[at] || [])[2]
             if (at === 0) {
               const cell = make("th", undefined, kind)
               cell.scope = "row"
-              const button = make("button", text)
-              button.setAttribute("data-focus", "row " + key)
-              cell.append(button)
+              cell.append(make("button", text))
               row.append(cell)
             } else row.append(make("td", text, kind))
           })
           tbody.append(row)
         }
-        table.replaceChildren(caption, thead, tbody)
-        if (held) {
-          const again = Array.from(table.querySelectorAll("[data-focus]"))
-            .find((part) => part.getAttribute("data-focus") === held)
-          if (again) again.focus()
-        }
+        wanted.append(caption, thead, tbody)
+        morph(table, wanted)
       }
+      table.addEventListener("click", (event) => {
+        const head = event.target.closest("[data-sort]"), row = event.target.closest("[data-row]")
+        if (head) model.send_msg({ sort: head.getAttribute("data-sort") })
+        else if (row) model.send_msg({ row: row.getAttribute("data-row") })
+      })
       for (const name of ["columns", "rows", "sort", "descending", "selected"]) model.on(name, draw)
       draw()
       return box
     }
     """
+    )
 
     def __init__(
         self,
