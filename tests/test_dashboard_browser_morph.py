@@ -285,6 +285,7 @@ def test_the_overview_changes_around_the_reader(page: Any, server: str, runs_dir
         page.goto(f"{server}?run=at-work&tab=overview")
         wait_for_status(page, "running", seconds=30)
         log = page.get_by_role("list", name="Events, newest first")
+        log.locator("li").nth(7).wait_for()
         log.evaluate("(e) => { e.style.maxHeight = '120px'; e.scrollTop = 100 }")
         at = log.evaluate("(e) => { window.line = e.children[6]; return line.getBoundingClientRect().top }")
         newest = log.locator("li").first.inner_text()
