@@ -90,30 +90,26 @@ impl PackedMatrix {
 
     /// Codes in the canonical layout [planes, rows, ceil(cols / 4)].
     pub fn codes(&self, threads: usize) -> Vec<u8> {
-        match &self.codes {
-            Codes::Two(tiles) => tiles.codes(threads),
-            Codes::Five(trits) => trits.expand(threads).codes(threads),
-        }
+        self.in_two_bits(threads, |tiles| tiles.codes(threads))
     }
 
     /// Scales in the canonical layout, fp16 bits [planes, rows, groups].
     pub fn scales(&self) -> Vec<u16> {
+        self.in_two_bits(1, Tiles::scales)
+    }
+
+    /// What `take` finds in the tiles, written out for it where they hold five codes a byte.
+    fn in_two_bits<R>(&self, threads: usize, take: impl FnOnce(&Tiles) -> R) -> R {
         match &self.codes {
-            Codes::Two(tiles) => tiles.scales(),
-            Codes::Five(trits) => trits.expand(1).scales(),
+            Codes::Two(tiles) => take(tiles),
+            Codes::Five(trits) => take(&trits.expand(threads)),
         }
     }
 
     /// float32 [rows, cols], the sum over planes.
     pub fn dequantize(&self, threads: usize) -> Vec<f32> {
         let g = self.geometry();
-        let (codes, scales) = match &self.codes {
-            Codes::Two(tiles) => (tiles.codes(threads), tiles.scales()),
-            Codes::Five(trits) => {
-                let tiles = trits.expand(threads);
-                (tiles.codes(threads), tiles.scales())
-            }
-        };
+        let (codes, scales) = self.in_two_bits(threads, |tiles| (tiles.codes(threads), tiles.scales()));
         debug_assert_eq!(codes.len(), g.planes * g.rows * row_bytes(g.cols));
         let matrix = Canonical {
             codes: &codes,

@@ -69,6 +69,11 @@ impl Geometry {
     pub fn tile_bytes(&self) -> usize {
         self.groups * self.planes * self.block_bytes()
     }
+
+    /// Where a block begins in its tile.
+    pub fn block_at(&self, group: usize, plane: usize) -> usize {
+        (group * self.planes + plane) * self.block_bytes()
+    }
 }
 
 /// Bytes that start at a multiple of 64.
@@ -177,7 +182,7 @@ fn pack_tile_inlined(from: &Canonical<'_>, g: &Geometry, tile: usize, out: &mut 
                 |lane| if lane < rows { from.codes_row(plane, tile * TILE + lane) } else { &[] },
             );
         for group in 0..g.groups {
-            let block = &mut out[(group * g.planes + plane) * g.block_bytes()..][..g.block_bytes()];
+            let block = &mut out[g.block_at(group, plane)..][..g.block_bytes()];
             let (to, scales) = block.split_at_mut(g.code_bytes());
             let first = group * g.width / 4;
             for (chunk, to) in to.as_chunks_mut::<CHUNK_BYTES>().0.iter_mut().enumerate() {
@@ -216,7 +221,7 @@ vectorized! {
 fn unpack_tile_inlined(tile: &[u8], g: &Geometry, plane: usize, out: &mut [u8]) {
     let bytes = row_bytes(g.cols);
     for group in 0..g.groups {
-        let block = &tile[(group * g.planes + plane) * g.block_bytes()..][..g.code_bytes()];
+        let block = &tile[g.block_at(group, plane)..][..g.code_bytes()];
         let first = group * g.width / 4;
         for (chunk, from) in block.as_chunks::<CHUNK_BYTES>().0.iter().enumerate() {
             let (from, _) = from.as_chunks::<4>();
@@ -248,18 +253,13 @@ mod tests {
     use proptest::prelude::*;
 
     impl Tiles {
-        fn block(&self, tile: usize, group: usize, plane: usize) -> usize {
-            let g = &self.geometry;
-            tile * g.tile_bytes() + (group * g.planes + plane) * g.block_bytes()
-        }
-
         /// One code, by the description above.
         fn code(&self, plane: usize, row: usize, col: usize) -> u8 {
             let g = &self.geometry;
             let (group, at) = if g.group_size == 0 { (0, col) } else { (col / g.width, col % g.width) };
             let (chunk, i) = (at / CHUNK, at % CHUNK);
-            let byte = self.block(row / TILE, group, plane) + chunk * CHUNK_BYTES + row % TILE * 4 + i % 4;
-            (self.bytes.as_slice()[byte] >> (2 * (i / 4))) & 3
+            let byte = g.block_at(group, plane) + chunk * CHUNK_BYTES + row % TILE * 4 + i % 4;
+            (self.tile(row / TILE)[byte] >> (2 * (i / 4))) & 3
         }
     }
 

@@ -143,8 +143,7 @@ impl TritTiles {
 #[inline(always)]
 fn two_bit_place(g: &Geometry, plane: usize, quad: usize) -> (usize, u32) {
     let (group, quad) = (quad * 4 / g.width, quad % (g.width / 4));
-    let block = (group * g.planes + plane) * g.block_bytes();
-    (block + quad / 4 * CHUNK_BYTES, 2 * (quad % 4) as u32)
+    (g.block_at(group, plane) + quad / 4 * CHUNK_BYTES, 2 * (quad % 4) as u32)
 }
 
 vectorized! {
@@ -183,7 +182,7 @@ fn press_inlined(layout: &Layout, bytes: &[u8; 256], tile: &[u8], out: &mut [u8]
         for (i, scales) in scales.chunks_exact_mut(SCALE_BYTES).enumerate() {
             let (group, plane) = (block * layout.groups + i / g.planes, i % g.planes);
             if group < g.groups {
-                let at = (group * g.planes + plane) * g.block_bytes() + g.code_bytes();
+                let at = g.block_at(group, plane) + g.code_bytes();
                 scales.copy_from_slice(&tile[at..at + SCALE_BYTES]);
             }
         }
@@ -216,7 +215,7 @@ fn expand_inlined(layout: &Layout, tile: &[u8], out: &mut [u8]) {
                         _ => (block * DIGITS + s, part),
                     };
                     if group < g.groups && chunk < whole {
-                        let at = (group * g.planes + plane) * g.block_bytes() + chunk * CHUNK_BYTES;
+                        let at = g.block_at(group, plane) + chunk * CHUNK_BYTES;
                         out[at..at + CHUNK_BYTES].copy_from_slice(found);
                     }
                 }
@@ -225,7 +224,7 @@ fn expand_inlined(layout: &Layout, tile: &[u8], out: &mut [u8]) {
         for (i, scales) in scales.chunks_exact(SCALE_BYTES).enumerate() {
             let (group, plane) = (block * layout.groups + i / g.planes, i % g.planes);
             if group < g.groups {
-                let at = (group * g.planes + plane) * g.block_bytes() + g.code_bytes();
+                let at = g.block_at(group, plane) + g.code_bytes();
                 out[at..at + SCALE_BYTES].copy_from_slice(scales);
             }
         }
@@ -405,6 +404,18 @@ pub struct Part<'a> {
     pub by_code: usize,
     /// How many of the five codes belong to groups of the matrix.
     pub present: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Part<'_> {
+    /// The chunks of `codes`. Panics unless the activations of all of them can be read.
+    pub fn chunks_of(&self, codes: &[u8]) -> usize {
+        let chunks = codes.len() / CHUNK_BYTES;
+        assert!((1..=DIGITS).contains(&self.present));
+        let last = chunks.saturating_sub(1) * self.by_chunk + (self.present - 1) * self.by_code;
+        assert!(chunks == 0 || self.q.len() >= last + 4);
+        chunks
+    }
 }
 
 vectorized! {

@@ -12,16 +12,12 @@ const FOLD: usize = 64;
 
 /// Add the sums of the chunks in `codes`.
 pub fn sums<D: Dot>(codes: &[u8], part: &Part<'_>, sums: &mut [[i32; TILE]; DIGITS]) {
-    let chunks = codes.len() / CHUNK_BYTES;
-    if chunks == 0 {
-        return;
-    }
-    let last = (chunks - 1) * part.by_chunk + (part.present - 1) * part.by_code;
-    assert!((1..=DIGITS).contains(&part.present) && part.q.len() >= last + 4 && D::available());
+    let codes = &codes[..part.chunks_of(codes) * CHUNK_BYTES];
+    assert!(D::available());
     for (some, codes) in codes.chunks(FOLD * CHUNK_BYTES).enumerate() {
         let q = part.q[some * FOLD * part.by_chunk..].as_ptr();
         for half in 0..2 {
-            // SAFETY: the CPU was checked; the furthest activation read is at `last + 3`.
+            // SAFETY: the CPU and the activations of all chunks were checked.
             unsafe {
                 match part.present {
                     5 => add::<D, 5>(codes, half, q, part, sums),

@@ -10,16 +10,11 @@ use crate::tiles::{CHUNK_BYTES, TILE};
 const FOLD: usize = 16_384;
 
 pub fn sums(codes: &[u8], part: &Part<'_>, sums: &mut [[i32; TILE]; DIGITS]) {
-    let chunks = codes.len() / CHUNK_BYTES;
-    if chunks == 0 {
-        return;
-    }
-    assert!(part.present >= 1 && part.present <= DIGITS);
-    let last = (chunks - 1) * part.by_chunk + (part.present - 1) * part.by_code;
-    assert!(part.q.len() >= last + 4 && super::Isa::Avx512Vnni.available());
+    let codes = &codes[..part.chunks_of(codes) * CHUNK_BYTES];
+    assert!(super::Isa::Avx512Vnni.available());
     for (some, codes) in codes.chunks(FOLD * CHUNK_BYTES).enumerate() {
         let q = part.q[some * FOLD * part.by_chunk..].as_ptr();
-        // SAFETY: the CPU was checked; the furthest activation read is at `last + 3`.
+        // SAFETY: the CPU and the activations of all chunks were checked.
         unsafe {
             match part.present {
                 5 => add::<5>(codes, q, part, sums),

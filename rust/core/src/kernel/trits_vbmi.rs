@@ -117,16 +117,12 @@ unsafe fn some_chunks<const S: usize, const N: usize>(
 
 /// Add the sums of the chunks in `codes`.
 pub fn sums(codes: &[u8], part: &Part<'_>, sums: &mut [[i32; TILE]; DIGITS]) {
-    let chunks = codes.len() / CHUNK_BYTES;
-    if chunks == 0 {
-        return;
-    }
-    let last = (chunks - 1) * part.by_chunk + (part.present - 1) * part.by_code;
-    assert!(part.present <= DIGITS && part.q.len() >= last + 4 && available());
+    let chunks = part.chunks_of(codes);
+    assert!(available());
     for first in (0..chunks).step_by(FOLD) {
         let (count, q) = ((chunks - first).min(FOLD), &part.q[first * part.by_chunk..]);
         let p = &codes[first * CHUNK_BYTES..];
-        // SAFETY: the CPU was checked; the furthest activation read is at `last + 3`.
+        // SAFETY: the CPU and the activations of all chunks were checked.
         unsafe {
             match part.present {
                 5 => add::<5>(p, count, q, part, sums),

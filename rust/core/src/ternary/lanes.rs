@@ -151,23 +151,21 @@ pub(super) fn exact(band: &Band, options: &Options, trits: &mut [i8]) -> Vec<f64
         let lanes = (groups - block * L).min(L);
         match &mut rows {
             Some(rows) => rows.load(band, block * L, lanes, keys, &mut h),
-            None => load(band, block, lanes, keys, &mut h),
+            None => {
+                load(band, block, lanes, keys, &mut h);
+                match band.importance {
+                    Some(_) => sort_weighted(keys, &mut h),
+                    None => sort(keys),
+                }
+            }
         }
-        let is_sorted = rows.is_some();
         let gains = match bounded {
             true => &mut sorted.gains[block * (width + 1)..][..width + 1],
             false => &mut [],
         };
-        let (found, kept) = if band.importance.is_some() {
-            if !is_sorted {
-                sort_weighted(keys, &mut h);
-            }
-            scan(keys, Some(&h), gains)
-        } else {
-            if !is_sorted {
-                sort(keys);
-            }
-            scan(keys, None, gains)
+        let (found, kept) = match band.importance {
+            Some(_) => scan(keys, Some(&h), gains),
+            None => scan(keys, None, gains),
         };
         sizes[block * L..][..L].copy_from_slice(&found);
         if bounded {

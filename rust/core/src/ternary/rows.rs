@@ -16,12 +16,11 @@ const SMALL: usize = 128;
 /// What a weight adds to its tally, beside the bits that its bucket leaves out.
 const ONE: u64 = 1 << 40;
 
-/// What a bucket's weights add to A_k and B_k, and how many there are.
+/// What a bucket's weights add to A_k and B_k.
 #[derive(Clone, Copy, Default)]
 struct Bucket {
     a: f64,
     b: f64,
-    count: usize,
 }
 
 /// Room for the fit of one row after another.
@@ -29,7 +28,7 @@ pub(super) struct Rows {
     buckets: Vec<Bucket>,
     /// Of weights of equal importance: 2^40 for each and what the bits left out add to.
     tallies: Vec<u64>,
-    /// |w| as bits in the high half, position in the low one.
+    /// Weights to be sorted, see [`gather`].
     keys: Vec<u64>,
 }
 
@@ -51,7 +50,7 @@ impl Rows {
             return 0.0;
         }
         if w.len() <= SMALL {
-            return self.walk(w, h, Bucket::default(), 0, top).0;
+            return self.walk(w, h, Bucket::default(), 0, top);
         }
         // Bucket 0 is the row's smallest weights; the others are |w| >> SHIFT less `base`.
         let base = (top >> SHIFT).saturating_sub(BUCKETS as u32 - 1);
@@ -73,14 +72,14 @@ impl Rows {
             let bucket = self.buckets[at];
             let most = f32::from_bits(edge(at + 1).min(top)) as f64;
             let all = gain(before.a + bucket.b * most, before.b + bucket.b);
-            if bucket.count > 0 && gain(before.a, before.b).max(all) >= won {
+            if bucket.b > 0.0 && gain(before.a, before.b).max(all) >= won {
                 let (first, _, start) = span.unwrap_or((at, at, before));
                 span = Some((first, at, start));
             }
             before = before.and(&bucket);
         }
         let Some((first, last, start)) = span else { return 0.0 };
-        self.walk(w, h, start, edge(last), (edge(first + 1) - 1).min(top)).0
+        self.walk(w, h, start, edge(last), (edge(first + 1) - 1).min(top))
     }
 
     /// Fill the buckets of weights of equal importance. Those of one bucket share exponent and scale, so the bits
@@ -91,24 +90,20 @@ impl Rows {
         let (even, odd) = self.tallies.split_at_mut(BUCKETS);
         even[..used].fill(0);
         odd[..used].fill(0);
-        let mut small = 0f64;
         count(w, base, even, odd);
-        if even[0] + odd[0] > 0 {
-            let below = (1 + base) << SHIFT;
-            small = w.iter().map(|w| if w.abs().to_bits() < below { w.abs() as f64 } else { 0.0 }).sum();
-        }
+        let below = (1 + base) << SHIFT;
+        let small = match even[0] + odd[0] {
+            0 => 0.0,
+            _ => w.iter().map(|w| if w.abs().to_bits() < below { w.abs() as f64 } else { 0.0 }).sum(),
+        };
         for (at, (bucket, (even, odd))) in
             self.buckets[..used].iter_mut().zip(even.iter().zip(odd.iter())).enumerate()
         {
-            let (count, rest) = ((even / ONE + odd / ONE) as usize, even % ONE + odd % ONE);
+            let (count, rest) = ((even / ONE + odd / ONE) as f64, (even % ONE + odd % ONE) as f64);
             let first = (at as u32 + base) << SHIFT;
             let step = (f32::from_bits(first | 1) - f32::from_bits(first)) as f64;
-            let a = if at == 0 {
-                small
-            } else {
-                count as f64 * f32::from_bits(first) as f64 + rest as f64 * step
-            };
-            *bucket = Bucket { a, b: count as f64, count };
+            let a = if at == 0 { small } else { count * f32::from_bits(first) as f64 + rest * step };
+            *bucket = Bucket { a, b: count };
         }
     }
 
@@ -122,14 +117,12 @@ impl Rows {
             let importance = h.map_or(1.0, |h| h[i] as f64);
             bucket.a += importance * w.abs() as f64;
             bucket.b += importance;
-            bucket.count += 1;
         }
     }
 
-    /// The best scale that ends among the weights whose bits are from `low` to `high`, and what it wins; `start` is
-    /// of all larger ones.
+    /// The best scale that ends among the weights whose bits are from `low` to `high`; `start` is of all larger ones.
     #[inline(always)]
-    fn walk(&mut self, w: &[f32], h: Option<&[f32]>, start: Bucket, low: u32, high: u32) -> (f64, f64) {
+    fn walk(&mut self, w: &[f32], h: Option<&[f32]>, start: Bucket, low: u32, high: u32) -> f64 {
         let keys = gather(w, low, high, &mut self.keys);
         keys.sort_unstable();
         let (mut a, mut b) = (start.a, start.b);
@@ -146,7 +139,7 @@ impl Rows {
                 (best, size) = (gain(a, b), a / b);
             }
         }
-        (size, best)
+        size
     }
 
     /// Sort the groups of a block: keys (and `h`) of each in a lane, what a group lacks is 0.
@@ -158,17 +151,15 @@ impl Rows {
         }
         for lane in 0..lanes {
             let (w, importance) = band.group(first + lane);
-            self.keys.clear();
-            self.keys
-                .extend(w.iter().enumerate().map(|(i, w)| u64::from(!w.abs().to_bits()) << 32 | i as u64));
+            let sorted = gather(w, 0, u32::MAX, &mut self.keys);
             // By the high half; the sort is stable, so that equals stay in order.
-            radsort::sort_by_key(&mut self.keys, |key| (key >> 32) as u32);
-            for (key, sorted) in keys.iter_mut().zip(&self.keys) {
+            radsort::sort_by_key(sorted, |key| (key >> 32) as u32);
+            for (key, sorted) in keys.iter_mut().zip(&*sorted) {
                 key[lane] = !(sorted >> 32) as u32;
             }
             if let Some(importance) = importance {
                 let none = !importance.iter().any(|&x| x > 0.0);
-                for (h, &sorted) in h.iter_mut().zip(&self.keys) {
+                for (h, &sorted) in h.iter_mut().zip(&*sorted) {
                     let x = importance[sorted as u32 as usize];
                     h[lane] = if none { 1f32.to_bits() } else { x.to_bits() };
                 }
@@ -200,7 +191,8 @@ fn count(w: &[f32], base: u32, even: &mut [u64], odd: &mut [u64]) {
     }
 }
 
-/// The weights whose bits are from `low` to `high`.
+/// The weights whose bits are from `low` to `high`: bits, turned so that the largest come first when sorted, in the
+/// high half, position in the low one.
 #[inline(never)]
 fn gather<'a>(w: &[f32], low: u32, high: u32, keys: &'a mut Vec<u64>) -> &'a mut [u64] {
     keys.resize(w.len(), 0);
@@ -218,7 +210,7 @@ fn gather<'a>(w: &[f32], low: u32, high: u32, keys: &'a mut Vec<u64>) -> &'a mut
 impl Bucket {
     #[inline(always)]
     fn and(self, more: &Bucket) -> Bucket {
-        Bucket { a: self.a + more.a, b: self.b + more.b, count: self.count + more.count }
+        Bucket { a: self.a + more.a, b: self.b + more.b }
     }
 }
 
