@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tritpress.dashboard.views.events import DESCRIBE, level_of
-from tritpress.events.reader import parse
+from tritpress.events.reader import parse, whole_lines
 
 Event = dict[str, Any]
 
@@ -25,8 +25,6 @@ GRAVE = 500
 
 TAIL = 4 << 20
 """Bytes at the end of a log that are looked through for its last events when it is opened."""
-
-CHUNK = 4 << 20
 
 HEAD = 300
 """Bytes of a line in which its type stands, before anything that a run wrote."""
@@ -104,10 +102,7 @@ def look_back(path: Path, end: int) -> Iterator[Kept]:
     found = Kept()
     try:
         with open(path, "rb") as file:
-            rest, left = b"", end
-            while left > 0 and (chunk := file.read(min(CHUNK, left))):
-                left -= len(chunk)
-                *lines, rest = (rest + chunk).split(b"\n")
+            for lines in whole_lines(file, end):
                 found = _looked_through(lines).with_older(found)
                 yield found
     except OSError:

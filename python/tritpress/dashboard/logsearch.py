@@ -12,10 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tritpress.dashboard.kept import CHUNK, brief, type_of
+from tritpress.dashboard.kept import brief, type_of
 from tritpress.dashboard.views.events import DESCRIBE, EventSearch, finds, most_listed
 from tritpress.dashboard.views.status import NO_NAMES
-from tritpress.events.reader import parse
+from tritpress.events.reader import parse, whole_lines
 
 SEARCHES = ThreadPoolExecutor(2, thread_name_prefix="tritpress-search")
 
@@ -75,9 +75,9 @@ class LogSearch:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self._offset)
-                rest = b""
-                while not self._given_up and (chunk := file.read(CHUNK)):
-                    *lines, rest = (rest + chunk).split(b"\n")
+                for lines in whole_lines(file):
+                    if self._given_up:
+                        return
                     yield from lines
                     self._offset += sum(map(len, lines)) + len(lines)
         except OSError:  # a log that cannot be read any more has nothing more in it

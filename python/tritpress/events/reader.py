@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tritpress.events.snapshot import State, fold, initial_state, load_snapshot
 
 CHUNK = 4 << 20
+"""Bytes of a log that are read at a time."""
+
+
+def whole_lines(file: BinaryIO, most: float = math.inf) -> Iterator[list[bytes]]:
+    """The whole lines of the next `most` bytes of a log, some at a time, without their ends. The beginning of
+    a line that is still being written is passed over.
+    """
+    rest = b""
+    while most > 0 and (chunk := file.read(int(min(CHUNK, most)))):
+        most -= len(chunk)
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield lines
 
 
 class EventReader:
@@ -32,9 +45,7 @@ class EventReader:
             return
         with file:
             file.seek(self.offset)
-            rest = b""
-            while chunk := file.read(CHUNK):
-                *lines, rest = (rest + chunk).split(b"\n")
+            for lines in whole_lines(file):
                 for line in lines:
                     self.offset += len(line) + 1
                     event = parse(line)

@@ -17,7 +17,7 @@ from tritpress.dashboard.views.metrics import table as before_after
 from tritpress.dashboard.views.outputs import MODELS, checklist, model_cards
 from tritpress.dashboard.views.overview import facts as run_facts
 from tritpress.dashboard.views.overview import step_lines, tiles
-from tritpress.dashboard.views.quality import gate_cards
+from tritpress.dashboard.views.quality import TONES, gate_cards
 from tritpress.dashboard.views.status import elapsed, headline, status_of
 from tritpress.runs.diff import tensor_diffs
 
@@ -29,13 +29,6 @@ MARKS = {
     "failed": "✕",
     "stopped": "■",
     "unreached": "–",
-}
-TONES = {
-    "passed": "good",
-    "failed": "bad",
-    "unmeasured": "warning",
-    "waiting": "neutral",
-    "unjudged": "neutral",
 }
 TALL = 60
 """Rows above which a table scrolls on the screen."""

@@ -263,9 +263,7 @@ class Overview(Tab):
         self.left_out.set(said if words else Markup(""))
 
     def _no_events(self, some: bool) -> Markup:
-        if some:
-            return Markup("")
-        if self.looking is not None and self.looking.busy:
+        if some or (self.looking is not None and self.looking.busy):
             return Markup("")
         if self.search != EventSearch():
             return empty("No event matches", "Change the words, the kind or the level above.")

@@ -17,15 +17,7 @@ from tritpress.dashboard.plugins import plugin_cards
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views import quality
 from tritpress.dashboard.views.ending import over
-from tritpress.dashboard.views.quality import GateCard, GradientPage
-
-TONES = {
-    "passed": "good",
-    "failed": "bad",
-    "unmeasured": "warning",
-    "waiting": "neutral",
-    "unjudged": "neutral",
-}
+from tritpress.dashboard.views.quality import TONES, GateCard, GradientPage
 
 
 class Quality(Tab):

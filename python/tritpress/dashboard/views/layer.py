@@ -12,11 +12,10 @@ from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.choice import chosen
 from tritpress.dashboard.views.overview import Fact
 from tritpress.dashboard.views.status import State
+from tritpress.events.reader import whole_lines
 
 if TYPE_CHECKING:
     from tritpress.runs.details import TensorDetails
-
-CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,9 @@ def find_layer(events_path: Path, name: str) -> dict[str, Any] | None:
     """
     wanted, kind = json.dumps(name).encode(), b'"layer.finished"'
     found: dict[str, Any] | None = None
-    rest = b""
     try:
         with open(events_path, "rb") as file:
-            while chunk := file.read(CHUNK):
-                *lines, rest = (rest + chunk).split(b"\n")
+            for lines in whole_lines(file):
                 for line in lines:
                     if kind in line and wanted in line:
                         event = json.loads(line)

@@ -14,6 +14,15 @@ from tritpress.dashboard.views.progress import KINDS
 from tritpress.dashboard.views.status import GATE_NAMES, State, gate_target_words, gate_title
 from tritpress.events.rules import parse_rule
 
+TONES = {
+    "passed": "good",
+    "failed": "bad",
+    "unmeasured": "warning",
+    "waiting": "neutral",
+    "unjudged": "neutral",
+}
+"""Of each verdict on a gate, on the page and in the report."""
+
 
 @dataclass(frozen=True)
 class GateCard:
