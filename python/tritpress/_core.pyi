@@ -335,3 +335,6 @@ class PackedMatrix:
     @property
     def isa(self) -> str:
         """The path its products take."""
+
+    def isa_for(self, n: int) -> str:
+        """The path that n tokens at once take: fewer than five are multiplied by `avx512gfni` where `isa` is `amx`."""

@@ -156,7 +156,8 @@ def _row(
     us, spread = summary(times["tritpress"])
     rows, cols = matrix.shape
     row = whole({
-        "op": op, "rows": rows, "cols": cols, "n": n, "threads": threads, "where": where, "isa": matrix.isa,
+        "op": op, "rows": rows, "cols": cols, "n": n, "threads": threads, "where": where,
+        "isa": matrix.isa_for(n),
         "format": matrix.format, "group_size": matrix.group_size, "planes": matrix.planes, "us": us,
         "us_spread": spread, "us_least": round(min(times["tritpress"]), 2),
         "gb_s": round(matrix.nbytes / us / 1e3, 2), "gop_s": round(_operations(matrix, n) / us / 1e3, 1),

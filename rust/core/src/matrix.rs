@@ -75,6 +75,11 @@ impl PackedMatrix {
         self.isa
     }
 
+    /// The path that `n` tokens at once take.
+    pub fn isa_for(&self, n: usize) -> Isa {
+        self.isa.for_tokens(if self.one_by_one(n) { 1 } else { n })
+    }
+
     /// Bytes held for codes and scales.
     pub fn bytes(&self) -> usize {
         self.as_bytes().len()

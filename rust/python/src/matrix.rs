@@ -136,6 +136,10 @@ impl PackedMatrix {
         self.inner.isa().name()
     }
 
+    fn isa_for(&self, n: usize) -> &'static str {
+        self.inner.isa_for(n).name()
+    }
+
     /// The tiles themselves, read-only and without a copy; the view keeps the matrix alive.
     ///
     /// # Safety

@@ -14,9 +14,6 @@ use crate::known::known;
 use crate::scratch::{Line, Scratch};
 use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
 
-/// Tokens from which on this path is the faster one.
-pub const FEWEST: usize = 5;
-
 /// Tokens of one product.
 pub const TOKENS: usize = 16;
 

@@ -124,7 +124,7 @@ fn best_rate(operations: f64, time: Duration, mut body: impl FnMut()) -> f64 {
 }
 
 fn unpack_rate(isa: Isa, time: Duration) -> f64 {
-    match isa.for_one_token() {
+    match isa.for_tokens(1) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Gfni => {
             assert!(isa.available());
@@ -197,7 +197,7 @@ pub fn affine_costs_no_more() -> bool {
 }
 
 fn multiply_rate(isa: Isa, time: Duration) -> f64 {
-    match isa.for_one_token() {
+    match isa.for_tokens(1) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Gfni | Isa::Avx512Vnni => {
             assert!(isa.available());

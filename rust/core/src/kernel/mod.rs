@@ -112,10 +112,10 @@ impl Isa {
         }
     }
 
-    /// The path that takes one token: AMX is for many.
-    pub fn for_one_token(self) -> Isa {
+    /// The path that takes `n` tokens at once: AMX is for many.
+    pub fn for_tokens(self, n: usize) -> Isa {
         match self {
-            Isa::Amx => Isa::Avx512Gfni,
+            Isa::Amx if n < AMX_FEWEST => Isa::Avx512Gfni,
             other => other,
         }
     }
@@ -156,6 +156,9 @@ fn choose(forced: Option<&str>) -> Result<Isa> {
         },
     }
 }
+
+/// Tokens from which on AMX is faster than AVX-512.
+const AMX_FEWEST: usize = 5;
 
 /// One token's activations, quantized.
 #[derive(Clone, Debug, PartialEq)]
@@ -252,7 +255,7 @@ pub fn matvec(
     assert_eq!(tiles.len(), out.len() / TILE * geometry.tile_bytes());
     assert_eq!(x.q.len(), geometry.padded_cols());
     assert_eq!(x.offsets.len(), geometry.groups);
-    match isa.for_one_token() {
+    match isa.for_tokens(1) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Gfni => avx512_one::matvec::<Affine>(tiles, geometry, x, out, reading),
         #[cfg(target_arch = "x86_64")]
@@ -335,11 +338,9 @@ pub fn matmul(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut 
     assert_eq!(out.len() * size, tiles.len() * x.n * TILE);
     assert_eq!(x.q.len(), geometry.padded_cols() * x.n + Batch::SPARE);
     assert_eq!(x.offsets.len(), geometry.groups * x.n + Batch::SPARE_TOKENS);
-    match isa {
+    match isa.for_tokens(x.n) {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx if x.n >= amx::FEWEST => return amx::matmul(tiles, geometry, x, out),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Amx => return avx512::matmul::<Affine>(tiles, geometry, x, out),
+        Isa::Amx => return amx::matmul(tiles, geometry, x, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Gfni => return avx512::matmul::<Affine>(tiles, geometry, x, out),
         #[cfg(target_arch = "x86_64")]

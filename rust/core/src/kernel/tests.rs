@@ -87,12 +87,34 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
     }
 }
 
-#[test]
-fn every_path_equals_the_oracle_for_every_column_count() {
+/// All column counts with all group sizes, a number of planes each time.
+fn sweep(planes: usize) {
     for cols in 1..=300 {
-        let group_size = [0, 32, 64, 128, 256][cols % 5];
-        check(1 + cols % 70, cols, 1 + cols % 3, group_size, cols as u64 * 7919, 0);
+        for (i, group_size) in [0, 32, 64, 128, 256].into_iter().enumerate() {
+            check(1 + (cols + 14 * i) % 70, cols, planes, group_size, (cols * planes) as u64 * 7919, 0);
+        }
     }
+}
+
+#[test]
+fn one_plane_of_every_column_count_and_group_size() {
+    sweep(1);
+}
+
+#[test]
+fn two_planes_of_every_column_count_and_group_size() {
+    sweep(2);
+}
+
+#[test]
+fn three_planes_of_every_column_count_and_group_size() {
+    sweep(3);
+}
+
+#[test]
+fn amx_takes_many_tokens() {
+    assert_eq!([1, 4, 5, 64].map(|n| Isa::Amx.for_tokens(n).name()), ["avx512gfni", "avx512gfni", "amx", "amx"]);
+    assert_eq!([1, 64].map(|n| Isa::Avx2.for_tokens(n)), [Isa::Avx2; 2]);
 }
 
 #[test]
