@@ -113,7 +113,10 @@ fn three_planes_of_every_column_count_and_group_size() {
 
 #[test]
 fn amx_takes_many_tokens() {
-    assert_eq!([1, 4, 5, 64].map(|n| Isa::Amx.for_tokens(n).name()), ["avx512gfni", "avx512gfni", "amx", "amx"]);
+    assert_eq!(
+        [1, 4, 5, 64].map(|n| Isa::Amx.for_tokens(n).name()),
+        ["avx512gfni", "avx512gfni", "amx", "amx"]
+    );
     assert_eq!([1, 64].map(|n| Isa::Avx2.for_tokens(n)), [Isa::Avx2; 2]);
 }
 
