@@ -165,6 +165,12 @@ def compare_metrics(page: Any, report: dict[str, Any]) -> None:
             assert number(text) == pytest.approx(scale * measured[key], rel=1e-3), (key, when)
 
 
+DRAWN = """() => Bokeh.documents.some((doc) => [...doc._all_models.values()].some(
+  (model) => model.data?.asked > 1 && model.data.drawn === model.data.asked
+))"""
+"""Whether the page was asked more than once if it has drawn what it was sent, and has answered each time."""
+
+
 def test_a_page_of_another_run_follows_its_log(page: Any, server: str, runs_dir: Path) -> None:
     """The log of a run that someone else started: the page opened early and the page opened late agree."""
     tests = Path(__file__).parent
@@ -196,6 +202,7 @@ def test_a_page_of_another_run_follows_its_log(page: Any, server: str, runs_dir:
         wait_until(page, lambda: filled(page) == 8 * 7, "page 2")
         wait_until(page, lambda: "page=2" in page.url, page.url)
         assert "Layers 32–39 of 40" in page.get_by_text("Layers 32").inner_text()
+        wait_until(page, lambda: page.evaluate(DRAWN), "the browser answers once all is drawn")
     finally:
         writer.wait(60)
 

@@ -18,6 +18,7 @@ from tritpress.dashboard.components.statusbar import status_bar
 from tritpress.dashboard.components.toasts import Toasts
 from tritpress.dashboard.components.viewport import Viewport
 from tritpress.dashboard.context import PageContext
+from tritpress.dashboard.pacing import Pacing
 from tritpress.dashboard.routing import Routing
 from tritpress.dashboard.shell import use_template
 from tritpress.dashboard.sidebar import Sidebar
@@ -54,7 +55,8 @@ class Session:
         self.seen_list = -1
         self.seen_alert = store.watch.number
         self.visible = True
-        self.clock = self.ticked = self.told = 0.0
+        self.clock = self.told = 0.0
+        self.pacing = Pacing()
         self.untold = False
         self.joined = False
         self.standing: tuple[str, str, bool] | None = None
@@ -108,6 +110,7 @@ class Session:
         self.toasts = Toasts()
         self.viewport = Viewport()
         self.viewport.param.watch(lambda event: setattr(self, "visible", bool(event.new)), "visible")
+        self.viewport.param.watch(self._drawn, "drawn")
         self.page = pmui.Page(
             title="tritpress",
             sidebar=self.sidebar.objects,
@@ -178,10 +181,12 @@ class Session:
     # The loop
 
     def beat(self) -> None:
-        """Tick, unless the last one was too near."""
-        now = time.monotonic()
-        if now - self.ticked >= self.store.pace and self.tick():
-            self.ticked = now
+        """Tick, unless the last one was too near or is not drawn yet."""
+        if self.pacing.may_send(time.monotonic(), self.store.pace):
+            self.tick()
+
+    def _drawn(self, event: Any) -> None:
+        self.pacing.answer(event.new, time.monotonic())
 
     def tick(self) -> bool:
         """Pull what changed, in one batch; True when there was any. Of a page that nobody sees only the
@@ -212,6 +217,8 @@ class Session:
             self.steering.look(now)
             if tab.pending:
                 tab.take_up()
+            if (number := self.pacing.question(time.monotonic())) is not None:
+                self.viewport.asked = number
         if clock:
             self.clock = now
         return True

@@ -1,5 +1,5 @@
-"""What a page takes from its browser: whether anyone sees it, room for the sidebar, light or dark. What it
-gives it: the name of its tab."""
+"""What a page takes from its browser: whether anyone sees it, what it has drawn, room for the sidebar, light or
+dark. What it gives it: the name of its tab."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from tritpress.dashboard.views.title import PLAIN
 
 
 class Viewport(JSComponent):
-    """Invisible. `visible` is false while the browser tab is hidden; such a page is not kept up to date."""
+    """Invisible. `visible` is false while the browser tab is hidden; such a page is not kept up to date. `drawn`
+    follows `asked` once all that came before it is drawn."""
 
     visible = param.Boolean(default=True)
     limit = param.Integer(default=BREAKPOINTS["sm"])
     tab_title = param.String(default=PLAIN)
+    asked = param.Integer(default=0)
+    drawn = param.Integer(default=0)
 
     # The page's own model is set here and not by the server: what a server sends while a page still loads is
     # lost, and the drawer would cover a narrow page until someone closes it.
@@ -64,6 +67,13 @@ class Viewport(JSComponent):
         for (const each of off) each()
         document.removeEventListener("visibilitychange", seen)
         window.removeEventListener("resize", sized)
+      })
+      model.on("asked", () => {
+        const number = model.asked
+        const answer = () => { model.drawn = number }
+        // Bokeh draws in the next frame; what is posted from there comes after it. A hidden page has no frames.
+        if (document.visibilityState === "hidden") answer()
+        else requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(answer, 0)))
       })
       const entitle = () => { document.title = model.tab_title }
       model.on("tab_title", entitle)
