@@ -337,4 +337,4 @@ class PackedMatrix:
         """The path its products take."""
 
     def isa_for(self, n: int) -> str:
-        """The path that n tokens at once take: fewer than five are multiplied by `avx512gfni` where `isa` is `amx`."""
+        """The path that n tokens at once take: `avx512gfni` for fewer than five where `isa` is `amx`."""

@@ -1,13 +1,13 @@
 """How often a browser is sent what changed: no sooner than it has drawn what it was sent before.
 
-A browser that draws more slowly than it is sent to would otherwise fall behind without end: what it shows would be
-older with every second.
+A browser that draws more slowly than it is sent to would otherwise fall behind without end: what it shows
+would be older with every second.
 """
 
 from __future__ import annotations
 
 EVERY = 2.0
-"""Least seconds between two questions whether all has been drawn. One that was late is asked with every batch."""
+"""Least seconds between two questions whether all has been drawn; who was late is asked with every batch."""
 
 GRACE = 0.25
 """Seconds that an answer may take before nothing more is sent and the browser counts as late."""

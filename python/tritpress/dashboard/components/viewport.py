@@ -1,5 +1,5 @@
-"""What a page takes from its browser: whether anyone sees it, what it has drawn, room for the sidebar, light or
-dark. What it gives it: the name of its tab."""
+"""What a page takes from its browser: whether anyone sees it, what it has drawn, room for the sidebar, light
+or dark. What it gives it: the name of its tab."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tritpress.dashboard.views.title import PLAIN
 
 
 class Viewport(JSComponent):
-    """Invisible. `visible` is false while the browser tab is hidden; such a page is not kept up to date. `drawn`
-    follows `asked` once all that came before it is drawn."""
+    """Invisible. `visible` is false while the browser tab is hidden; such a page is not kept up to date.
+    `drawn` follows `asked` once all that came before it is drawn."""
 
     visible = param.Boolean(default=True)
     limit = param.Integer(default=BREAKPOINTS["sm"])
@@ -71,7 +71,7 @@ class Viewport(JSComponent):
       model.on("asked", () => {
         const number = model.asked
         const answer = () => { model.drawn = number }
-        // Bokeh draws in the next frame; what is posted from there comes after it. A hidden page has no frames.
+        // Bokeh draws in the next frame; what is posted there comes after it. A hidden page has no frames.
         if (document.visibilityState === "hidden") answer()
         else requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(answer, 0)))
       })
