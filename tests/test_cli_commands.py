@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 
 TESTS = Path(__file__).parent
 FAKE_WORKER = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its jobs in the background ignore it
 sys.path.insert(0, {str(TESTS)!r})
 import runs_helper, tritpress.runs.launch as launch
 launch.worker_command = lambda run: [sys.executable, runs_helper.__file__, str(run.path)]

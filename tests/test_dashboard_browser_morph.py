@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_helpers import wait_for_status
+from browser_helpers import wait_for_status, wait_until
 from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.components.export import FILES
 from tritpress.dashboard.components.html import MORPH
@@ -277,6 +277,17 @@ def focused(page: Any, part: Any) -> bool:
     return bool(page.evaluate(f"(e) => e.isConnected && ({FOCUSED})() === e", part))
 
 
+def by_keyboard(page: Any, part: Any, reached: list[Any]) -> bool:
+    """Whether the keyboard came to that part; what it is, is added. On a page that is still being built it
+    may come to another.
+    """
+    part.focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    reached.append(part.element_handle())
+    return focused(page, reached[-1])
+
+
 def test_the_overview_changes_around_the_reader(page: Any, server: str, runs_dir: Path) -> None:
     def begin(kind: str, count: int) -> bool:
         return (kind, count) == ("layer.finished", 8)
@@ -290,11 +301,9 @@ def test_the_overview_changes_around_the_reader(page: Any, server: str, runs_dir
         at = log.evaluate("(e) => { window.line = e.children[6]; return line.getBoundingClientRect().top }")
         newest = log.locator("li").first.inner_text()
         steps = page.locator('[data-csv="steps"]')
-        steps.focus()
-        page.keyboard.press("Shift+Tab")
-        page.keyboard.press("Tab")
-        held = steps.element_handle()
-        assert focused(page, held)
+        reached: list[Any] = []
+        wait_until(page, lambda: by_keyboard(page, steps, reached), "the keyboard comes to the button")
+        held = reached[-1]
         title = page.locator('[data-step="4"] .title')
         title.evaluate("(e) => getSelection().selectAllChildren(e)")
         chosen = title.evaluate("(e) => e.getRootNode().getSelection().toString()")

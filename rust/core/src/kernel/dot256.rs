@@ -26,9 +26,16 @@ pub trait Dot {
     /// Add one chunk to both halves of a tile: 64 aligned bytes of codes at `p`, 16 activations at `x`.
     unsafe fn chunk(sums: &mut [Sums; 2], p: *const u8, x: *const i8);
 
+    /// The first chunk of a block of at most 128 inputs: sums that start at minus the activations' sum, which
+    /// lies at `offset` (as [`Activations::offsets`]) and at `halves` (as [`Activations::halves`]).
+    unsafe fn first(p: *const u8, x: *const i8, offset: *const i32, halves: *const i32) -> [Sums; 2];
+
     /// Add half a chunk whose codes were taken out of their bytes (the second and fourth times 4): 16 activations
     /// at `x`.
     unsafe fn half_chunk(sums: &mut Sums, codes: [__m256i; 4], x: *const i8);
+
+    /// As [`Dot::half_chunk`], with sums that start as those of [`Dot::first`].
+    unsafe fn half_first(codes: [__m256i; 4], x: *const i8, offset: *const i32, halves: *const i32) -> Sums;
 
     /// `sum` + codes `w` times the four activations in every lane of `x`.
     unsafe fn dot(sum: __m256i, w: __m256i, x: __m256i) -> __m256i;
@@ -112,6 +119,67 @@ impl Dot for Maddubs {
         }
     }
 
+    /// Two additions of each half less than [`Dot::chunk`] and what starts and ends its sums: those with the
+    /// factor 4 start as products, and 8,128 or 16,256 more of the others stay below 32,768 too.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn first(p: *const u8, x: *const i8, _: *const i32, halves: *const i32) -> [Sums; 2] {
+        let (a0, a1, b0, b1);
+        // SAFETY: reads only what the caller promised; writes only the registers named.
+        unsafe {
+            asm!(
+                "vmovdqa {w}, [{p}]",
+                "vmovdqa {v}, [{p} + 32]",
+                "vpbroadcastd {a0}, dword ptr [{halves}]",
+                "vpbroadcastd {x0}, dword ptr [{x}]",
+                "vpbroadcastd {x1}, dword ptr [{x} + 4]",
+                "vpand {m}, {w}, {m0}",
+                "vpand {n}, {v}, {m0}",
+                "vpmaddubsw {m}, {m}, {x0}",
+                "vpmaddubsw {n}, {n}, {x0}",
+                "vpaddw {a1}, {a0}, {n}",
+                "vpaddw {a0}, {a0}, {m}",
+                "vpand {b0}, {w}, {m1}",
+                "vpand {b1}, {v}, {m1}",
+                "vpsrlw {w}, {w}, 4",
+                "vpsrlw {v}, {v}, 4",
+                "vpmaddubsw {b0}, {b0}, {x1}",
+                "vpmaddubsw {b1}, {b1}, {x1}",
+                "vpbroadcastd {x0}, dword ptr [{x} + 8]",
+                "vpbroadcastd {x1}, dword ptr [{x} + 12]",
+                "vpand {m}, {w}, {m0}",
+                "vpand {n}, {v}, {m0}",
+                "vpand {w}, {w}, {m1}",
+                "vpand {v}, {v}, {m1}",
+                "vpmaddubsw {m}, {m}, {x0}",
+                "vpmaddubsw {n}, {n}, {x0}",
+                "vpmaddubsw {w}, {w}, {x1}",
+                "vpmaddubsw {v}, {v}, {x1}",
+                "vpaddw {a0}, {a0}, {m}",
+                "vpaddw {a1}, {a1}, {n}",
+                "vpaddw {b0}, {b0}, {w}",
+                "vpaddw {b1}, {b1}, {v}",
+                p = in(reg) p,
+                x = in(reg) x,
+                halves = in(reg) halves,
+                m0 = in(ymm_reg) _mm256_set1_epi8(0x03),
+                m1 = in(ymm_reg) _mm256_set1_epi8(0x0c),
+                a0 = out(ymm_reg) a0,
+                b0 = out(ymm_reg) b0,
+                a1 = out(ymm_reg) a1,
+                b1 = out(ymm_reg) b1,
+                w = out(ymm_reg) _,
+                v = out(ymm_reg) _,
+                m = out(ymm_reg) _,
+                n = out(ymm_reg) _,
+                x0 = out(ymm_reg) _,
+                x1 = out(ymm_reg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        [Sums { a: a0, b: b0 }, Sums { a: a1, b: b1 }]
+    }
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn half_chunk(sums: &mut Sums, codes: [__m256i; 4], x: *const i8) {
@@ -141,6 +209,40 @@ impl Dot for Maddubs {
                 options(pure, readonly, nostack, preserves_flags),
             );
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn half_first(codes: [__m256i; 4], x: *const i8, _: *const i32, halves: *const i32) -> Sums {
+        let (a, b);
+        // SAFETY: reads only what the caller promised; writes only the registers named.
+        unsafe {
+            asm!(
+                "vpbroadcastd {a}, dword ptr [{halves}]",
+                "vpbroadcastd {t}, dword ptr [{x}]",
+                "vpmaddubsw {t}, {c0}, {t}",
+                "vpaddw {a}, {a}, {t}",
+                "vpbroadcastd {t}, dword ptr [{x} + 4]",
+                "vpmaddubsw {b}, {c1}, {t}",
+                "vpbroadcastd {t}, dword ptr [{x} + 8]",
+                "vpmaddubsw {t}, {c2}, {t}",
+                "vpaddw {a}, {a}, {t}",
+                "vpbroadcastd {t}, dword ptr [{x} + 12]",
+                "vpmaddubsw {t}, {c3}, {t}",
+                "vpaddw {b}, {b}, {t}",
+                x = in(reg) x,
+                halves = in(reg) halves,
+                c0 = in(ymm_reg) codes[0],
+                c1 = in(ymm_reg) codes[1],
+                c2 = in(ymm_reg) codes[2],
+                c3 = in(ymm_reg) codes[3],
+                a = out(ymm_reg) a,
+                b = out(ymm_reg) b,
+                t = out(ymm_reg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        Sums { a, b }
     }
 
     #[inline]
@@ -222,6 +324,18 @@ impl Dot for Vnni {
 
     #[inline]
     #[target_feature(enable = "avx2")]
+    unsafe fn first(p: *const u8, x: *const i8, offset: *const i32, _: *const i32) -> [Sums; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let start = Sums { a: _mm256_set1_epi32(*offset), b: _mm256_setzero_si256() };
+            let mut sums = [start; 2];
+            Self::chunk(&mut sums, p, x);
+            sums
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
     unsafe fn half_chunk(sums: &mut Sums, codes: [__m256i; 4], x: *const i8) {
         // SAFETY: reads only what the caller promised; writes only the registers named.
         unsafe {
@@ -244,6 +358,17 @@ impl Dot for Vnni {
                 t = out(ymm_reg) _,
                 options(pure, readonly, nostack, preserves_flags),
             );
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn half_first(codes: [__m256i; 4], x: *const i8, offset: *const i32, _: *const i32) -> Sums {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums = Sums { a: _mm256_set1_epi32(*offset), b: _mm256_setzero_si256() };
+            Self::half_chunk(&mut sums, codes, x);
+            sums
         }
     }
 

@@ -7,7 +7,9 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
-pub mod avx2;
+mod avx2_many;
+#[cfg(target_arch = "x86_64")]
+mod avx2_one;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 #[cfg(target_arch = "x86_64")]
@@ -167,6 +169,8 @@ pub struct Activations {
     pub q: Vec<i8>,
     /// Minus the sum of each group: what the products of T + 1 start at.
     pub offsets: Vec<i32>,
+    /// Their low halves, the high ones 0: where a row's two 16-bit sums start, of groups of up to 128 inputs.
+    pub halves: Vec<i32>,
     pub scale: f32,
 }
 
@@ -232,13 +236,14 @@ impl Activations {
                 *q = round(x / scale).clamp(-127, 127) as i8;
             }
         }
-        let offsets = match geometry.width {
+        let offsets: Vec<i32> = match geometry.width {
             0 => vec![0; geometry.groups],
             width => {
                 q.chunks_exact(width).map(|group| -group.iter().map(|&v| v as i32).sum::<i32>()).collect()
             }
         };
-        Ok(Activations { q, offsets, scale })
+        let halves = offsets.iter().map(|&offset| offset & 0xffff).collect();
+        Ok(Activations { q, offsets, halves, scale })
     }
 }
 
@@ -261,9 +266,9 @@ pub fn matvec(
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni => avx512_one::matvec::<Mask>(tiles, geometry, x, out, reading),
         #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni => avx2::matvec::<Vnni>(tiles, geometry, x, out, reading),
+        Isa::AvxVnni => avx2_one::matvec::<Vnni>(tiles, geometry, x, out, reading),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::matvec::<Maddubs>(tiles, geometry, x, out, reading),
+        Isa::Avx2 => avx2_one::matvec::<Maddubs>(tiles, geometry, x, out, reading),
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Avx512Gfni | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => unreachable!("not available here"),
         Isa::Amx => unreachable!("takes many tokens"),
@@ -284,6 +289,8 @@ pub struct Batch {
     pub q: Scratch<i8>,
     /// [groups, n], and [`Batch::SPARE_TOKENS`] more.
     pub offsets: Vec<i32>,
+    /// [groups, n], as [`Activations::halves`].
+    pub halves: Vec<i32>,
     /// [n].
     pub scales: Vec<f32>,
     /// Bytes between the codes that are read and those asked for ahead, as in [`Reading`].
@@ -315,8 +322,9 @@ impl Batch {
         spare.fill(0);
         let mut offsets: Vec<i32> =
             (0..geometry.groups).flat_map(|g| tokens.iter().map(move |t| t.offsets[g])).collect();
+        let halves = offsets.iter().map(|&offset| offset & 0xffff).collect();
         offsets.resize(offsets.len() + Self::SPARE_TOKENS, 0);
-        Batch { n, step, q, offsets, scales: tokens.iter().map(|t| t.scale).collect(), ahead }
+        Batch { n, step, q, offsets, halves, scales: tokens.iter().map(|t| t.scale).collect(), ahead }
     }
 }
 
@@ -355,9 +363,9 @@ pub fn matmul(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut 
 fn one_tile(isa: Isa, tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni => avx2::matmul::<Vnni>(tile, geometry, x, out),
+        Isa::AvxVnni => avx2_many::matmul::<Vnni>(tile, geometry, x, out),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::matmul::<Maddubs>(tile, geometry, x, out),
+        Isa::Avx2 => avx2_many::matmul::<Maddubs>(tile, geometry, x, out),
         Isa::Amx | Isa::Avx512Gfni | Isa::Avx512Vnni => unreachable!("takes all tiles at once"),
         #[cfg(not(target_arch = "x86_64"))]
         Isa::AvxVnni | Isa::Avx2 => unreachable!("not available here"),
