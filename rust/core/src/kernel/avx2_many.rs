@@ -28,8 +28,8 @@ pub fn matmul<D: Dot>(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f3
         while t < x.n {
             // As even as can be: 5 tokens are 3 and 2.
             let many = (x.n - t).div_ceil((x.n - t).div_ceil(TOKENS));
-            // Two sets of sums in turn in long groups of few tokens, so that no product waits for the one before.
-            let long = geometry.width > 64;
+            // Two sets of sums in turn in long groups of few tokens, so that no 32-bit product waits for the one before.
+            let long = geometry.width > 64 && D::SHORT > 8;
             match (x.step, many) {
                 (32, 1) => tile_times_few::<D, 32, 1, 1>(tile, geometry, x, t, out),
                 (32, 2) => tile_times_few::<D, 32, 1, 2>(tile, geometry, x, t, out),
