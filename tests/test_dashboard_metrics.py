@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from dashboard_log import write_run
 from tritpress.dashboard.components import twins
+from tritpress.dashboard.components.curves import CurveCard
 from tritpress.dashboard.views import curves, metrics, quality
 from tritpress.events import StateReader, fold, initial_state
 
@@ -120,6 +121,34 @@ def test_smoothing_is_an_average_that_can_be_continued() -> None:
     state = curves.smooth_state(values[:2], 0.5)
     assert curves.smooth(values[2:], 0.5, state)[1] == pytest.approx(found[3])
     assert curves.smooth([4.0] * 50, 0.99)[-1] == pytest.approx(4.0)
+
+
+def test_a_value_between_two_gaps_is_seen() -> None:
+    nan = float("nan")
+    assert curves.lone_points([1, 2, 3, 4, 5], [1.0, nan, 2.0, nan, 3.0]) == ([1, 3, 5], [1.0, 2.0, 3.0])
+    assert curves.lone_points([1, 2, 3, 4], [1.0, 2.0, nan, nan]) == ([], [])
+    assert curves.lone_points([7], [1.0]) == ([7], [1.0]) and curves.lone_points([], []) == ([], [])
+
+
+def test_a_growing_curve_marks_what_its_line_does_not_show() -> None:
+    def chart(y: list[float]) -> curves.Chart:
+        line = curves.Line("loss", "Loss", [float(x) for x in range(len(y))], y)
+        return curves.Chart("loss", "Loss", "Step", "Loss", (line,))
+
+    card, nan, y = CurveCard(), float("nan"), [2.0]
+    card.show(chart(y))
+    series = card.series["loss"]
+
+    def marked() -> list[float]:
+        assert series.lone is not None
+        return list(series.lone.data["x"])
+
+    assert marked() == [0.0], "the first value is no line yet"
+    steps = ((1.9, []), (nan, []), (1.8, [3.0]), (1.7, []), (nan, []), (1.5, [6.0]), (nan, [6.0]))
+    for more, expected in steps:
+        y = [*y, more]
+        card.show(chart(y))
+        assert marked() == expected, y
 
 
 def test_the_twin_of_a_chart_has_its_ends(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tritpress.dashboard.report.charts import pictures
 from tritpress.dashboard.report.facts import Facts, read_facts
 from tritpress.dashboard.report.page import report_html
 from tritpress.dashboard.report.picture import CIVIDIS, Picture, slug
-from tritpress.dashboard.report.svg import number
+from tritpress.dashboard.report.svg import Drawing, number
 from tritpress.dashboard.report.tensor_charts import blocks, worst_tensors
 from tritpress.dashboard.theme import CURRENT, NEUTRAL
 from tritpress.dashboard.views.outputs import zip_words
@@ -135,3 +135,14 @@ def test_what_explodes_stands_at_its_height_and_is_not_called_dead(tmp_path: Pat
     assert labels["q"].endswith(": 500, in the original 1.00, exploding")
     assert labels["v"].endswith(": 0, in the original 1.00, dead")
     assert labels["o"].endswith(": not finite, in the original 1.00")
+
+
+def test_a_path_has_a_dot_for_a_point_between_two_breaks() -> None:
+    nan, drawing = float("nan"), Drawing("A curve", 100, 80)
+    before = len(drawing.parts)
+    drawing.path([(nan, 1), (1, 2), (2, 3), (3, nan), (4, 5), (5, nan), (6, 7), (7, 8)], "#123456")
+    drawing.path([(9, 9)], "#123456", "4 2")
+    drawing.path([(nan, nan)], "#123456")
+    line, *dots = drawing.parts[before:]
+    assert 'd="M1 2L2 3M6 7L7 8"' in line
+    assert [re.findall(r'c[xy]="(\d+)"', dot) for dot in dots] == [["4", "5"], ["9", "9"]]

@@ -19,7 +19,7 @@ from bokeh.models.renderers import GlyphRenderer
 
 from tritpress.dashboard.components.charts import figure, hover, legend
 from tritpress.dashboard.theme import OKABE_ITO
-from tritpress.dashboard.views.curves import Chart, Line, smooth, smooth_state
+from tritpress.dashboard.views.curves import Chart, Line, lone_points, smooth, smooth_state
 
 DASHES = ("solid", "dashed", "dotdash", "dotted")
 
@@ -40,6 +40,9 @@ class _Series:
     source: ColumnDataSource
     raw: GlyphRenderer[Any]
     smoothed: GlyphRenderer[Any] | None
+    lone: ColumnDataSource | None
+    """Values that a line does not show: those between two gaps, and the only one."""
+    gaps: bool = False
     x: list[float] = field(default_factory=list)
     y: list[float] = field(default_factory=list)
     average: tuple[float, float] = (0.0, 0.0)
@@ -100,7 +103,17 @@ class CurveCard:
             series.source.data = {"x": line.x, "y": line.y, "s": smooth(line.y, share)}
             series.average = smooth_state(line.y, share)
             series.replaced = now
+        new = line.y[held:] if grows else line.y
         series.x, series.y = list(line.x), list(line.y)
+        series.gaps = any(value != value for value in new) or (bool(grows) and series.gaps)
+        self._mark_lone(series)
+
+    def _mark_lone(self, series: _Series) -> None:
+        if series.lone is None:
+            return
+        x, y = lone_points(series.x, series.y) if series.gaps or len(series.y) == 1 else ([], [])
+        if x != series.lone.data["x"] or y != series.lone.data["y"]:
+            series.lone.data = {"x": x, "y": y}
 
     def _make(self, chart: Chart, logarithmic: bool) -> None:
         plot = figure(
@@ -128,6 +141,7 @@ class CurveCard:
             source = ColumnDataSource({"x": [], "y": [], "s": []}, name=f"curve:{chart.key}:{line.key}")
             smoothed: GlyphRenderer[Any] | None = None
             raw: GlyphRenderer[Any]
+            lone: ColumnDataSource | None = None
             if line.dots:
                 raw = plot.scatter("x", "y", source=source, size=8, color=colour, marker="diamond")
                 plot.line("x", "y", source=source, line_color=colour, line_width=1.5, line_dash=dash)
@@ -136,7 +150,9 @@ class CurveCard:
                 smoothed = plot.line(
                     "x", "s", source=source, line_color=colour, line_width=2.4, visible=False
                 )
-            self.series[line.key] = _Series(source, raw, smoothed)
+                lone = ColumnDataSource({"x": [], "y": []}, name=f"lone:{chart.key}:{line.key}")
+                plot.scatter("x", "y", source=lone, size=5, color=colour)
+            self.series[line.key] = _Series(source, raw, smoothed, lone)
             items.append((line.title, [raw] if smoothed is None else [smoothed, raw]))
             rows = [(chart.x_label, "@x{0,0.[0]}"), (line.title, "@y{0,0.[0000]}")]
             if "e-" in f"{max((abs(v) for v in line.y if v == v), default=1):e}":

@@ -78,19 +78,26 @@ class Drawing:
         )
 
     def path(self, points: Iterable[tuple[float, float]], stroke: str, dash: str = "") -> None:
-        """A line through the points; NaN breaks it."""
-        text, pen = [], "M"
+        """A line through the points; NaN breaks it, and a point between two breaks is a dot."""
+        pieces: list[list[tuple[float, float]]] = [[]]
         for x, y in points:
-            if x != x or y != y:
-                pen = "M"
-                continue
-            text.append(f"{pen}{number(x)} {number(y)}")
-            pen = "L"
-        dashed = f' stroke-dasharray="{dash}"' if dash else ""
-        self.parts.append(
-            f'<path d="{"".join(text)}" fill="none" stroke="{stroke}" stroke-width="1.6"'
-            f' stroke-linejoin="round"{dashed}/>'
+            if x == x and y == y:
+                pieces[-1].append((x, y))
+            elif pieces[-1]:
+                pieces.append([])
+        lines = "".join(
+            "M" + "L".join(f"{number(x)} {number(y)}" for x, y in piece) for piece in pieces if len(piece) > 1
         )
+        dashed = f' stroke-dasharray="{dash}"' if dash else ""
+        if lines:
+            self.parts.append(
+                f'<path d="{lines}" fill="none" stroke="{stroke}" stroke-width="1.6"'
+                f' stroke-linejoin="round"{dashed}/>'
+            )
+        for piece in pieces:
+            if len(piece) == 1:
+                x, y = map(number, piece[0])
+                self.parts.append(f'<circle cx="{x}" cy="{y}" r="2.2" fill="{stroke}"/>')
 
     def mark(self, x: float, y: float, shape: str, colour: str, size: float = 4.0, label: str = "") -> None:
         """A point as `shape`; `label` is told when the pointer rests on it."""

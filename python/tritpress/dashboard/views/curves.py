@@ -100,6 +100,13 @@ def custom_page(state: State, page: int) -> tuple[slice, int, int]:
     return slice(page * CUSTOM_CHARTS, (page + 1) * CUSTOM_CHARTS), page, pages
 
 
+def lone_points(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The values without a neighbour (NaN is none): a line does not show them."""
+    known = [False, *(value == value for value in y), False]
+    found = [i for i in range(len(y)) if known[i + 1] and not known[i] and not known[i + 2]]
+    return [x[i] for i in found], [y[i] for i in found]
+
+
 def smooth(values: Sequence[float], share: float, before: tuple[float, float] = (0.0, 0.0)) -> list[float]:
     """Exponential moving average in which each value weighs `1 - share` of the rest; NaN is passed over.
 
