@@ -96,8 +96,8 @@ class Drawing:
             )
         for piece in pieces:
             if len(piece) == 1:
-                x, y = map(number, piece[0])
-                self.parts.append(f'<circle cx="{x}" cy="{y}" r="2.2" fill="{stroke}"/>')
+                at = f'cx="{number(piece[0][0])}" cy="{number(piece[0][1])}"'
+                self.parts.append(f'<circle {at} r="2.2" fill="{stroke}"/>')
 
     def mark(self, x: float, y: float, shape: str, colour: str, size: float = 4.0, label: str = "") -> None:
         """A point as `shape`; `label` is told when the pointer rests on it."""
