@@ -30,6 +30,20 @@ def test_what_suits_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         folders.choose([tmp_path / "nowhere"], runs, loopback=True)
 
 
+def test_a_bare_server_where_people_sign_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import panel as pn
+
+    here, runs = tmp_path / "here", tmp_path / "runs"
+    for folder in (here, runs, tmp_path / "elsewhere"):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("TRITPRESS_RUNS", str(runs))
+    assert folders.refusal(tmp_path / "elsewhere") is None, "it acts over loopback alone"
+    monkeypatch.setattr(pn.config, "cookie_secret", "a secret")
+    assert folders.refusal(here / "model") is None and folders.refusal(runs / "x") is None
+    assert "lies outside the folders" in str(folders.refusal(tmp_path / "elsewhere"))
+
+
 def test_paths_outside_are_refused(inside: Path) -> None:
     (inside / "notes.txt").write_text("text", encoding="utf-8")
     outside = inside.parent / "elsewhere"

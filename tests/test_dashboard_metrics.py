@@ -130,25 +130,37 @@ def test_a_value_between_two_gaps_is_seen() -> None:
     assert curves.lone_points([7], [1.0]) == ([7], [1.0]) and curves.lone_points([], []) == ([], [])
 
 
-def test_a_growing_curve_marks_what_its_line_does_not_show() -> None:
-    def chart(y: list[float]) -> curves.Chart:
-        line = curves.Line("loss", "Loss", [float(x) for x in range(len(y))], y)
-        return curves.Chart("loss", "Loss", "Step", "Loss", (line,))
+def test_a_growing_curve_marks_what_its_line_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = initial_state("r")
+    tell(state, "run.started", 0.0)
 
-    card, nan, y = CurveCard(), float("nan"), [2.0]
-    card.show(chart(y))
-    series = card.series["loss"]
+    def chart(value: float | None) -> curves.Chart:
+        """With that value of a metric at the end."""
+        tell(state, "metric", float(len(state["metrics"].get("m", ()))), name="m", value=value)
+        return curves.custom_charts(state)[0]
+
+    card = CurveCard()
+    card.show(chart(2.0))
+    (series,) = card.series.values()
+    streamed: list[int] = []
+    stream = series.source.stream
+
+    def counted(columns: Any, *more: Any, **given: Any) -> None:
+        streamed.append(len(columns["x"]))
+        stream(columns, *more, **given)
+
+    monkeypatch.setattr(type(series.source), "stream", lambda source, columns: counted(columns))
 
     def marked() -> list[float]:
         assert series.lone is not None
-        return list(series.lone.data["x"])
+        return list(series.lone.data["y"])
 
-    assert marked() == [0.0], "the first value is no line yet"
-    steps = ((1.9, []), (nan, []), (1.8, [3.0]), (1.7, []), (nan, []), (1.5, [6.0]), (nan, [6.0]))
+    assert marked() == [2.0], "the first value is no line yet"
+    steps = ((1.9, []), (None, []), (1.8, [1.8]), (1.7, []), (None, []), (1.5, [1.5]), (None, [1.5]))
     for more, expected in steps:
-        y = [*y, more]
-        card.show(chart(y))
-        assert marked() == expected, y
+        card.show(chart(more))
+        assert marked() == expected, more
+    assert streamed == [1] * len(steps), "never sent whole again"
 
 
 def test_the_twin_of_a_chart_has_its_ends(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from server_helper import TOKEN, ask, port_and_log, refusal, serve_command, serv
 from tritpress.client import Client, Pusher, progress_callback
 from tritpress.client.http import Server
 from tritpress.config import CompressionConfig
-from tritpress.dashboard.api.checks import check_characters, check_event, matches
+from tritpress.dashboard.api.checks import check_event, check_values, matches
 from tritpress.errors import UsageError
 from tritpress.events import StateReader, fold, initial_state, load_snapshot
 from tritpress.events.reader import EventReader
@@ -75,8 +75,24 @@ def test_what_is_an_event() -> None:
     assert fields["config"] == CompressionConfig(planes=2).model_dump()
     assert matches(3, float) and matches(None, float) and not matches(True, int) and not matches(1.0, int)
     with pytest.raises(UsageError, match="surrogate"):
-        check_characters({"events": [{"message": "half \ud83d"}]})
-    check_characters({"events": [{"message": "whole \U0001f600"}]})
+        check_values({"events": [{"message": "half \ud83d"}]})
+    check_values({"events": [{"message": "whole \U0001f600"}]})
+
+
+def test_numbers_that_are_none() -> None:
+    for number in (10**400, 1 << 63, -(1 << 63)):
+        with pytest.raises(UsageError, match="beyond 64 bits"):
+            check_values({"events": [{"figures": {"ratio_file": [number]}}]})
+    check_values({"events": [{"name": "1" * 400, "value": (1 << 63) - 1}]})
+
+
+def test_a_run_keeps_no_more_of_a_kind_whatever_the_number_of_pushes() -> None:
+    state, coming = initial_state(), {}
+    for i in range(1000):
+        check_event({"seq": i + 1, "type": "metric", "name": f"m{i}", "value": 1.0}, state, coming)
+    check_event({"seq": 1001, "type": "metric", "name": "m7", "value": 1.0}, state, coming)
+    with pytest.raises(UsageError, match="at most 1,000"):
+        check_event({"seq": 1002, "type": "metric", "name": "one more", "value": 1.0}, state, coming)
 
 
 def push(port: int, run_id: str, events: list[Any], source: str = "the first sender", **more: Any) -> Any:
@@ -87,6 +103,19 @@ def push(port: int, run_id: str, events: list[Any], source: str = "the first sen
 
 def metric(seq: int, value: float = 0.5, **more: Any) -> dict[str, Any]:
     return {"seq": seq, "type": "metric", "name": "loss", "value": value, **more}
+
+
+def test_nothing_stays_of_a_run_whose_first_push_is_refused(port: int, runs: Path) -> None:
+    for name, events, more, expected in (
+        ("gap", [metric(2)], {}, 409),
+        ("config", [metric(1)], {"config": {"planes": 77}}, 400),
+        ("event", [metric(1), {"seq": 2, "type": "gate"}], {}, 400),
+        ("number", [metric(1, value=10**30)], {}, 400),
+    ):
+        assert push(port, name, events, **more)[0] == expected, name
+        assert not (runs / name).exists(), name
+        assert push(port, name, [metric(1)])[0] == 200, "the name is free"
+        assert push(port, name, [metric(3)])[0] == 409 and (runs / name / "run.json").is_file()
 
 
 def test_a_pushed_run(client: Client, runs: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_log import events, make_run
+from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.components.toasts import Toasts
 from tritpress.dashboard.presets import (
     BUILT_IN,
@@ -261,3 +261,17 @@ def test_a_page_that_only_shows_keeps_no_presets(tmp_path: Path) -> None:
     assert sidebar.preset_save.disabled
     sidebar._change_presets(sidebar._save_preset)
     assert told(session.toasts) == [("error", "Sign in first.")] and not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("odd", ["²", "1" * 5000, "-1", "0", "1e3", "nan", "", " 2", "٣"])
+def test_a_link_with_odd_numbers_opens_the_plain_view(tmp_path: Path, odd: str) -> None:
+    write_run(tmp_path, "a-run")
+    store = RunStore(tmp_path)
+    store.refresh_list()
+    session = Session(store)
+    session.open("a-run")
+    keys = ("page", "layer", "metrics", "smooth", "threshold", "sparsity", "x", "sort", "order", "state", "twin")
+    for tab in session.tabs:
+        tab.go(dict.fromkeys(keys, odd))
+        session.shown_tabs.active = session.tabs.index(tab)
+        assert tab.built and isinstance(tab.query(), dict)

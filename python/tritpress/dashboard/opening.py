@@ -128,14 +128,13 @@ class Opening(DocHandler):
         spare = self.spare
         self.appearance = "dark" if self.get_cookie(APPEARANCE) == "dark" else ""
         spare.wanted = self.appearance
-        feed, shown = self._shell()
         self.sent = self.known.get(self.appearance)
-        self.shown = shown
+        feed, self.shown = self._shell()
         try:
             if self.sent is not None:
                 self.set_header("Content-Type", "text/html; charset=UTF-8")
                 self.set_header("Cache-Control", "no-store")
-                super().write(self.sent[0] + shown)
+                super().write(self.sent[0] + self.shown)
                 await self.flush()
                 super().write(self.sent[1])
                 await self.flush()
@@ -177,7 +176,12 @@ class Opening(DocHandler):
         run = self.get_query_argument("run", "").partition(",")[0]
         feed = self.store.open(run) if run else None
         tab = self.get_query_argument("tab", default_tab(feed is not None))
-        return feed, str(shell(feed, tab, self.store.runs, self.appearance == "dark"))
+        dark = self.appearance == "dark"
+        try:
+            return feed, str(shell(feed, tab, self.store.runs, dark))
+        except Exception:  # the page itself may still open
+            log.exception("what is shown of %s first could not be made", run or "the runs")
+            return feed, str(shell(None, tab, [], dark))
 
 
 FAILED = """<script>

@@ -12,8 +12,10 @@ EVERY = 2.0
 GRACE = 0.25
 """Seconds that an answer may take before nothing more is sent and the browser counts as late."""
 
-LOST = 10.0
-"""Seconds after which no answer is waited for: a browser may have stopped drawing without saying so."""
+LOST, LONGEST = 10.0, 80.0
+"""Seconds after which no answer is waited for: a browser may have stopped drawing without saying so. Doubled
+with each that does not come, up to the latter.
+"""
 
 
 class Pacing:
@@ -23,18 +25,23 @@ class Pacing:
         self.number = 0
         self.asked = self.sent = float("-inf")
         self.waiting = self.late = False
+        self.patience = LOST
 
-    def may_send(self, now: float, least: float) -> bool:
-        """`least`: seconds between two batches for a browser that keeps up."""
-        if self.waiting and (0.0 if self.late else GRACE) < now - self.asked < LOST:
+    def may_send(self, now: float, least: float, urgent: bool = False) -> bool:
+        """`least`: seconds between two batches for a browser that keeps up. `urgent`: someone waits for what
+        comes, it is not held back.
+        """
+        if self.waiting and not urgent and (0.0 if self.late else GRACE) < now - self.asked < self.patience:
             return False
         return now - self.sent >= least
 
     def question(self, now: float) -> int | None:
         """A batch is sent: the number that its browser answers with once it is drawn, None when not asked."""
         self.sent = now
-        if now - self.asked < (LOST if self.waiting else 0.0 if self.late else EVERY):
+        if now - self.asked < (self.patience if self.waiting else 0.0 if self.late else EVERY):
             return None
+        if self.waiting:
+            self.patience = min(2 * self.patience, LONGEST)
         self.number += 1
         self.asked, self.waiting = now, True
         return self.number
@@ -42,4 +49,7 @@ class Pacing:
     def answer(self, number: int, now: float) -> None:
         """The browser has drawn all up to this question."""
         if number == self.number:
-            self.waiting, self.late = False, now - self.asked > GRACE
+            took = now - self.asked
+            self.waiting, self.late, self.patience = False, took > GRACE, min(max(LOST, 2 * took), LONGEST)
+        else:  # of one that was no longer waited for
+            self.late = True

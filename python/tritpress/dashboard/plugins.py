@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,7 +144,7 @@ def curve_chart(chart: Chart, key: str) -> curves.Chart:
     """A plug-in's chart as the page draws its own; thinned to what a browser is sent."""
     lines = []
     for number, (title, points) in enumerate(chart.lines.items()):
-        pairs = [(float(x), float(y) if fig.known(y) else float("nan")) for x, y in points if fig.known(x)]
+        pairs = [(float(x), float(y) if fig.known(y) else math.nan) for x, y in points if fig.known(x)]
         kept = curves.downsample([y for _, y in pairs], curves.POINTS)
         lines.append(
             curves.Line(f"line{number}", str(title), [pairs[i][0] for i in kept], [pairs[i][1] for i in kept])

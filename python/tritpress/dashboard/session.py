@@ -182,7 +182,7 @@ class Session:
 
     def beat(self) -> None:
         """Tick, unless the last one was too near or is not drawn yet."""
-        if self.pacing.may_send(time.monotonic(), self.store.pace):
+        if self.pacing.may_send(time.monotonic(), self.store.pace, self.steering.busy):
             self.tick()
 
     def _drawn(self, event: Any) -> None:

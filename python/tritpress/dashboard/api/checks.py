@@ -17,6 +17,9 @@ EVENT_SIZE = 1 << 20
 
 TYPE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*", re.ASCII)
 
+LONG = re.compile(r"[0-9]{19}")
+"""Digits of a whole number that may be beyond 64 bits."""
+
 NAME = 300
 """Characters of a name of a tensor, a metric, a gate."""
 
@@ -61,8 +64,13 @@ LOCAL = {"out": "remote_out", "report": "remote_report", "pid": "remote_pid", "h
 """Fields that would name something of this machine: kept under another name."""
 
 
-def check_event(event: Any, state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(type, fields without the common ones) of a pushed event. Raises `UsageError` in one sentence."""
+def check_event(
+    event: Any, state: dict[str, Any], coming: dict[str, set[Any]] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """(type, fields without the common ones) of a pushed event. Raises `UsageError` in one sentence.
+
+    `coming`: what the events before it in the same push add to the state, which this one is added to.
+    """
     kind = event["type"]
     what = f"event {event['seq']} ({kind[:40]!r})"
     if not TYPE.fullmatch(kind) or len(kind) > 100:
@@ -84,8 +92,11 @@ def check_event(event: Any, state: dict[str, Any]) -> tuple[str, dict[str, Any]]
         raise UsageError(f"{what}: a name has at most {NAME} characters")
     if kind in CAPS:
         place, field, most = CAPS[kind]
-        if fields[field] not in state[place] and len(state[place]) >= most:
-            raise UsageError(f"{what}: a run keeps at most {most:,} of these")
+        new = set() if coming is None else coming.setdefault(place, set())
+        if fields[field] not in state[place] and fields[field] not in new:
+            new.add(fields[field])
+            if len(state[place]) + len(new) > most:
+                raise UsageError(f"{what}: a run keeps at most {most:,} of these")
     if isinstance(fields.get("config"), dict):
         fields["config"] = check_config(fields["config"])
     return kind, fields
@@ -101,9 +112,12 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
     return make_config(known).model_dump() if known else {}
 
 
-def check_characters(value: Any) -> None:
-    """Raises `UsageError` when some text in `value` is no text (half of a surrogate pair)."""
-    if "\\ud" in encode(value):  # rare enough to look closer only then
+def check_values(value: Any) -> None:
+    """Raises `UsageError` when some text in `value` is no text (half of a surrogate pair), or some whole
+    number is beyond 64 bits.
+    """
+    text = encode(value)
+    if "\\ud" in text or LONG.search(text):  # rare enough to look closer only then
         _whole(value)
 
 
@@ -150,6 +164,8 @@ def _whole(value: Any) -> None:
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise UsageError("a text holds half of a surrogate pair, which is no character") from None
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        raise UsageError(f"the whole number {str(value)[:24]}… is beyond 64 bits")
     elif isinstance(value, dict):
         for key, item in value.items():
             _whole(key)

@@ -7,13 +7,14 @@ a push can be repeated after a lost answer, over restarts of this server too; a 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from tritpress.dashboard.api.checks import EVENT_SIZE, check_characters, check_config, check_event
+from tritpress.dashboard.api.checks import EVENT_SIZE, check_config, check_event, check_values
 from tritpress.dashboard.api.errors import ApiError
 from tritpress.errors import UsageError
 from tritpress.events.reader import StateReader
@@ -45,27 +46,39 @@ def push(runs_dir: Path, run_id: str, body: dict[str, Any]) -> dict[str, Any]:
     """
     check_run_id(run_id)
     _check_body(body)
-    check_characters(body)
+    check_values(body)
     run = RunDirectory(runs_dir / run_id)
     with _lock:
         one_at_a_time = _locks.setdefault(run.path, threading.Lock())
     with one_at_a_time:
         with _lock:
             log = _logs.pop(run.path, None)
-        if log is None or not run.run_json.is_file():
-            log = PushedLog(run, body)
-        # A log that raised is not kept: what is on disk counts, and the next push begins from there.
+        made = not run.path.exists()
         try:
-            answer = log.take(body)
-        except OSError as error:
-            raise ApiError(507, f"the events could not be kept: {error.strerror or error}") from None
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"the events cannot be folded into a run's state: {error!r}") from None
+            answer, log = _take(log, run, body)
+        except BaseException:
+            if made:  # of a run whose first push is refused nothing stays
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
         with _lock:
             _logs[run.path] = log
             while len(_logs) > OPEN_LOGS:
                 _logs.popitem(last=False)
     return answer
+
+
+def _take(
+    log: PushedLog | None, run: RunDirectory, body: dict[str, Any]
+) -> tuple[dict[str, Any], PushedLog]:
+    if log is None or not run.run_json.is_file():
+        log = PushedLog(run, body)
+    # A log that raised is not kept: what is on disk counts, and the next push begins from there.
+    try:
+        return log.take(body), log
+    except OSError as error:
+        raise ApiError(507, f"the events could not be kept: {error.strerror or error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"the events cannot be folded into a run's state: {error!r}") from None
 
 
 class PushedLog:
@@ -128,7 +141,8 @@ class PushedLog:
                     409, f"event {expected} is missing: {event['seq']} came in its place", expected=expected
                 )
         # All are looked at before any is taken: a push counts whole or not at all.
-        checked = [check_event(event, self.state) for event in fresh]
+        coming: dict[str, set[Any]] = {}
+        checked = [check_event(event, self.state, coming) for event in fresh]
         lines: list[bytes] = []
         changes: dict[str, Any] = {}
         for event, (kind, fields) in zip(fresh, checked):

@@ -138,6 +138,7 @@ const chart_rows = (model) => {
   for (const renderer of model.renderers) {
     const source = renderer.data_source
     if (!source || !source.data || renderer.visible === false) continue
+    if ((source.name || "").startsWith("lone:")) continue  // values of the line that it does not show
     let group = groups.find((one) => one.source === source)
     if (!group) groups.push(group = { source, used: new Set(), style: new Set(), label: renderer.name || "" })
     if (renderer.glyph.type === "Image") group.picture = renderer.glyph

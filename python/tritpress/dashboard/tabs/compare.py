@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -30,6 +31,9 @@ from tritpress.dashboard.views.curves import twin_caption
 from tritpress.dashboard.views.runs import OLDER, run_options
 from tritpress.runs.comparison import LEAST, MOST, Side
 
+COMPARE_EVERY = 1.0
+"""Least seconds between two comparisons of runs at work: all their curves are looked through each time."""
+
 
 class Compare(Tab):
     key = "compare"
@@ -41,6 +45,7 @@ class Compare(Tab):
         self.feeds: dict[str, Feed] = {}
         self.versions: dict[str, int] = {}
         self.listed = -1
+        self.compared = float("-inf")
         self.watching = False
 
     def forget(self) -> None:
@@ -53,6 +58,8 @@ class Compare(Tab):
             return False
         if self.page.store.list_version != self.listed or tuple(self.page.runs) != self.ids:
             return True
+        if time.monotonic() - self.compared < COMPARE_EVERY:
+            return False
         return any(feed.version != self.versions.get(run) for run, feed in self.feeds.items())
 
     def take_up(self) -> None:
@@ -76,6 +83,7 @@ class Compare(Tab):
                 self.gates.pane]  # fmt: skip
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
+        self.compared = time.monotonic()
         self._open(tuple(self.page.runs))
         self._fill_picker()
         sides = self._sides()

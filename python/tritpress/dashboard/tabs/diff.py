@@ -16,6 +16,7 @@ from tritpress.dashboard.components.sorttable import SortTable
 from tritpress.dashboard.report.facts import file_name
 from tritpress.dashboard.report.tables import csv_text
 from tritpress.dashboard.tabs.base import Shown, Tab
+from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.diff import COLUMNS, diff_list, diff_page, page_holding, tensor_view
 from tritpress.dashboard.views.ending import broke_off, over
 from tritpress.dashboard.views.status import status_of
@@ -63,7 +64,7 @@ class Diff(Tab):
         self.sort = sort if sort in SORTS else "error"
         self.descending = SORTS[self.sort] != (reverse == "reverse")
         page = query.get("page", "")
-        self.number = max(int(page) - 1, 0) if page.isdecimal() and len(page) < 8 else 0
+        self.number = max((fig.whole(page) or 1) - 1, 0)
         self.search, self.chosen = query.get("find", "")[:200], query.get("tensor", "")[:500]
         if self.built:
             self._quietly(self.find, value=self.search, value_input=self.search)

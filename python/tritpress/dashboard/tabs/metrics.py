@@ -16,6 +16,7 @@ from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.plugins import plugin_charts
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views import curves
+from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.metrics import COLUMNS, Row, curve_words, reasons, table
 from tritpress.dashboard.views.status import headline
 
@@ -71,7 +72,7 @@ class Metrics(Tab):
             self.share = 0.0
         self.logarithmic, self.as_tables = query.get("log") == "1", query.get("twin") == "1"
         part = query.get("metrics", "")
-        self.part = max(int(part) - 1, 0) if part.isascii() and part.isdigit() and len(part) < 7 else 0
+        self.part = max((fig.whole(part) or 1) - 1, 0)
         if self.built:
             self._set_controls()
 

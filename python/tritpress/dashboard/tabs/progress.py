@@ -13,6 +13,7 @@ from tritpress.dashboard.components.html import Fragment, Markup, empty
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.tabs.base import CLOCK, WORDS_EVERY, Shown, Tab
 from tritpress.dashboard.tabs.progress_parts import Parts, legend, now_bar, table_twin, where_words
+from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.ending import broke_off
 from tritpress.dashboard.views.layer import Found, layer_view, look_through, look_up, place_words
 from tritpress.dashboard.views.progress import (
@@ -96,10 +97,9 @@ class Progress(Tab):
         self.shade = query.get("colour", "") if query.get("colour") in SHADES else "ratio"
         self.tensor = query.get("tensor", "")
         self.looked_at, self.placed, self.moved = None, False, False
-        self.layer = int(layer) if layer.isdecimal() and len(layer) < 7 else None
-        named = page.isdecimal() and len(page) < 7
-        self.follow = not (named or self.layer is not None or self.tensor)
-        self.number = max(int(page) - 1, 0) if named else -1  # -1: where the layer or tensor lies
+        self.layer, number = fig.whole(layer), fig.whole(page)
+        self.follow = not (number is not None or self.layer is not None or self.tensor)
+        self.number = max(number - 1, 0) if number is not None else -1  # -1: where the layer or tensor lies
 
     def forget(self) -> None:
         super().forget()

@@ -15,6 +15,7 @@ from tritpress.dashboard.components.html import Fragment, Markup, empty, join, p
 from tritpress.dashboard.context import PageContext
 from tritpress.dashboard.plugins import plugin_cards
 from tritpress.dashboard.tabs.base import Shown, Tab
+from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views import quality
 from tritpress.dashboard.views.ending import over
 from tritpress.dashboard.views.quality import TONES, GateCard, GradientPage
@@ -52,7 +53,7 @@ class Quality(Tab):
 
     def go(self, query: Mapping[str, str]) -> None:
         page = query.get("page", "")
-        self.wanted = int(page) - 1 if page.isdigit() and 1 <= int(page) < 10_000 else 0
+        self.wanted = max((fig.whole(page) or 1) - 1, 0)
         self.as_table = query.get("twin") == "1"
         if self.built:
             self._set_switch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -173,7 +174,7 @@ def _named(point: Sequence[Any]) -> dict[str, Any]:
 def _x_of(point: dict[str, Any], axis: str, started: float | None) -> float:
     if axis == "time":
         t = _number(point.get("t"))
-        return (t - started) / 60 if started is not None else float("nan")
+        return (t - started) / 60 if started is not None else math.nan
     return _number(point.get(axis))
 
 
@@ -182,4 +183,4 @@ def _x_words(x: float) -> str:
 
 
 def _number(value: Any) -> float:
-    return float(value) if fig.known(value) else float("nan")
+    return float(value) if fig.known(value) else math.nan

@@ -11,7 +11,17 @@ NOTHING = "–"
 
 def known(value: object) -> TypeGuard[int | float]:
     """Whether `value` is a number that can be shown (not None, NaN, infinite or a truth value)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
+
+
+def whole(text: str) -> int | None:
+    """The whole number, below a million, that a link gives; None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
 
 
 def significant(value: float | None, digits: int = 3) -> str:
