@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tritpress.config import CompressionConfig
 from tritpress.dashboard import folders
+from tritpress.dashboard.views import checks
 from tritpress.dashboard.views.checks import check_model, check_text
 from tritpress.errors import UsageError
 from tritpress.reference import reference_model_path
@@ -57,6 +58,22 @@ def test_paths_outside_are_refused(inside: Path) -> None:
     assert folders.refused(str(inside), CompressionConfig(text=["self"])) is None
     assert folders.refused(str(inside), CompressionConfig(text=[str(outside)])) is not None
     assert folders.refused(str(inside), CompressionConfig(plan=str(outside / "plan.json"))) is not None
+
+
+def test_large_folders_of_text_are_not_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(30):
+        (tmp_path / f"{i:02}").mkdir()
+    assert not check_text([str(tmp_path)], reference=False).ok
+    for i in range(10, 30):
+        (tmp_path / f"{i:02}" / "notes.txt").write_text("text", encoding="utf-8")
+    assert check_text([str(tmp_path)], reference=False).words.startswith("20 files")
+    monkeypatch.setattr(checks, "SECONDS", -1.0)
+    told = check_text([str(tmp_path)], reference=False)
+    assert told.ok and told.words.startswith("Large folders: no text among the first files")
+    (tmp_path / "more.txt").write_text("text", encoding="utf-8")
+    assert check_text([str(tmp_path)], reference=False).words.startswith("more than 1 file")
 
 
 def test_the_sidebar_says_nothing_of_what_lies_outside(inside: Path) -> None:

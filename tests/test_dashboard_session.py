@@ -270,8 +270,26 @@ def test_a_link_with_odd_numbers_opens_the_plain_view(tmp_path: Path, odd: str) 
     store.refresh_list()
     session = Session(store)
     session.open("a-run")
-    keys = ("page", "layer", "metrics", "smooth", "threshold", "sparsity", "x", "sort", "order", "state", "twin")
+    keys = ("page", "layer", "metrics", "smooth", "threshold", "sparsity", "x", "sort", "order", "state")
     for tab in session.tabs:
         tab.go(dict.fromkeys(keys, odd))
         session.shown_tabs.active = session.tabs.index(tab)
         assert tab.built and isinstance(tab.query(), dict)
+
+
+def test_a_tab_that_breaks_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "a-run")
+    store = RunStore(tmp_path)
+    store.refresh_list()
+    session = Session(store)
+    session.open("a-run")
+
+    def fails(*given: object) -> None:
+        raise KeyError("a figure")
+
+    monkeypatch.setattr(type(session.tab), "update", fails)
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            session.refresh(everything=True)
+    broken = [message for _, message in told(session.toasts) if "could not be brought up to date" in message]
+    assert len(broken) == 1 and broken[0].startswith(session.tab.title)

@@ -57,6 +57,7 @@ class Session:
         self.visible = True
         self.clock = self.told = 0.0
         self.pacing = Pacing()
+        self.broken: set[tuple[str, str]] = set()
         self.untold = False
         self.joined = False
         self.standing: tuple[str, str, bool] | None = None
@@ -246,8 +247,20 @@ class Session:
         if changed is not None:
             changed |= ({CLOCK} if clock else set()) | ({"runs"} if list_changed else set())
         if changed is None or changed:
-            tab.refresh(shown_of(feed), changed)
+            try:
+                tab.refresh(shown_of(feed), changed)
+            except Exception:
+                self._tell_broken(tab)
+                raise  # to the server's log
         tab.seen = version if feed is not None else -2
+
+    def _tell_broken(self, tab: Tab) -> None:
+        """Say once for each run that a tab does not show what came."""
+        which = (tab.key, self.feed.id if self.feed is not None else "")
+        if which not in self.broken:
+            self.broken.add(which)
+            why = "could not be brought up to date and may be old: the server's output says why."
+            self.toasts.show("bad", f"{tab.title} {why}")
 
     def _tell_alerts(self) -> None:
         """Those that came since the last look, of whichever run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from tritpress.dashboard.views import figures as fig
 from tritpress.errors import TritpressError
 
 FILES_LOOKED_AT = 5000
+
+SECONDS = 0.15
+"""How long folders of text are looked through at most."""
 """A folder of more text files is not counted to its end while someone types."""
 
 
@@ -78,31 +82,37 @@ def check_text(paths: Sequence[str], reference: bool) -> TextCheck:
         )
     if list(paths) == [SELF_TEXT]:
         return TextCheck(True, "The model writes its own text first.")
-    files, size = 0, 0
+    files, size, whole = 0, 0, True
+    until = time.monotonic() + SECONDS
     for path in paths:
         if (why := refusal(path)) is not None:
             return TextCheck(False, why)
         found = Path(path).expanduser()
         if not found.exists():
             return TextCheck(False, f"There is no text at {path}.")
-        inside = _text_files(found)
-        if not inside:
+        inside, all_seen = _text_files(found, until)
+        whole = whole and all_seen
+        if not inside and all_seen:
             from tritpress.text import SUFFIXES
 
             *most, last = SUFFIXES
             return TextCheck(False, f"{path} holds no {', '.join(most)} or {last} file.")
         files += len(inside)
         size += sum(inside)
-    more = "more than " if files >= FILES_LOOKED_AT else ""
+    if not whole and not files:
+        return TextCheck(True, "Large folders: no text among the first files; the run looks through all.")
+    more = "" if whole else "more than "
     return TextCheck(True, f"{more}{fig.plural(files, 'file')} · {fig.size(size)}")
 
 
-def _text_files(root: Path) -> list[int]:
-    """Sizes of the text files below `root`, or of `root` itself."""
+def _text_files(root: Path, until: float) -> tuple[list[int], bool]:
+    """Sizes of the text files below `root`, or of `root` itself; whether these are all. The server answers
+    nobody meanwhile, so that it stops looking at `until`.
+    """
     from tritpress.text import SUFFIXES
 
     if root.is_file():
-        return [root.stat().st_size]
+        return [root.stat().st_size], True
     found: list[int] = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -112,6 +122,6 @@ def _text_files(root: Path) -> list[int]:
                     found.append(os.stat(os.path.join(folder, name)).st_size)
                 except OSError:
                     continue
-        if len(found) >= FILES_LOOKED_AT:
-            break
-    return found
+        if len(found) >= FILES_LOOKED_AT or time.monotonic() > until:
+            return found, False
+    return found, True
