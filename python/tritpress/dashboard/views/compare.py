@@ -15,6 +15,7 @@ from tritpress.dashboard.views.curves import (
     Chart,
     Line,
     custom_charts,
+    lone_points,
     training_charts,
 )
 from tritpress.dashboard.views.ending import over
@@ -242,11 +243,5 @@ def metrics_left_out(sides: Sequence[Side]) -> int:
 
 def _overlay(key: str, title: str, y_label: str, x_label: str, found: Sequence[Line | None]) -> Overlay:
     lines = tuple((tuple(line.x), tuple(line.y)) if line is not None else ((), ()) for line in found)
-    few = any(line is not None and (line.dots or _alone(line.y)) for line in found)
+    few = any(line is not None and (line.dots or lone_points(line.x, line.y)[0]) for line in found)
     return Overlay(key, title, x_label, y_label, lines, few)
-
-
-def _alone(values: Sequence[float]) -> bool:
-    """Whether some value has none beside it: no line is drawn to it."""
-    there = [False, *(value == value for value in values), False]
-    return any(one and not (before or after) for before, one, after in zip(there, there[1:], there[2:]))
