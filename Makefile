@@ -27,10 +27,16 @@ test: setup chromium  ## Rust tests, Python tests, browser tests
 	cargo test --workspace --locked --quiet
 	$(BIN)/python -m pytest -q -m "not slow and not cuda" -n 2 --dist loadfile
 
+# The table is of the same run as the file.
+BENCH_TABLE := import json, sys; \
+  from tritpress.console.shell import console; \
+  from tritpress.console.tables import print_bench; \
+  print_bench(console(), sys.argv[1], json.load(open(sys.argv[2])))
 bench: setup  ## this machine's limits and the kernels beside torch, as JSON under benches/results
 	@mkdir -p benches/results
 	@for name in matvec matmul pack generate; do \
-	  $(BIN)/tritpress bench $$name --json > benches/results/$$name.json && $(BIN)/tritpress bench $$name || exit $$?; done
+	  $(BIN)/tritpress bench $$name --json > benches/results/$$name.json && \
+	  $(BIN)/python -c '$(BENCH_TABLE)' $$name benches/results/$$name.json || exit $$?; done
 
 lint: setup  ## ruff, mypy, rustfmt, clippy; the Rust benches and fuzz targets compile
 	$(BIN)/ruff check python tests benches dashboard

@@ -67,7 +67,7 @@ def check(row: dict[str, Any]) -> None:
     assert tuple(row)[: len(bench_rows.KEYS)] == bench_rows.KEYS and set(bench_rows.KEYS) == KEYS
     empty = {key for key in KEYS if row[key] is None} - {"torch_us", "ratio_torch"}
     assert empty == NULL[row["op"]], row
-    few = _core.isa() == "amx" and row["op"] in ("matvec", "matmul") and row["n"] < 5
+    few = _core.isa() == "amx" and row["n"] is not None and row["n"] < (6 if row["format"] == "1.6bit" else 5)
     assert row["us"] > 0 and row["format"] in ("2bit", "1.6bit")
     assert row["isa"] == ("avx512gfni" if few else _core.isa())
     if row["floor_us"] is not None:

@@ -142,6 +142,10 @@ def test_bad_activations_are_refused():
         assert words in str(error.value)
     with pytest.raises(_core.CoreError, match="row 1 of x"):
         matrix.matmul(np.array([[0] * 5, [np.inf] * 5], np.float32))
+    for isa_for in (matrix.isa_for, _core.isa_for):
+        assert isa_for(0) == isa_for(1)
+        with pytest.raises(_core.CoreError, match="n must not be negative"):
+            isa_for(-1)
     with pytest.raises(_core.CoreError, match="threads"):
         matrix.matvec(np.zeros(5, np.float32), threads=-1)
 
@@ -155,7 +159,7 @@ for group_size, form in ((0, "2bit"), (64, "2bit"), (0, "1.6bit"), (64, "1.6bit"
     scales = rng.random((2, 50, -(-400 // group_size) if group_size else 1)).astype(np.float16)
     matrix = _core.PackedMatrix(_core.pack(trits), scales, group_size, (50, 400), form)
     assert matrix.isa == _core.isa()
-    for n in (1, 2, 3, 5, 9, 31, 70):
+    for n in (1, 2, 3, 5, 9, 31, 65, 68, 70, 129):
         few = matrix.isa == "amx" and (n < 5 or (form == "1.6bit" and n < 6))
         assert matrix.isa_for(n) == ("avx512gfni" if few else matrix.isa)
         sys.stdout.buffer.write(matrix.matmul(rng.standard_normal((n, 400)).astype(np.float32)).tobytes())
@@ -183,7 +187,7 @@ def test_every_path_gives_the_same_bytes_and_says_which_it_is():
     for streams, ahead in ((1, 0), (2, 512), (4, 4096)):
         told = {"TRITPRESS_STREAMS": str(streams), "TRITPRESS_AHEAD": str(ahead)}
         results[str(told)] = run_child(told).stdout
-    assert len(set(results.values())) == 1 and len(results["generic"]) > 4 * 19 * 50 * 4
+    assert len(set(results.values())) == 1 and len(results["generic"]) > 4 * 383 * 50 * 4
 
 
 @pytest.mark.parametrize(
@@ -249,7 +253,7 @@ def test_idle_threads_use_no_processor():
     assert time.process_time() - before < 0.05
 
 
-@pytest.mark.parametrize("n", [7, 8, 27, 28, 41, 64, 65, 130])
+@pytest.mark.parametrize("n", [7, 8, 27, 28, 41, 64, 65, 129, 130])
 @pytest.mark.parametrize("group_size", [0, 32, 64, 256])
 def test_every_number_of_tokens_equals_the_products_one_by_one(n, group_size):
     rng = np.random.default_rng(n)

@@ -34,6 +34,11 @@ class StreamStatistics(Statistics):
 def isa() -> str:
     """The path of the matrix products in this process; `TRITPRESS_ISA` forces one (CoreError if not)."""
 
+def isa_for(n: int) -> str:
+    """The path that n tokens at once take in this process: `avx512gfni` for fewer than five where `isa()` is
+    `amx`. A matrix of five codes a byte may take another, see `PackedMatrix.isa_for`. CoreError for n < 0.
+    """
+
 def available_isas() -> list[str]:
     """All paths that this machine can run, best first."""
 
@@ -58,6 +63,10 @@ def machine_limits(threads: int | None = None) -> Limits:
     its matrix unit too if it has one (matrix_gop_s); memory_streams and memory_ahead, how memory was read
     fastest (places in turn, bytes asked for ahead); and how large matrices are read for one token: tiles side
     by side and bytes asked for ahead.
+
+    Unpacking and multiplying is timed on registers for the AVX-512 paths. For the others (AVX2, AVX-VNNI,
+    NEON, generic) it is the kernel itself with one scale a row on one tile in the first-level cache, so that
+    ratios to it show what memory, groups and threads add, not how good the inner step is.
     """
 
 class Read(TypedDict):
@@ -334,7 +343,9 @@ class PackedMatrix:
     def format(self) -> str: ...
     @property
     def isa(self) -> str:
-        """The path its products take."""
+        """The path of the process; `isa_for` says which takes so many tokens."""
 
     def isa_for(self, n: int) -> str:
-        """The path that n tokens at once take: `avx512gfni` for fewer than five where `isa` is `amx`."""
+        """The path that n tokens at once take: `avx512gfni` for fewer than five where `isa` is `amx` (fewer
+        than six with five codes a byte). CoreError for n < 0.
+        """

@@ -28,8 +28,8 @@ SHAPES = [(2560, 2560), (6912, 2560), (2560, 6912), (4096, 4096), (14336, 4096),
 
 MATMUL_SHAPES = [(2560, 2560), (4096, 4096)]
 TOKENS = [2, 4, 8, 16, 32, 64, 128]
-MORE_TOKENS = [3, 6, 12, 24]
-"""Numbers between powers of two, for the first of `MATMUL_SHAPES`."""
+MORE_TOKENS = [3, 5, 6, 9, 12, 17, 24, 65]
+"""Numbers between powers of two and just beyond where kernels change, for the first of `MATMUL_SHAPES`."""
 
 TWO_PLANES = [(2560, 2560), (4096, 4096)]
 """The shapes that `matvec` measures with two planes too."""
@@ -324,7 +324,7 @@ def _reference(threads: int) -> list[Row]:
         set_threads(before)
     ours, theirs = (float(np.median(values)) for values in rates.values())
     row: Row = {
-        "op": "generate", "n": 1, "threads": threads, "isa": _core.isa(), "format": "2bit",
+        "op": "generate", "n": 1, "threads": threads, "isa": _core.isa_for(1), "format": "2bit",
         "group_size": config.base_group_size, "us": round(1e6 / ours, 1), "torch_us": round(1e6 / theirs, 1),
         "ratio_torch": round(ours / theirs, 2), "model": "reference", "tokens": REFERENCE_TOKENS,
         "tritpress_tokens_s": round(ours, 2), "torch_fp32_tokens_s": round(theirs, 2),

@@ -81,7 +81,7 @@ def bench_generate(
                 nbytes, operations = decoder.weight_bytes, _operations(decoder)
                 read_us = nbytes / _core.read_again(nbytes, threads)["gb_s"] / 1e3
                 floor = max(read_us, operations / unpack_gop_s / 1e3)
-                common: Row = {"op": "decode", "n": 1, "threads": threads, "isa": _core.isa()}
+                common: Row = {"op": "decode", "n": 1, "threads": threads, "isa": _core.isa_for(1)}
                 common |= {"format": format, "group_size": GROUP_SIZE, "floor_us": round(floor, 1)}
                 common |= {"model": name, "parameters": parameters, "prompt_tokens_s": _prompt_rate(decoder)}
                 for context in CONTEXTS if contexts is None else contexts:

@@ -55,7 +55,7 @@ def bench_start(threads: int) -> Row:
             floors.append(1e6 * numpy_alone)
     (us, spread), (floor, _) = summary(totals), summary(floors)
     return whole({
-        "op": "start", "rows": rows, "cols": cols, "n": 1, "threads": threads, "isa": _core.isa(),
+        "op": "start", "rows": rows, "cols": cols, "n": 1, "threads": threads, "isa": _core.isa_for(1),
         "format": "2bit", "group_size": 64, "us": us, "us_spread": spread, "floor_us": floor,
         "ratio_floor": round(us / floor, 3), "import_us": summary(imports)[0], "seconds": round(us / 1e6, 4),
         "seconds_aim": AIM_S,

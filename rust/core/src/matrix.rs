@@ -184,8 +184,10 @@ impl PackedMatrix {
             Codes::Two(_) => reading.ahead,
             Codes::Five(_) => 0, // what is read then has just been written
         };
+        // As even as can be, so that none is left with so few tokens that it takes another path.
+        let most = n.div_ceil(n.div_ceil(TOKENS));
         let batches: Vec<Batch> =
-            tokens.chunks(TOKENS).map(|tokens| Batch::new(tokens, g, threads, ahead)).collect();
+            tokens.chunks(most).map(|tokens| Batch::new(tokens, g, threads, ahead)).collect();
         // Some tiles at a time, for the paths that share broadcasts of activations among them.
         Ok(pool::by_columns(n, g.rows, TILES * TILE, threads, |part, columns| {
             let first = TILES * part;
@@ -202,7 +204,7 @@ impl PackedMatrix {
                     &expanded
                 }
             };
-            let mut products = Scratch::<f32>::new(count * TILE * n.min(TOKENS));
+            let mut products = Scratch::<f32>::new(count * TILE * most);
             for batch in &batches {
                 let products = &mut products[..count * TILE * batch.n];
                 kernel::matmul(self.isa, bytes, g, batch, products);
@@ -311,6 +313,26 @@ mod tests {
                     let exact: f64 = d.iter().zip(x).map(|(&d, &x)| d as f64 * x as f64).sum();
                     let bound: f64 = d.iter().map(|d| d.abs() as f64).sum::<f64>() * largest / 254.0 * 1.001;
                     assert!((y as f64 - exact).abs() <= bound + 1e-3, "{y} against {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn more_tokens_than_are_multiplied_at_a_time_equal_the_products_one_by_one() {
+        let (rows, cols) = (70, 100);
+        let w: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 300.0).collect();
+        let x: Vec<f32> = (0..129 * cols).map(|i| ((i * 104729 % 997) as f32 - 498.0) / 100.0).collect();
+        for group_size in [0, 32, 64] {
+            let options = Options { group_size, ..Options::default() };
+            let t = ternarize(Weights::F32(&w), (rows, cols), None, &options, 1).unwrap();
+            let canonical = Canonical::new(&t.codes, &t.scales, 1, (rows, cols), group_size).unwrap();
+            for format in [Format::TwoBit, Format::OnePointSixBit] {
+                let matrix = PackedMatrix::new(&canonical, format, 1).unwrap();
+                let singles: Vec<f32> = x.chunks(cols).flat_map(|x| matrix.matvec(x, 1).unwrap()).collect();
+                for n in [64, 65, 68, 128, 129] {
+                    let many = matrix.matmul(&x[..n * cols], n, 2).unwrap();
+                    assert_eq!(many, singles[..n * rows], "{n} tokens, groups of {group_size}");
                 }
             }
         }

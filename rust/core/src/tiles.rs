@@ -52,6 +52,11 @@ impl Geometry {
         }
     }
 
+    /// Whether the kernels' steps of 64 inputs, or of one group of 32, come out even.
+    pub fn is_whole_steps(&self) -> bool {
+        self.width == 32 || self.width.is_multiple_of(ROW_PAD)
+    }
+
     /// Inputs of a padded row: the length of quantized activations.
     pub fn padded_cols(&self) -> usize {
         self.groups * self.width

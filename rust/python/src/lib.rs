@@ -18,6 +18,13 @@ fn isa() -> PyResult<&'static str> {
     Ok(tritpress_core::kernel::isa().map_err(raise)?.name())
 }
 
+/// The path that so many tokens at once take in this process.
+#[pyfunction]
+fn isa_for(n: i64) -> PyResult<&'static str> {
+    let n = arrays::count("n", n)?;
+    Ok(tritpress_core::kernel::isa().map_err(raise)?.for_tokens(n).name())
+}
+
 /// All paths that this machine can run, best first.
 #[pyfunction]
 fn available_isas() -> Vec<&'static str> {
@@ -31,7 +38,8 @@ fn default_threads() -> PyResult<usize> {
 }
 
 /// What this machine reaches at most, measured for about a second: memory_gb_s and cache_gb_s (reads),
-/// unpack_gop_s and multiply_gop_s (the instructions of the path `isa`), matrix_gop_s where it has a matrix unit;
+/// unpack_gop_s (on registers by AVX-512, elsewhere the kernel itself on one tile in the first-level cache) and
+/// multiply_gop_s (the instructions of the path `isa`), matrix_gop_s where it has a matrix unit;
 /// memory_streams and memory_ahead, how memory was read fastest; and how large matrices are read: tiles side by
 /// side (streams) and bytes asked for ahead.
 #[pyfunction]
@@ -93,6 +101,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("CoreError", m.py().get_type::<CoreError>())?;
     m.add_class::<matrix::PackedMatrix>()?;
     m.add_function(wrap_pyfunction!(isa, m)?)?;
+    m.add_function(wrap_pyfunction!(isa_for, m)?)?;
     m.add_function(wrap_pyfunction!(available_isas, m)?)?;
     m.add_function(wrap_pyfunction!(default_threads, m)?)?;
     m.add_function(wrap_pyfunction!(machine_limits, m)?)?;

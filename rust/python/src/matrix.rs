@@ -136,8 +136,8 @@ impl PackedMatrix {
         self.inner.isa().name()
     }
 
-    fn isa_for(&self, n: usize) -> &'static str {
-        self.inner.isa_for(n).name()
+    fn isa_for(&self, n: i64) -> PyResult<&'static str> {
+        Ok(self.inner.isa_for(count("n", n)?).name())
     }
 
     /// The tiles themselves, read-only and without a copy; the view keeps the matrix alive.

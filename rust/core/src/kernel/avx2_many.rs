@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use super::avx2_one::{scales_at, zero};
 use super::dot256::Dot;
 use super::Batch;
+use crate::memory::ask_for;
 use crate::tiles::{Geometry, CHUNK, CHUNK_BYTES, TILE};
 
 /// Tokens whose sums for 8 rows over packed codes, or for 16 rows over unpacked ones, fit into registers.
@@ -18,7 +19,7 @@ pub fn matmul<D: Dot>(tile: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f3
     assert!(tile.len() >= geometry.tile_bytes() && out.len() == x.n * TILE);
     assert!(x.q.len() >= geometry.padded_cols() * x.n && x.offsets.len() >= geometry.groups * x.n);
     assert!(x.halves.len() >= geometry.groups * x.n);
-    debug_assert!(D::available());
+    assert!(D::available());
     // SAFETY: the CPU was checked by dispatch; the lengths above cover the tile, the batch and the output.
     unsafe {
         if x.n >= MANY {
@@ -68,6 +69,16 @@ struct Tokens {
     n: usize,
     offsets: *const i32,
     halves: *const i32,
+    /// Bytes between the codes that are read and those asked for ahead; 0 asks for none.
+    ahead: usize,
+}
+
+/// Ask for the line `ahead` bytes after `p`.
+#[inline(always)]
+fn ask(p: *const u8, ahead: usize) {
+    if ahead > 0 {
+        ask_for(p.wrapping_add(ahead));
+    }
 }
 
 /// Exact sums of 8 rows of a block for `N` tokens, less the activations' sums. The block is one step long.
@@ -84,12 +95,15 @@ unsafe fn one_step<D: Dot, const STEP: usize, const N: usize>(
     let mut sums = [zero(); N];
     // SAFETY: the caller's promise: STEP / CHUNK chunks, and N tokens of STEP activations.
     unsafe {
+        ask(p, x.ahead);
         let codes = codes_at(p);
         for (t, sums) in sums.iter_mut().enumerate() {
             *sums = D::half_first(codes, x.q.add(t * STEP), x.offsets.add(t), x.halves.add(t));
         }
         for k in 1..chunks {
-            let codes = codes_at(p.add(k * CHUNK_BYTES));
+            let p = p.add(k * CHUNK_BYTES);
+            ask(p, x.ahead);
+            let codes = codes_at(p);
             for (t, sums) in sums.iter_mut().enumerate() {
                 D::half_chunk(sums, codes, x.q.add(t * STEP + k * CHUNK));
             }
@@ -121,7 +135,9 @@ unsafe fn some_steps<D: Dot, const STEP: usize, const SETS: usize, const N: usiz
             let q = x.q.add(step * x.n * STEP);
             macro_rules! one_chunk {
                 ($k:expr, $set:expr) => {{
-                    let codes = codes_at(p.add((step * (STEP / CHUNK) + $k) * CHUNK_BYTES));
+                    let p = p.add((step * (STEP / CHUNK) + $k) * CHUNK_BYTES);
+                    ask(p, x.ahead);
+                    let codes = codes_at(p);
                     for (t, sums) in sums[$set].iter_mut().enumerate() {
                         D::half_chunk(sums, codes, q.add(t * STEP + $k * CHUNK));
                     }
@@ -173,6 +189,8 @@ unsafe fn tile_times_few<D: Dot, const STEP: usize, const SETS: usize, const N: 
     // SAFETY: p walks over the tile; tokens are below n, steps below those of the batch.
     unsafe {
         for half in 0..2 {
+            // The second half reads the lines that the first one asked for.
+            let ahead = if half == 0 { x.ahead } else { 0 };
             let mut totals = [_mm256_setzero_ps(); N];
             let mut p = tile.as_ptr();
             for group in 0..geometry.groups {
@@ -181,6 +199,7 @@ unsafe fn tile_times_few<D: Dot, const STEP: usize, const SETS: usize, const N: 
                     n,
                     offsets: x.offsets.as_ptr().add(group * n + first),
                     halves: x.halves.as_ptr().add(group * n + first),
+                    ahead,
                 };
                 for _ in 0..geometry.planes {
                     let at = p.add(32 * half);

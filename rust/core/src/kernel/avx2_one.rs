@@ -13,7 +13,7 @@ pub fn matvec<D: Dot>(tiles: &[u8], geometry: &Geometry, x: &Activations, out: &
     assert!(tiles.len() >= count * geometry.tile_bytes() && (tiles.as_ptr() as usize).is_multiple_of(32));
     assert!(x.q.len() >= geometry.padded_cols() && x.offsets.len() >= geometry.groups);
     assert!(x.halves.len() >= geometry.groups);
-    debug_assert!(D::available());
+    assert!(D::available());
     // SAFETY: dispatch checked the CPU (`available`); the lengths above cover the tiles, the activations and the
     // output; every tile is below `count`. Blocks are multiples of 32 bytes, so loads are aligned.
     unsafe {

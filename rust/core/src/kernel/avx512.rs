@@ -53,7 +53,7 @@ pub fn matmul<U: Unpack>(tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut
     let count = tiles.len() / geometry.tile_bytes();
     assert!((1..=TILES).contains(&count) && out.len() == count * x.n * TILE);
     assert!(x.q.len() >= geometry.padded_cols() * x.n && x.offsets.len() >= geometry.groups * x.n);
-    debug_assert!(U::available());
+    assert!(U::available());
     // Measured on Sapphire Rapids: where taking codes out of their bytes and folding sums costs least.
     let folds_often = (U::SHIFTED && geometry.width <= 64) || geometry.width <= 32;
     let unpack_from = if folds_often { 5 } else { 9 };

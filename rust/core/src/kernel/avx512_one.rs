@@ -20,7 +20,7 @@ pub fn matvec<U: Unpack>(
     let (count, size) = (out.len() / TILE, geometry.tile_bytes());
     assert!(tiles.len() >= count * size);
     assert!(x.q.len() >= geometry.padded_cols() && x.offsets.len() >= geometry.groups);
-    debug_assert!(U::available());
+    assert!(U::available());
     let one = One { geometry, x, ahead: reading.ahead };
     let (p, y) = (tiles.as_ptr(), out.as_mut_ptr());
     // SAFETY: dispatch checked the CPU; every tile is below `count`, and the lengths above cover the tiles, the

@@ -48,7 +48,9 @@ pub trait Dot {
 }
 
 /// AVX2: `vpmaddubsw` and `vpaddw`, two 16-bit lanes a row. Activations are within +-127, so a chunk adds at
-/// most twice 508 to the first sum and twice 2032 to the second, and 8 chunks stay below 32,768.
+/// most twice 508 to the first sum and twice 2032 to the second: after 8 chunks 8,128 and 32,512. [`Dot::exact`]
+/// adds a quarter of the second to the first, which may have started at up to 16,256 (minus the sum of 128
+/// activations, all in one lane): at most 8,128 + 16,256 + 8,128 = 32,512, below 32,768 too.
 pub struct Maddubs;
 
 /// AVX-VNNI: `vpdpbusd`, one 32-bit lane a row; a chunk adds at most 4 * 2032.
@@ -120,7 +122,7 @@ impl Dot for Maddubs {
     }
 
     /// Two additions of each half less than [`Dot::chunk`] and what starts and ends its sums: those with the
-    /// factor 4 start as products, and 8,128 or 16,256 more of the others stay below 32,768 too.
+    /// factor 4 start as products.
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn first(p: *const u8, x: *const i8, _: *const i32, halves: *const i32) -> [Sums; 2] {

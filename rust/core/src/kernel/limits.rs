@@ -15,7 +15,8 @@ pub struct Limits {
     pub memory: Read,
     /// Reading 16 MB that were just read: from the last-level cache.
     pub cache: Read,
-    /// Unpacking and multiplying one token in registers, 10^9 operations a second (a product and a sum are two).
+    /// Unpacking and multiplying one token, 10^9 operations a second (a product and a sum are two): on registers
+    /// by AVX-512, by the path itself on one tile elsewhere.
     pub unpack_gop_s: f64,
     /// Multiplying and accumulating alone, without unpacking: the limit for many tokens.
     pub multiply_gop_s: f64,
@@ -137,7 +138,8 @@ fn unpack_rate(isa: Isa, time: Duration) -> f64 {
             // SAFETY: the CPU was just checked.
             best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx512_mask_loop(20_000) })
         }
-        // Elsewhere the path itself on a tile that stays in the first-level cache.
+        // Elsewhere the path itself, with one scale a row, on a tile that stays in the first-level cache: what is
+        // measured against it shows what memory, groups and threads add, not how good the inner step is.
         _ => {
             let geometry = Geometry::new(TILE, 2048, 1, 0);
             let tiles = Aligned::zeroed(geometry.tile_bytes());

@@ -68,7 +68,7 @@ pub enum Isa {
     AvxVnni,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// NEON with dot products (untested).
+    /// NEON with dot products (tested under emulation, never timed).
     Neon,
     /// Portable.
     Generic,
@@ -256,6 +256,7 @@ pub fn matvec(
     out: &mut [f32],
     #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))] reading: Reading,
 ) {
+    assert!(geometry.is_whole_steps());
     assert_eq!(out.len() % TILE, 0);
     assert_eq!(tiles.len(), out.len() / TILE * geometry.tile_bytes());
     assert_eq!(x.q.len(), geometry.padded_cols());
@@ -342,6 +343,7 @@ fn starts<const N: usize>(tiles: &[u8], size: usize) -> [*const u8; N] {
 /// Products of one to [`TILES`] tiles with every token: `out` is [tiles, n, 16].
 pub fn matmul(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut [f32]) {
     let size = geometry.tile_bytes();
+    assert!(geometry.is_whole_steps());
     assert!(tiles.len().is_multiple_of(size) && (1..=TILES).contains(&(tiles.len() / size)));
     assert_eq!(out.len() * size, tiles.len() * x.n * TILE);
     assert_eq!(x.q.len(), geometry.padded_cols() * x.n + Batch::SPARE);

@@ -1,4 +1,4 @@
-//! NEON with the dot-product instruction. Its authors have run it under emulation (`make test-arm`), not on a
+//! NEON with the dot-product instruction. Its authors have run it under emulation (`make test-aarch64`), not on a
 //! processor: compared with the oracle bit for bit, but never timed.
 
 use std::arch::aarch64::*;

@@ -15,10 +15,32 @@ impl Random {
     }
 }
 
-fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, extreme: u8) {
+/// What codes and activations of +-127 make sums as large as they can be, beside random ones.
+#[derive(Clone, Copy)]
+enum Kind {
+    Random,
+    /// One code (T = 1 or -1) everywhere, activations of one sign.
+    Alike(i8, f32),
+    /// Activations of one sign in the first two of every four inputs and of the other in the last two, T of the
+    /// same signs: pairs of products that differ as much as can be from the sums that they start at.
+    Pairs(f32),
+}
+
+fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, kind: Kind) {
     let mut random = Random(seed | 1);
+    let x: Vec<f32> = (0..cols)
+        .map(|col| match kind {
+            Kind::Random => (random.next() % 20001) as f32 / 1000.0 - 10.0,
+            Kind::Alike(_, x) => x,
+            Kind::Pairs(first) => first * if col % 4 < 2 { 1.0 } else { -1.0 },
+        })
+        .collect();
     let trits: Vec<i8> = (0..planes * rows * cols)
-        .map(|_| if extreme > 0 { 1 } else { (random.next() % 3) as i8 - 1 })
+        .map(|i| match kind {
+            Kind::Random => (random.next() % 3) as i8 - 1,
+            Kind::Alike(t, _) => t,
+            Kind::Pairs(_) => x[i % cols] as i8,
+        })
         .collect();
     let codes = pack(&trits, cols, 1).unwrap();
     let groups = groups_of(cols, group_size);
@@ -26,14 +48,10 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
         (0..planes * rows * groups).map(|_| f32_to_f16((random.next() % 2000) as f32 / 700.0)).collect();
     let matrix = Canonical::new(&codes, &scales, planes, (rows, cols), group_size).unwrap();
     let tiles = Tiles::pack(&matrix, 1);
-    let x: Vec<f32> = (0..cols)
-        .map(|_| match extreme {
-            1 => 1.0,
-            2 => -1.0,
-            _ => (random.next() % 20001) as f32 / 1000.0 - 10.0,
-        })
-        .collect();
-    let second: Vec<f32> = x.iter().map(|x| 3.0 - x / 2.0).collect();
+    let second: Vec<f32> = match kind {
+        Kind::Random => x.iter().map(|x| 3.0 - x / 2.0).collect(),
+        _ => x.iter().map(|x| -x).collect(),
+    };
     let x = Activations::quantize(&x, &tiles.geometry).unwrap();
     let second = Activations::quantize(&second, &tiles.geometry).unwrap();
     let expected = naive::matvec(&matrix, &x);
@@ -91,7 +109,14 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
 fn sweep(planes: usize) {
     for cols in 1..=300 {
         for (i, group_size) in [0, 32, 64, 128, 256].into_iter().enumerate() {
-            check(1 + (cols + 14 * i) % 70, cols, planes, group_size, (cols * planes) as u64 * 7919, 0);
+            check(
+                1 + (cols + 14 * i) % 70,
+                cols,
+                planes,
+                group_size,
+                (cols * planes) as u64 * 7919,
+                Kind::Random,
+            );
         }
     }
 }
@@ -123,10 +148,11 @@ fn amx_takes_many_tokens() {
 #[test]
 fn extremes_do_not_overflow() {
     for group_size in [0, 32, 64, 128, 256] {
-        for extreme in [1, 2] {
-            check(17, 300, 1, group_size, 3, extreme);
-            check(16, 4096, 2, group_size, 4, extreme);
-            check(3, 20_000, 1, group_size, 5, extreme);
+        let alike = [(1, 1.0), (1, -1.0), (-1, 1.0), (-1, -1.0)].map(|(t, x)| Kind::Alike(t, x));
+        for kind in alike.into_iter().chain([1.0, -1.0].map(Kind::Pairs)) {
+            check(17, 300, 1, group_size, 3, kind);
+            check(16, 4096, 2, group_size, 4, kind);
+            check(3, 20_000, 1, group_size, 5, kind);
         }
     }
 }
@@ -137,7 +163,7 @@ proptest! {
         rows in 1usize..70, cols in 1usize..700, planes in 1usize..4, seed in any::<u64>(),
         group_size in prop::sample::select(vec![0usize, 32, 64, 128, 256]),
     ) {
-        check(rows, cols, planes, group_size, seed, 0);
+        check(rows, cols, planes, group_size, seed, Kind::Random);
     }
 }
 
