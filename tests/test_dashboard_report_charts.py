@@ -145,4 +145,5 @@ def test_a_path_has_a_dot_for_a_point_between_two_breaks() -> None:
     drawing.path([(nan, nan)], "#123456")
     line, *dots = drawing.parts[before:]
     assert 'd="M1 2L2 3M6 7L7 8"' in line
-    assert [re.findall(r'c[xy]="(\d+)"', dot) for dot in dots] == [["4", "5"], ["9", "9"]]
+    starts = [re.findall(r'd="M([0-9.]+) ([0-9.]+)a2.2 ', dot) for dot in dots]
+    assert starts == [[("1.8", "5")], [("6.8", "9")]]

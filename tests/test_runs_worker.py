@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 import runs_helper as helper
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError, TritpressError, UsageError
-from tritpress.events import EventReader, StateReader
+from tritpress.events import EventReader, EventWriter, StateReader
+from tritpress.runs import follow as following
 from tritpress.runs.commands import send, wait_ack
 from tritpress.runs.directory import RunDirectory, find_run
 from tritpress.runs.follow import WorkerDied, follow
@@ -193,7 +195,7 @@ def test_a_killed_worker_is_seen_as_dead_and_the_run_is_resumed(start) -> None:
 
 
 def test_a_run_at_work_is_not_started_twice(start) -> None:
-    run = start(helper.SLOW)
+    run = start(helper.SLOWER)  # not over before the second has come up on a busy machine
     with pytest.raises(UsageError, match="at work already"):
         resume(run)
     second = subprocess.run(
@@ -319,3 +321,26 @@ def test_what_was_chosen_first_is_kept(tmp_path: Path) -> None:
     assert run.choose(threads=2) == {"threads": 2}
     assert run.choose(threads=8, kernel="avx2") == {"threads": 2, "kernel": "avx2"}
     assert RunDirectory(run.path).chosen == {"threads": 2, "kernel": "avx2"}
+
+
+def test_the_last_event_may_come_after_the_end_in_run_json(tmp_path: Path, monkeypatch) -> None:
+    run = RunDirectory(tmp_path / "ended")
+    run.create()
+    run.write_run({"id": "ended", "status": "finished", "pid": None, "host": "here", "launched": 0.0})
+    writer = EventWriter(run.path)
+    writer.emit("log", message="the one before the last")
+    monkeypatch.setattr(following, "LIVENESS_EVERY", 0.0)
+    found = []
+    for event in follow(run, interval=0.01):
+        found.append(event["type"])
+        if len(found) == 1:
+            later = threading.Timer(0.3, lambda: writer.emit("run.finished", status="finished", exit_code=0))
+            later.start()
+    assert found == ["log", "run.finished"]
+    writer.close()
+
+    monkeypatch.setattr(following, "LAST_WORD", 0.1)
+    (silent := RunDirectory(tmp_path / "silent")).create()
+    silent.write_run({"id": "silent", "status": "finished", "pid": None, "host": "here", "launched": 0.0})
+    with pytest.raises(WorkerDied, match="without a word"):
+        list(follow(silent, interval=0.01))

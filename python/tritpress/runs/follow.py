@@ -15,6 +15,9 @@ from tritpress.runs.liveness import is_alive
 ENDS = ("run.finished", "run.failed")
 LIVENESS_EVERY = 1.0
 
+LAST_WORD = 5.0
+"""Seconds that the last event may come after the end is in run.json."""
+
 
 class WorkerDied(TritpressError):
     """The worker process ended without a last event (killed, out of memory, power)."""
@@ -36,12 +39,25 @@ def follow(run: RunDirectory, offset: int = 0, *, interval: float = 0.05) -> Ite
         if time.monotonic() - checked >= LIVENESS_EVERY:
             checked = time.monotonic()
             if not worker_runs(run):
-                # What it wrote between our last look and its end is still to be read.
-                for event in reader.poll():
-                    yield event
-                    if event["type"] in ENDS:
-                        return
+                # What it wrote between our last look and its end is still to be read. One that has noted its
+                # end in run.json says so in the log a moment later.
+                until = time.monotonic() + (LAST_WORD if _noted_its_end(run) else 0.0)
+                while True:
+                    for event in reader.poll():
+                        yield event
+                        if event["type"] in ENDS:
+                            return
+                    if time.monotonic() >= until:
+                        break
+                    time.sleep(interval)
                 raise WorkerDied(f"the worker of run {run.id} ended without a word (see {run.log_path})")
+
+
+def _noted_its_end(run: RunDirectory) -> bool:
+    try:
+        return run.read_run().get("status") in ("finished", "failed", "stopped")
+    except TritpressError:
+        return False
 
 
 def worker_runs(run: RunDirectory) -> bool:

@@ -96,8 +96,7 @@ class Drawing:
             )
         for piece in pieces:
             if len(piece) == 1:
-                at = f'cx="{number(piece[0][0])}" cy="{number(piece[0][1])}"'
-                self.parts.append(f'<circle {at} r="2.2" fill="{stroke}"/>')
+                self.parts.append(f'<path d="{_shape("circle", *piece[0], 2.2)}" fill="{stroke}"/>')
 
     def mark(self, x: float, y: float, shape: str, colour: str, size: float = 4.0, label: str = "") -> None:
         """A point as `shape`; `label` is told when the pointer rests on it."""
