@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tritpress.dashboard.components.dialogs import Question
 from tritpress.dashboard.components.html import Markup
 from tritpress.errors import TritpressError
+from tritpress.events.schema import ENDED
 
 if TYPE_CHECKING:
     from tritpress.dashboard.session import Session
@@ -149,7 +150,7 @@ class Steering:
                     "bad", f"The worker refused to {pending.name}: {ack.get('detail') or 'no reason given'}"
                 )
             self.session.apply_controls()
-        elif feed.lost or feed.state["status"] in ("finished", "failed", "stopped"):
+        elif feed.lost or feed.state["status"] in ENDED:
             self.pending = None
             self.say("warning", f"The run was over before it could {pending.name}.")
             self.session.apply_controls()

@@ -11,7 +11,10 @@ SCHEMA_VERSION = 1
 STEP_NAMES = ("load", "baseline", "calibration", "ternarization", "fine-tuning", "outputs", "validation")
 """The seven steps; step n is STEP_NAMES[n - 1]."""
 
-RUN_STATES = ("created", "queued", "running", "paused", "finished", "failed", "stopped")
+ENDED = ("finished", "failed", "stopped")
+"""States of a run that is over."""
+
+RUN_STATES = ("created", "queued", "running", "paused", *ENDED)
 STEP_STATES = ("waiting", "running", "done", "skipped", "failed")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tritpress.errors import TritpressError
 from tritpress.events.reader import EventReader
+from tritpress.events.schema import ENDED
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.launch import worker_process
 from tritpress.runs.liveness import is_alive
@@ -55,7 +56,7 @@ def follow(run: RunDirectory, offset: int = 0, *, interval: float = 0.05) -> Ite
 
 def _noted_its_end(run: RunDirectory) -> bool:
     try:
-        return run.read_run().get("status") in ("finished", "failed", "stopped")
+        return run.read_run().get("status") in ENDED
     except TritpressError:
         return False
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tritpress.errors import TritpressError
 from tritpress.events.reader import StateReader
+from tritpress.events.schema import ENDED
 from tritpress.events.snapshot import State, load_snapshot
 from tritpress.runs.directory import RunDirectory, default_runs_dir, write_json
 from tritpress.runs.labels import load_labels
@@ -111,7 +112,7 @@ class _Entry:
 
     @property
     def over(self) -> bool:
-        return self.record.get("status") in ("finished", "failed", "stopped")
+        return self.record.get("status") in ENDED
 
 
 def summary(run: RunDirectory) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tritpress.errors import TritpressError
+from tritpress.events.schema import ENDED
 from tritpress.runs.directory import RunDirectory
 
 HEARTBEAT_EVERY = 2.0
@@ -64,7 +65,7 @@ def is_alive(run: RunDirectory) -> bool:
 
 def is_alive_record(run: dict[str, Any]) -> bool:
     """`is_alive` for the content of a run.json that was read already."""
-    if run.get("status") in ("finished", "failed", "stopped"):
+    if run.get("status") in ENDED:
         return False
     now = time.time()
     pid = run.get("pid")

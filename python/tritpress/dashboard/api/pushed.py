@@ -18,7 +18,7 @@ from tritpress.dashboard.api.checks import EVENT_SIZE, check_config, check_event
 from tritpress.dashboard.api.errors import ApiError
 from tritpress.errors import UsageError
 from tritpress.events.reader import StateReader
-from tritpress.events.schema import encode, make_event
+from tritpress.events.schema import ENDED, encode, make_event
 from tritpress.events.snapshot import fold, save_snapshot
 from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id, write_json
 from tritpress.runs.liveness import is_alive_record
@@ -30,8 +30,6 @@ SNAPSHOT_EVERY = 0.5
 HEARTBEAT_EVERY = 1.0
 OPEN_LOGS = 32
 KEYS = {"source", "name", "model", "config", "events", "report"}
-
-ENDED = ("finished", "failed", "stopped")
 
 _logs: OrderedDict[Path, PushedLog] = OrderedDict()
 _locks: dict[Path, threading.Lock] = {}

@@ -64,7 +64,7 @@ class Diff(Tab):
         self.sort = sort if sort in SORTS else "error"
         self.descending = SORTS[self.sort] != (reverse == "reverse")
         page = query.get("page", "")
-        self.number = max((fig.whole(page) or 1) - 1, 0)
+        self.number = fig.page(page)
         self.search, self.chosen = query.get("find", "")[:200], query.get("tensor", "")[:500]
         if self.built:
             self._quietly(self.find, value=self.search, value_input=self.search)

@@ -72,7 +72,7 @@ class Metrics(Tab):
             self.share = 0.0
         self.logarithmic, self.as_tables = query.get("log") == "1", query.get("twin") == "1"
         part = query.get("metrics", "")
-        self.part = max((fig.whole(part) or 1) - 1, 0)
+        self.part = fig.page(part)
         if self.built:
             self._set_controls()
 

@@ -53,7 +53,7 @@ class Quality(Tab):
 
     def go(self, query: Mapping[str, str]) -> None:
         page = query.get("page", "")
-        self.wanted = max((fig.whole(page) or 1) - 1, 0)
+        self.wanted = fig.page(page)
         self.as_table = query.get("twin") == "1"
         if self.built:
             self._set_switch()

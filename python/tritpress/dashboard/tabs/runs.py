@@ -69,7 +69,7 @@ class Runs(Tab):
             query.get("tag", ""),
             order if order in ORDERS else "",
         )
-        self.at_page = max((fig.whole(page) or 1) - 1, 0)
+        self.at_page = fig.page(page)
         if self.built:
             self._show_search()
 

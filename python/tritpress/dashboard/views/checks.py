@@ -14,10 +14,10 @@ from tritpress.dashboard.views import figures as fig
 from tritpress.errors import TritpressError
 
 FILES_LOOKED_AT = 5000
+"""A folder of more text files is not counted to its end while someone types."""
 
 SECONDS = 0.15
 """How long folders of text are looked through at most."""
-"""A folder of more text files is not counted to its end while someone types."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ def whole(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
 
 
+def page(text: str) -> int:
+    """The page that a link gives, counted from 0; the first for what is none."""
+    return max((whole(text) or 1) - 1, 0)
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """`value` with that many significant digits, never in exponent form between 0.001 and a million."""
     if not known(value):

@@ -16,6 +16,7 @@ from tritpress.dashboard.views.figures import (
     ratio,
     significant,
 )
+from tritpress.events.schema import ENDED
 
 State = dict[str, Any]
 
@@ -312,7 +313,7 @@ def elapsed(state: State, now: float, lost: bool = False) -> float | None:
     """Seconds from the first start to the end, or to now; of a run whose worker is gone to its last word."""
     if not known(state.get("started")):
         return None
-    end = state.get("finished") if state["status"] in ("finished", "failed", "stopped") else now
+    end = state.get("finished") if state["status"] in ENDED else now
     if lost:
         end = state.get("updated")
     return max((end or now) - state["started"], 0.0)
