@@ -18,6 +18,7 @@ from tritpress.dashboard.components.statusbar import status_bar
 from tritpress.dashboard.components.toasts import Toasts
 from tritpress.dashboard.components.viewport import Viewport
 from tritpress.dashboard.context import PageContext
+from tritpress.dashboard.in_order import send_in_order
 from tritpress.dashboard.pacing import Pacing
 from tritpress.dashboard.routing import Routing
 from tritpress.dashboard.shell import use_template
@@ -165,6 +166,7 @@ class Session:
         def begin() -> None:
             there, session = held(), page()
             if there is not None and session is not None:
+                send_in_order(there)
                 there.add_periodic_callback(session.beat, TICK)
 
         pn.state.onload(begin)
