@@ -41,7 +41,7 @@ README = {
     "tuning": ("light", "?run=finished&tab=tuning&threshold=0.9", 860, False),
 }
 """Theme, query, height and whether the sidebar is shown, of the README's pictures."""
-README_COLOURS = 96
+README_COLOURS = 256
 BROKE = "Memory ran out at model.layers.2.self_attn.v_proj.weight: 3.1 GB were wanted, 2.0 GB are free."
 
 
@@ -216,6 +216,8 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, help="take the README's pictures, into this folder")
     parser.add_argument("--themes", nargs="+", default=["light", "dark"])
     arguments = parser.parse_args()
+    if arguments.readme is not None and (arguments.run is None or arguments.other is None):
+        sys.exit("the README's pictures show real runs: give --run and --other")
     from playwright.sync_api import sync_playwright
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -227,8 +229,6 @@ def main() -> None:
         for folder in folders.values():
             folder.mkdir()
         make_runs(folders["full"], arguments.run, arguments.other)
-        if arguments.readme is not None and (arguments.run is None or arguments.other is None):
-            sys.exit("the README's pictures show real runs: give --run and --other")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         stack.callback(browser.close)
         servers = {}

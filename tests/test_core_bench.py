@@ -96,7 +96,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 def test_one_token_in_every_format_and_with_two_planes():
     start, *rows = rows_of("matvec")
     kinds = Counter((row["rows"], row["group_size"], row["format"], row["planes"]) for row in rows)
-    one = [(64, "2bit", 1), (0, "2bit", 1), (64, "1.6bit", 1)]
+    one = [(64, "2bit", 1), (0, "2bit", 1), (64, "1.6bit", 1), (0, "1.6bit", 1)]
     expected = [(64, *kind) for kind in [*one, (64, "2bit", 2)]] + [(128, *kind) for kind in one]
     assert kinds == dict.fromkeys(expected, 2) and {row["where"] for row in rows} == {"memory", "cache"}
     for row in rows:

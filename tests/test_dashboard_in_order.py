@@ -8,16 +8,17 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from bokeh.document import Document
 from bokeh.models import Column, Div
 from bokeh.protocol import Protocol
 from bokeh.server.connection import ServerConnection
 from bokeh.server.session import ServerSession
-from panel.io.document import unlocked
+from panel.io.document import _WRITE_BLOCK, unlocked
 from panel.io.state import set_curdoc, state
 from tornado import locks
-from tornado.websocket import WebSocketHandler
-from tritpress.dashboard.in_order import send_in_order
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tritpress.dashboard.in_order import send_in_order, send_waiting
 
 
 class Socket(WebSocketHandler):
@@ -43,20 +44,20 @@ class Socket(WebSocketHandler):
                 self.write_message(part)
 
 
-def changes_of(sent: list[str]) -> list[tuple[str, str]]:
-    """(model, property) of every change that was sent."""
+def changes_of(sent: list[str]) -> list[str]:
+    """The property of every change that was sent."""
     contents = [json.loads(part) for part in sent]
     return [
-        (event["model"]["id"], event["attr"])
+        event["attr"]
         for content in contents
         for event in content.get("events", [])
         if event["kind"] == "ModelChanged"
     ]
 
 
-async def order(in_order: bool, busy: bool, direct_first: bool) -> tuple[list[tuple[str, str]], Div]:
-    """A chart is put on a page by Panel's way and changed by Bokeh's (or the other way round)."""
-    doc, root, chart = Document(), Column(children=[]), Div(text="a chart")
+def served(in_order: bool) -> tuple[Document, Column, ServerSession, Socket]:
+    """A page with an empty column, and what its browser is sent."""
+    doc, root = Document(), Column(children=[])
     doc.add_root(root)
     session = ServerSession("one", doc)  # type: ignore[arg-type]
     doc._session_context = lambda: SimpleNamespace(session=session, id="one")  # type: ignore[assignment,return-value]
@@ -67,6 +68,13 @@ async def order(in_order: bool, busy: bool, direct_first: bool) -> tuple[list[tu
     state._thread_id_[doc] = threading.get_ident()
     if in_order:
         send_in_order(doc)
+    return doc, root, session, socket
+
+
+async def order(in_order: bool, busy: bool, direct_first: bool) -> list[str]:
+    """A chart is put on a page by Panel's way and changed by Bokeh's, or the other way round."""
+    doc, root, session, socket = served(in_order)
+    chart = Div(text="a chart")
 
     def change() -> None:
         with set_curdoc(doc):
@@ -80,23 +88,20 @@ async def order(in_order: bool, busy: bool, direct_first: bool) -> tuple[list[tu
                 chart.text = "changed"
 
     writing = await socket.write_lock.acquire() if busy else None
-    held = session.with_document_locked(change)
-    task = asyncio.ensure_future(held)
+    task = asyncio.ensure_future(session.with_document_locked(change))
     await asyncio.sleep(0.02)
     if writing is not None:
         writing.__exit__(None, None, None)
     await task
     await asyncio.sleep(0.05)
-    return [each for each in changes_of(socket.sent) if each[1] in ("children", "text")], chart
+    return changes_of(socket.sent)
 
 
 def test_a_change_does_not_overtake_what_it_changes() -> None:
     async def run() -> None:
         for busy in (False, True):
-            for direct_first in (False, True):
-                sent, chart = await order(True, busy, direct_first)
-                assert [attr for _, attr in sent] == ["children", "text"], (busy, direct_first)
-                assert sent[1][0] == chart.id
+            for first in (False, True):
+                assert await order(True, busy, first) == ["children", "text"], (busy, first)
 
     asyncio.run(run())
 
@@ -105,7 +110,40 @@ def test_it_would_overtake_without() -> None:
     """What this guards against is still there: when this fails `in_order` may have become needless."""
 
     async def run() -> list[list[str]]:
-        found = [await order(False, busy, first) for busy in (False, True) for first in (False, True)]
-        return [[attr for _, attr in sent] for sent, _ in found]
+        return [await order(False, busy, first) for busy in (False, True) for first in (False, True)]
 
     assert ["text", "children"] in asyncio.run(run())
+
+
+def test_what_was_kept_and_forgotten_is_sent() -> None:
+    async def run() -> None:
+        doc, root, session, socket = served(True)
+        writing = await socket.write_lock.acquire()
+        await session.with_document_locked(lambda: setattr(root, "children", [Div(text="a chart")]))
+        _WRITE_BLOCK.pop(doc)  # as another of Panel's tasks does at its end
+        writing.__exit__(None, None, None)
+        await asyncio.sleep(0.05)
+        assert changes_of(socket.sent) == []
+        send_waiting(doc)
+        await asyncio.sleep(0.05)
+        assert changes_of(socket.sent) == ["children"]
+        send_waiting(doc)
+        await asyncio.sleep(0.05)
+        assert changes_of(socket.sent) == ["children"]
+
+    asyncio.run(run())
+
+
+def test_a_browser_that_is_gone_breaks_nothing_and_the_lock_is_asked_for() -> None:
+    async def run() -> None:
+        _, root, session, socket = served(True)
+        with pytest.raises(RuntimeError, match="lock"):
+            root.children = [Div()]
+
+        def gone(message: Any, binary: bool = False) -> Any:
+            raise WebSocketClosedError
+
+        socket.write_message = gone  # type: ignore[method-assign]
+        await session.with_document_locked(lambda: setattr(root, "children", [Div(text="a chart")]))
+
+    asyncio.run(run())

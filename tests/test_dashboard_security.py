@@ -45,9 +45,11 @@ def test_a_guard_that_cannot_be() -> None:
     with pytest.raises(UsageError, match="--no-token"):
         make_guard("0.0.0.0", 1, require_token=False)
     with pytest.raises(UsageError, match="--no-token"):
-        make_guard("127.0.0.1", 1, token="long enough", require_token=False)
-    with pytest.raises(UsageError, match="at least 8"):
-        make_guard("127.0.0.1", 1, token="short")
+        make_guard("127.0.0.1", 1, token="long enough to be one", require_token=False)
+    with pytest.raises(UsageError, match="--token must have at least 16"):
+        make_guard("127.0.0.1", 1, token="fifteen letters")
+    with pytest.raises(UsageError, match="--password must have at least 8"):
+        make_guard("127.0.0.1", 1, password="letters")
     one, other = make_guard("127.0.0.1", 1), make_guard("127.0.0.1", 1)
     assert one.token and len(one.token) >= 32 and one.token != other.token
     assert one.cookie != make_guard("127.0.0.1", 2).cookie and one.token not in one.cookie_value
@@ -247,7 +249,7 @@ def test_what_the_command_refuses(tmp_path: Path) -> None:
         ["--address", "::"],
         ["--address", "0.0.0.0", "--no-token"],
         ["--token", "short"],
-        ["--no-token", "--token", "long enough"],
+        ["--no-token", "--token", "long enough to be one"],
     ):
         answer = run_cli("--runs", str(tmp_path), "--port", str(free_port()), *words)
         assert answer.returncode == 2, (words, answer)

@@ -58,15 +58,15 @@ class Limits(TypedDict):
 
 def machine_limits(threads: int | None = None) -> Limits:
     """What this machine reaches at most with that many threads, measured for a second: reads from memory
-    and from the last-level cache (10^9 bytes a second), unpacking and multiplying as a matvec does, and
-    multiplying alone (10^9 operations a second, with the instructions of the path `isa()`), the latter with
+    and from the last-level cache (half of it, at most 16 MB; 10^9 bytes a second), unpacking and multiplying
+    as a matvec does, and multiplying alone (10^9 operations a second, by the path `isa()`), the latter with
     its matrix unit too if it has one (matrix_gop_s); memory_streams and memory_ahead, how memory was read
     fastest (places in turn, bytes asked for ahead); and how large matrices are read for one token: tiles side
     by side and bytes asked for ahead.
 
-    Unpacking and multiplying is timed on registers for the AVX-512 paths. For the others (AVX2, AVX-VNNI,
-    NEON, generic) it is the kernel itself with one scale a row on one tile in the first-level cache, so that
-    ratios to it show what memory, groups and threads add, not how good the inner step is.
+    Unpacking and multiplying is timed on registers for the AVX-512 paths, AVX-VNNI and AVX2. For NEON and
+    generic it is the kernel itself with one scale a row on one tile in the first-level cache, so that ratios
+    to it show what memory, groups and threads add, not how good the inner step is.
     """
 
 class Read(TypedDict):
@@ -322,10 +322,10 @@ class PackedMatrix:
     def dequantize(self, threads: int | None = None) -> NDArray[np.float32]:
         """float32 [out, in], the sum of the planes."""
 
-    def codes(self) -> NDArray[np.uint8]:
+    def codes(self, threads: int | None = None) -> NDArray[np.uint8]:
         """The codes as given: uint8 [planes, out, ceil(in / 4)], a new array made from the tiles."""
 
-    def scales(self) -> NDArray[np.float16]:
+    def scales(self, threads: int | None = None) -> NDArray[np.float16]:
         """The scales as given: float16 [planes, out, groups], a new array made from the tiles."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...

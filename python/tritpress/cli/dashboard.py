@@ -36,7 +36,8 @@ def dashboard(
             envvar="TRITPRESS_TOKEN",
             show_envvar=False,
             metavar="TOKEN",
-            help="Token that page and API ask for. [dim](default: $TRITPRESS_TOKEN or a new one)[/dim]",
+            help="Token (16 characters or more) that page and API ask for. "
+            "[dim](default: $TRITPRESS_TOKEN or a new one)[/dim]",
         ),
     ] = None,
     password: Annotated[
@@ -46,7 +47,7 @@ def dashboard(
             envvar="TRITPRESS_PASSWORD",
             show_envvar=False,
             metavar="TEXT",
-            help="Ask for this password in a form. [dim](or $TRITPRESS_PASSWORD)[/dim]",
+            help="Ask for this password (8 characters or more). [dim](or $TRITPRESS_PASSWORD)[/dim]",
         ),
     ] = None,
     no_token: Annotated[

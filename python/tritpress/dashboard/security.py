@@ -28,8 +28,10 @@ LOOPBACK_NAMES = ("localhost", "localhost.localdomain")
 FORWARDED = ("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "Forwarded", "Via")
 """Headers that a proxy adds: who asks sits behind it, wherever that is."""
 
-LEAST_SECRET = 8
-"""Characters that a password or token of one's own must have."""
+LEAST_PASSWORD, LEAST_TOKEN = 8, 16
+"""Characters that a password or token of one's own must have: wrong passwords are held to a few a minute, wrong
+tokens are not counted.
+"""
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,9 @@ def make_guard(
     Raises `UsageError` for an address other than loopback without a token or password of the user's own, for
     one of these that is too short, and where no token is to be asked for although others can reach it.
     """
-    for what, given in (("token", token), ("password", password)):
-        if given is not None and len(given) < LEAST_SECRET:
-            raise UsageError(f"--{what} must have at least {LEAST_SECRET} characters")
+    for what, given, least in (("token", token, LEAST_TOKEN), ("password", password, LEAST_PASSWORD)):
+        if given is not None and len(given) < least:
+            raise UsageError(f"--{what} must have at least {least} characters")
     loopback = is_loopback(address)
     if not loopback and not require_token:
         raise UsageError(f"--no-token is for 127.0.0.1 alone; on {address} give --token or --password")

@@ -18,7 +18,7 @@ from tritpress.dashboard.components.statusbar import status_bar
 from tritpress.dashboard.components.toasts import Toasts
 from tritpress.dashboard.components.viewport import Viewport
 from tritpress.dashboard.context import PageContext
-from tritpress.dashboard.in_order import send_in_order
+from tritpress.dashboard.in_order import send_in_order, send_waiting
 from tritpress.dashboard.pacing import Pacing
 from tritpress.dashboard.routing import Routing
 from tritpress.dashboard.shell import use_template
@@ -185,6 +185,8 @@ class Session:
 
     def beat(self) -> None:
         """Tick, unless the last one was too near or is not drawn yet."""
+        if (doc := pn.state.curdoc) is not None:
+            send_waiting(doc)
         if self.pacing.may_send(time.monotonic(), self.store.pace, self.steering.busy):
             self.tick()
 

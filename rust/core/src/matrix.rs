@@ -99,8 +99,8 @@ impl PackedMatrix {
     }
 
     /// Scales in the canonical layout, fp16 bits [planes, rows, groups].
-    pub fn scales(&self) -> Vec<u16> {
-        self.in_two_bits(1, Tiles::scales)
+    pub fn scales(&self, threads: usize) -> Vec<u16> {
+        self.in_two_bits(threads, |tiles| tiles.scales(threads))
     }
 
     /// What `take` finds in the tiles, written out for it where they hold five codes a byte.
@@ -114,7 +114,8 @@ impl PackedMatrix {
     /// float32 [rows, cols], the sum over planes.
     pub fn dequantize(&self, threads: usize) -> Vec<f32> {
         let g = self.geometry();
-        let (codes, scales) = self.in_two_bits(threads, |tiles| (tiles.codes(threads), tiles.scales()));
+        let (codes, scales) =
+            self.in_two_bits(threads, |tiles| (tiles.codes(threads), tiles.scales(threads)));
         debug_assert_eq!(codes.len(), g.planes * g.rows * row_bytes(g.cols));
         let matrix = Canonical {
             codes: &codes,
@@ -291,15 +292,15 @@ mod tests {
         for (planes, group_size) in [(1, 64), (2, 32), (3, 0)] {
             let options = Options { planes, group_size, ..Options::default() };
             let t = ternarize(Weights::F32(&w), (rows, cols), None, &options, 1).unwrap();
-            let canonical = Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size).unwrap();
+            let canonical = Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size, 1).unwrap();
             let matrix = PackedMatrix::new(&canonical, Format::TwoBit, 2).unwrap();
             let five = PackedMatrix::new(&canonical, Format::OnePointSixBit, 2).unwrap();
             assert_eq!(five.codes(2), t.codes);
-            assert_eq!(five.scales(), t.scales);
+            assert_eq!(five.scales(2), t.scales);
             assert_eq!(five.matmul(&x, n, 2).unwrap(), matrix.matmul(&x, n, 2).unwrap());
             assert_eq!(five.matvec(&x[..cols], 2).unwrap(), matrix.matvec(&x[..cols], 1).unwrap());
             assert_eq!(matrix.codes(1), t.codes);
-            assert_eq!(matrix.scales(), t.scales);
+            assert_eq!(matrix.scales(1), t.scales);
             let d = matrix.dequantize(2);
             assert_eq!(d, canonical.dequantize(1));
             let y = matrix.matmul(&x, n, 2).unwrap();
@@ -326,7 +327,7 @@ mod tests {
         for group_size in [0, 32, 64] {
             let options = Options { group_size, ..Options::default() };
             let t = ternarize(Weights::F32(&w), (rows, cols), None, &options, 1).unwrap();
-            let canonical = Canonical::new(&t.codes, &t.scales, 1, (rows, cols), group_size).unwrap();
+            let canonical = Canonical::new(&t.codes, &t.scales, 1, (rows, cols), group_size, 1).unwrap();
             for format in [Format::TwoBit, Format::OnePointSixBit] {
                 let matrix = PackedMatrix::new(&canonical, format, 1).unwrap();
                 let singles: Vec<f32> = x.chunks(cols).flat_map(|x| matrix.matvec(x, 1).unwrap()).collect();
@@ -340,14 +341,17 @@ mod tests {
 
     #[test]
     fn empty_shapes() {
-        for (rows, cols) in [(0, 5), (5, 0), (0, 0)] {
-            let scales = vec![0u16; rows * crate::packing::groups_of(cols, 0)];
+        for ((rows, cols), group_size) in [(0, 5), (5, 0), (0, 0)].into_iter().flat_map(|s| [(s, 0), (s, 64)])
+        {
+            let scales = vec![0u16; rows * crate::packing::groups_of(cols, group_size)];
             let codes = vec![0x55u8; rows * row_bytes(cols)];
-            let canonical = Canonical::new(&codes, &scales, 1, (rows, cols), 0).unwrap();
+            let canonical = Canonical::new(&codes, &scales, 1, (rows, cols), group_size, 1).unwrap();
             for format in [Format::TwoBit, Format::OnePointSixBit] {
                 let matrix = PackedMatrix::new(&canonical, format, 1).unwrap();
                 assert_eq!(matrix.matvec(&vec![1.0; cols], 1).unwrap(), vec![0.0; rows]);
                 assert!(matrix.matvec(&vec![1.0; cols + 1], 1).is_err());
+                assert_eq!((matrix.codes(2), matrix.scales(2)), (codes.clone(), scales.clone()));
+                assert_eq!(matrix.dequantize(2), vec![0.0; rows * cols]);
             }
         }
     }

@@ -6,6 +6,7 @@ use crate::half::f16_to_f32;
 use crate::kernel::vectorized;
 use crate::memory;
 use crate::pool;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of one row of `cols` codes.
 #[inline]
@@ -34,9 +35,10 @@ fn pack_row_inlined(trits: &[i8], out: &mut [u8]) {
     let whole = trits.len() / 4;
     for (byte, four) in out[..whole].iter_mut().zip(trits.chunks_exact(4)) {
         let word = u32::from_le_bytes([four[0] as u8, four[1] as u8, four[2] as u8, four[3] as u8]);
-        // T + 1 in each byte without carries between bytes (-1 is 0xff), then gathered by one product.
-        let codes = (word ^ 0x8080_8080).wrapping_add(0x0101_0101) ^ 0x8080_8080;
-        *byte = ((codes & 0x0303_0303).wrapping_mul(0x0104_1040) >> 24) as u8;
+        // T + 1 in each byte without carries between bytes (-1 is 0xff), then two and two, then all moved together.
+        let codes = ((word ^ 0x8080_8080).wrapping_add(0x0101_0101) ^ 0x8080_8080) & 0x0303_0303;
+        let pairs = codes | codes >> 6;
+        *byte = (pairs & 0xf | pairs >> 12 & 0xf0) as u8;
     }
     if whole < out.len() {
         let mut byte = 0x55u8;
@@ -66,39 +68,103 @@ fn unpack_row_inlined(codes: &[u8], out: &mut [i8]) {
     }
 }
 
+vectorized! {
+    /// Whether the codes of one row are zero; trusted as in [`unpack_row`].
+    fn mask_row(codes: &[u8], out: &mut [bool]) = mask_row_inlined;
+}
+
+#[inline(always)]
+fn mask_row_inlined(codes: &[u8], out: &mut [bool]) {
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    for (four, &byte) in fours.iter_mut().zip(codes) {
+        *four = std::array::from_fn(|s| (byte >> (2 * s)) & 3 == 1);
+    }
+    for (s, zero) in rest.iter_mut().enumerate() {
+        *zero = (codes[codes.len() - 1] >> (2 * s)) & 3 == 1;
+    }
+}
+
 /// Pack rows of `cols` values each. Errors: a value outside {-1, 0, 1}.
 pub fn pack(trits: &[i8], cols: usize, threads: usize) -> Result<Vec<u8>> {
-    if let Some(bad) = trits.iter().position(|t| !(-1..=1).contains(t)) {
-        return Err(Error::data(format!(
-            "a ternary code must be -1, 0 or 1, not {} (row {}, column {})",
-            trits[bad],
-            bad / cols,
-            bad % cols
-        )));
-    }
     let rows = trits.len().checked_div(cols).unwrap_or(0);
     let bytes = row_bytes(cols);
     let mut out = memory::zeros::<u8>(rows * bytes);
+    let first = First::default();
     pool::rows_mut(&mut out, bytes, cols.max(1), threads, |row, out| {
-        pack_row(&trits[row * cols..(row + 1) * cols], out);
+        let trits = &trits[row * cols..(row + 1) * cols];
+        if are_ternary(trits) {
+            pack_row(trits, out);
+        } else {
+            first.is(row);
+        }
     });
+    if let Some((row, col)) = first.within(cols, |at| !(-1..=1).contains(&trits[at])) {
+        return Err(Error::data(format!(
+            "a ternary code must be -1, 0 or 1, not {} (row {row}, column {col})",
+            trits[row * cols + col]
+        )));
+    }
     Ok(out)
 }
 
 /// Unpack rows of `cols` codes each. Errors: code 3, padding that is not 1, a length that disagrees.
 pub fn unpack(codes: &[u8], cols: usize, threads: usize) -> Result<Vec<i8>> {
-    check_codes(codes, cols)?;
-    let bytes = row_bytes(cols);
-    let rows = codes.len().checked_div(bytes).unwrap_or(0);
-    let mut out = memory::zeros::<i8>(rows * cols);
-    pool::rows_mut(&mut out, cols, cols.max(1), threads, |row, out| {
-        unpack_row(&codes[row * bytes..(row + 1) * bytes], out);
-    });
-    Ok(out)
+    check_codes(codes, cols, threads)?;
+    Ok(each_row(codes, cols, threads, unpack_row))
 }
 
+/// Whether each code is zero, row by row. Errors: as [`unpack`].
+pub fn sparsity_mask(codes: &[u8], cols: usize, threads: usize) -> Result<Vec<bool>> {
+    check_codes(codes, cols, threads)?;
+    Ok(each_row(codes, cols, threads, mask_row))
+}
+
+/// `row(codes, out)` for each row of `cols` codes.
+fn each_row<T: Copy + Default + Send>(
+    codes: &[u8],
+    cols: usize,
+    threads: usize,
+    row: fn(&[u8], &mut [T]),
+) -> Vec<T> {
+    let bytes = row_bytes(cols);
+    let rows = codes.len().checked_div(bytes).unwrap_or(0);
+    let mut out = memory::zeros::<T>(rows * cols);
+    pool::rows_mut(&mut out, cols, cols.max(1), threads, |at, out| {
+        row(&codes[at * bytes..(at + 1) * bytes], out);
+    });
+    out
+}
+
+/// The first row (or other part) that any thread has found to be wrong.
+struct First(AtomicUsize);
+
+impl Default for First {
+    fn default() -> Self {
+        First(AtomicUsize::new(usize::MAX))
+    }
+}
+
+impl First {
+    fn is(&self, row: usize) {
+        self.0.fetch_min(row, Ordering::Relaxed);
+    }
+
+    fn row(&self) -> Option<usize> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&row| row != usize::MAX)
+    }
+
+    /// Row and place in it of the first of its `width` elements that is `bad(index)`.
+    fn within(&self, width: usize, bad: impl Fn(usize) -> bool) -> Option<(usize, usize)> {
+        let row = self.row()?;
+        (0..width).find(|at| bad(row * width + at)).map(|at| (row, at))
+    }
+}
+
+/// Values or bytes that a thread looks at before it asks for more.
+const LOOK: usize = 1 << 16;
+
 /// Refuse what no writer of this format produces: the code 3, or padding other than 1.
-pub fn check_codes(codes: &[u8], cols: usize) -> Result<()> {
+pub fn check_codes(codes: &[u8], cols: usize, threads: usize) -> Result<()> {
     let bytes = row_bytes(cols);
     if bytes == 0 {
         return if codes.is_empty() {
@@ -113,41 +179,93 @@ pub fn check_codes(codes: &[u8], cols: usize) -> Result<()> {
             codes.len()
         )));
     }
-    // One branch a block, so that the scan runs at memory speed.
-    for (block, chunk) in codes.chunks(4096).enumerate() {
-        if chunk.iter().fold(0u8, |bad, &b| bad | (b & (b >> 1) & 0x55)) != 0 {
-            let at = block * 4096 + chunk.iter().position(|b| b & (b >> 1) & 0x55 != 0).unwrap_or(0);
-            let slot = (codes[at] & (codes[at] >> 1) & 0x55).trailing_zeros() as usize / 2;
-            return Err(Error::data(format!(
-                "code 3 at row {}, column {}: codes are 0, 1 or 2 (T + 1)",
-                at / bytes,
-                at % bytes * 4 + slot
-            )));
+    let (three, padding) = (First::default(), First::default());
+    let mask = if cols.is_multiple_of(4) { 0 } else { 0xffu8 << (2 * (cols % 4)) };
+    let some = (LOOK / bytes).max(1);
+    pool::run(threads, (codes.len() / bytes).div_ceil(some), |item| {
+        let rows = codes.chunks(some * bytes).nth(item).unwrap_or(&[]);
+        if any_three(rows) {
+            let at = rows.iter().position(|&byte| threes(byte) != 0).unwrap_or(0);
+            three.is(item * some + at / bytes);
         }
-    }
-    let used = cols % 4;
-    if used != 0 {
-        let mask = 0xffu8 << (2 * used);
-        for (row, last) in codes.iter().skip(bytes - 1).step_by(bytes).enumerate() {
-            if last & mask != 0x55 & mask {
-                return Err(Error::data(format!("row {row} has padding codes other than 1")));
+        if mask != 0 {
+            let mut last = rows.iter().skip(bytes - 1).step_by(bytes);
+            if let Some(row) = last.position(|last| last & mask != 0x55 & mask) {
+                padding.is(item * some + row);
             }
         }
+    });
+    if let Some((row, at)) = three.within(bytes, |at| threes(codes[at]) != 0) {
+        let slot = threes(codes[row * bytes + at]).trailing_zeros() as usize / 2;
+        return Err(Error::data(format!(
+            "code 3 at row {row}, column {}: codes are 0, 1 or 2 (T + 1)",
+            at * 4 + slot
+        )));
     }
-    Ok(())
+    match padding.row() {
+        Some(row) => Err(Error::data(format!("row {row} has padding codes other than 1"))),
+        None => Ok(()),
+    }
+}
+
+/// The low bits of those codes of a byte that are 3.
+#[inline(always)]
+fn threes(byte: u8) -> u8 {
+    byte & (byte >> 1) & 0x55
+}
+
+vectorized! {
+    fn any_three(codes: &[u8]) -> bool = any_three_inlined;
+}
+
+#[inline(always)]
+fn any_three_inlined(codes: &[u8]) -> bool {
+    codes.iter().fold(0, |bad, &byte| bad | threes(byte)) != 0
+}
+
+vectorized! {
+    /// Whether all are -1, 0 or 1.
+    fn are_ternary(trits: &[i8]) -> bool = are_ternary_inlined;
+}
+
+#[inline(always)]
+fn are_ternary_inlined(trits: &[i8]) -> bool {
+    trits.iter().fold(0, |most, &t| most.max((t as u8).wrapping_add(1))) <= 2
 }
 
 /// Refuse scales that no writer produces: negative, NaN or infinite.
-pub fn check_scales(scales: &[u16], groups: usize) -> Result<()> {
-    match scales.iter().position(|&s| s >= 0x7c00 && s != 0x8000) {
-        None => Ok(()),
-        Some(bad) => Err(Error::data(format!(
-            "scale {} at row {}, group {}: scales are finite and not negative",
-            f16_to_f32(scales[bad]),
-            bad / groups.max(1),
-            bad % groups.max(1)
-        ))),
-    }
+pub fn check_scales(scales: &[u16], groups: usize, threads: usize) -> Result<()> {
+    let first = First::default();
+    pool::run(threads, scales.len().div_ceil(LOOK), |item| {
+        if any_no_scale(scales.chunks(LOOK).nth(item).unwrap_or(&[])) {
+            first.is(item);
+        }
+    });
+    let Some(bad) =
+        first.row().and_then(|item| (item * LOOK..scales.len()).find(|&at| is_no_scale(scales[at])))
+    else {
+        return Ok(());
+    };
+    Err(Error::data(format!(
+        "scale {} at row {}, group {}: scales are finite and not negative",
+        f16_to_f32(scales[bad]),
+        bad / groups.max(1),
+        bad % groups.max(1)
+    )))
+}
+
+#[inline(always)]
+fn is_no_scale(scale: u16) -> bool {
+    (scale >= 0x7c00) & (scale != 0x8000)
+}
+
+vectorized! {
+    fn any_no_scale(scales: &[u16]) -> bool = any_no_scale_inlined;
+}
+
+#[inline(always)]
+fn any_no_scale_inlined(scales: &[u16]) -> bool {
+    scales.iter().fold(0u16, |bad, &scale| bad | is_no_scale(scale) as u16) != 0
 }
 
 /// Codes and scales of one matrix in the canonical layout, borrowed and checked.
@@ -172,6 +290,7 @@ impl<'a> Canonical<'a> {
         planes: usize,
         (rows, cols): (usize, usize),
         group_size: usize,
+        threads: usize,
     ) -> Result<Self> {
         check_group_size(group_size)?;
         if planes == 0 {
@@ -194,8 +313,8 @@ impl<'a> Canonical<'a> {
                 scales.len()
             )));
         }
-        check_codes(codes, cols)?;
-        check_scales(scales, groups)?;
+        check_codes(codes, cols, threads)?;
+        check_scales(scales, groups, threads)?;
         Ok(Canonical { codes, scales, planes, rows, cols, group_size })
     }
 
@@ -329,9 +448,9 @@ mod tests {
         let codes = pack(&[1, -1, 0, 1, 1, -1], 3, 1).unwrap();
         let half = |x: f32| crate::half::f32_to_f16(x);
         let scales = [half(2.0), half(0.5)];
-        let matrix = Canonical::new(&codes, &scales, 2, (1, 3), 0).unwrap();
+        let matrix = Canonical::new(&codes, &scales, 2, (1, 3), 0, 1).unwrap();
         assert_eq!(matrix.dequantize(1), vec![2.5, -1.5, -0.5]);
-        assert!(Canonical::new(&codes, &[0xbc00, 0], 2, (1, 3), 0).is_err());
-        assert!(Canonical::new(&codes, &[0x7c00, 0], 2, (1, 3), 0).is_err());
+        assert!(Canonical::new(&codes, &[0xbc00, 0], 2, (1, 3), 0, 1).is_err());
+        assert!(Canonical::new(&codes, &[0x7c00, 0], 2, (1, 3), 0, 1).is_err());
     }
 }

@@ -356,7 +356,7 @@ mod tests {
         let w: Vec<f32> = (0..rows * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) / 20.0).collect();
         let options = Options { planes, group_size, ..Options::default() };
         let t = ternarize(Weights::F32(&w), (rows, cols), None, &options, 1).unwrap();
-        let matrix = Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size).unwrap();
+        let matrix = Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size, 1).unwrap();
         let s = layer_statistics(Weights::F32(&w), &matrix, 2).unwrap();
         let d = matrix.dequantize(1);
         let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {

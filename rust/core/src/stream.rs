@@ -223,7 +223,7 @@ mod tests {
         let w: Vec<f32> = halves.iter().map(|&h| bf16_to_f32(h)).collect();
         let options = Options { planes: 2, max_sparsity: Some(0.4), ..Options::default() };
         let whole = ternarize(Weights::F32(&w), (rows, cols), None, &options, 2).unwrap();
-        let canonical = Canonical::new(&whole.codes, &whole.scales, 2, (rows, cols), 64).unwrap();
+        let canonical = Canonical::new(&whole.codes, &whole.scales, 2, (rows, cols), 64, 1).unwrap();
         let expected = layer_statistics(Weights::BF16(&halves), &canonical, 2).unwrap();
         for transposed in [false, true] {
             let mut raw = vec![7u8; 10];

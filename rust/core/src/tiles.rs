@@ -5,6 +5,7 @@
 //! input 4s + b. Rows beyond the matrix and inputs beyond the row have code 1; such rows have scale 0.
 
 use crate::half::scale_to_f32;
+use crate::kernel::lay::{self, transpose, CHUNKS, ROW, SCALES};
 use crate::kernel::vectorized;
 use crate::memory;
 use crate::packing::{groups_of, row_bytes, Canonical};
@@ -20,6 +21,8 @@ pub const CHUNK_BYTES: usize = 64;
 pub const SCALE_BYTES: usize = 2 * TILE;
 /// A whole-row group is padded to a multiple of this many inputs.
 pub const ROW_PAD: usize = 64;
+/// Inputs that are laid out at once: one group, a part of one, or two of 32.
+const STEP: usize = CHUNKS * CHUNK;
 
 /// Sizes of the tiles of one matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,20 @@ impl Geometry {
 
     pub fn tile_bytes(&self) -> usize {
         self.groups * self.planes * self.block_bytes()
+    }
+
+    /// Where the chunk of the inputs from `input` on begins in its tile.
+    #[inline(always)]
+    pub fn chunk_at(&self, input: usize, plane: usize) -> usize {
+        // More than one group means that their size is a power of two.
+        let group = if self.groups == 1 { 0 } else { input >> self.width.trailing_zeros() };
+        self.block_at(group, plane) + (input - group * self.width) / CHUNK * CHUNK_BYTES
+    }
+
+    /// Where a lane's scale is in its tile.
+    #[inline(always)]
+    fn scale_at(&self, group: usize, plane: usize, lane: usize) -> usize {
+        self.block_at(group, plane) + self.code_bytes() + 2 * lane
     }
 
     /// Where a block begins in its tile.
@@ -140,17 +157,18 @@ impl Tiles {
     }
 
     /// Scales back in the canonical layout, fp16 bits [planes, rows, groups].
-    pub fn scales(&self) -> Vec<u16> {
+    pub fn scales(&self, threads: usize) -> Vec<u16> {
         let g = &self.geometry;
-        let mut out = vec![0u16; g.planes * g.rows * g.groups];
-        for tile in 0..g.tiles {
-            let rows = (g.rows - tile * TILE).min(TILE);
-            for (index, block) in self.tile(tile).chunks_exact(g.block_bytes()).enumerate() {
-                let (group, plane) = (index / g.planes, index % g.planes);
-                let scales = block[g.code_bytes()..].as_chunks::<2>().0;
-                for (lane, &scale) in scales.iter().enumerate().take(rows) {
-                    out[(plane * g.rows + tile * TILE + lane) * g.groups + group] = u16::from_le_bytes(scale);
-                }
+        let mut out = memory::zeros::<u16>(g.planes * g.rows * g.groups);
+        if g.rows * g.groups > 0 {
+            for (plane, out) in out.chunks_exact_mut(g.rows * g.groups).enumerate() {
+                // Some tiles an item: one has few scales.
+                let some = (8192 / (TILE * g.groups)).max(1);
+                pool::chunks_mut(out, some * TILE * g.groups, threads, |item, rows| {
+                    for (i, rows) in rows.chunks_mut(TILE * g.groups).enumerate() {
+                        unpack_scales(self.tile(item * some + i), g, plane, rows);
+                    }
+                });
             }
         }
         out
@@ -163,43 +181,51 @@ impl Tiles {
     }
 }
 
-/// The 4x4 transpose of 2-bit codes: in the canonical word input 4b + s is at bits 8b + 2s, in the tile's lane
-/// input 4s + b is; so bits (b, s) and (s, b) change places. Doing it again turns it back.
-#[inline(always)]
-fn transpose(word: u32) -> u32 {
-    let swap = |x: u32, mask: u32, shift: u32| {
-        let t = (x ^ (x >> shift)) & mask;
-        x ^ t ^ (t << shift)
-    };
-    swap(swap(word, 0x00cc_00cc, 6), 0x0000_f0f0, 12)
-}
-
 vectorized! {
+    /// Into zeros: scales of rows that are not there stay 0.
     fn pack_tile(from: &Canonical<'_>, g: &Geometry, tile: usize, out: &mut [u8]) = pack_tile_inlined;
 }
 
 #[inline(always)]
 fn pack_tile_inlined(from: &Canonical<'_>, g: &Geometry, tile: usize, out: &mut [u8]) {
-    let rows = (from.rows - tile * TILE).min(TILE);
+    let (first, rows) = (tile * TILE, (from.rows - tile * TILE).min(TILE));
+    let bytes = row_bytes(g.cols);
     for plane in 0..g.planes {
-        let codes: [&[u8]; TILE] =
-            std::array::from_fn(
-                |lane| if lane < rows { from.codes_row(plane, tile * TILE + lane) } else { &[] },
-            );
-        for group in 0..g.groups {
-            let block = &mut out[g.block_at(group, plane)..][..g.block_bytes()];
-            let (to, scales) = block.split_at_mut(g.code_bytes());
-            let first = group * g.width / 4;
-            for (chunk, to) in to.as_chunks_mut::<CHUNK_BYTES>().0.iter_mut().enumerate() {
-                let at = first + 4 * chunk;
-                let words: [u32; TILE] = std::array::from_fn(|lane| word_at(codes[lane], at));
-                for (to, word) in to.as_chunks_mut::<4>().0.iter_mut().zip(words.map(transpose)) {
-                    *to = word.to_le_bytes();
-                }
+        let codes = &from.codes[(plane * from.rows + first) * bytes..][..rows * bytes];
+        let whole = if rows == TILE { g.cols / STEP } else { 0 };
+        for step in 0..whole {
+            let (low, high) = out.split_at_mut(g.chunk_at(STEP * step + STEP / 2, plane));
+            let low = &mut low[g.chunk_at(STEP * step, plane)..];
+            let ([a, b, ..], [c, d, ..]) = (low.as_chunks_mut().0, high.as_chunks_mut().0) else {
+                unreachable!("a tile has all chunks of its inputs");
+            };
+            lay::chunks_of_rows(codes, bytes, ROW * step, [a, b, c, d]);
+        }
+        for chunk in whole * CHUNKS..g.padded_cols() / CHUNK {
+            let to = &mut out[g.chunk_at(CHUNK * chunk, plane)..][..CHUNK_BYTES];
+            for (lane, to) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let row = if lane < rows { &codes[lane * bytes..][..bytes] } else { &[] };
+                *to = transpose(word_at(row, 4 * chunk)).to_le_bytes();
             }
-            for (lane, to) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                let scale = if lane < rows { from.scales_row(plane, tile * TILE + lane)[group] } else { 0 };
-                *to = scale.to_le_bytes();
+        }
+        let scales = &from.scales[(plane * from.rows + first) * g.groups..][..rows * g.groups];
+        let eights = if rows == TILE { g.groups / SCALES } else { 0 };
+        for (eight, half) in (0..eights).flat_map(|eight| [(eight, 0), (eight, 1)]) {
+            let lane = SCALES * half;
+            let square = std::array::from_fn(|i| {
+                *scales[(lane + i) * g.groups + SCALES * eight..]
+                    .first_chunk()
+                    .expect("eight groups of a row")
+            });
+            for (i, lanes) in lay::transpose_scales(square).into_iter().enumerate() {
+                let to = &mut out[g.scale_at(SCALES * eight + i, plane, lane)..][..2 * SCALES];
+                to.as_chunks_mut().0.copy_from_slice(&lanes.map(u16::to_le_bytes));
+            }
+        }
+        for group in SCALES * eights..g.groups {
+            for lane in 0..rows {
+                let to = &mut out[g.scale_at(group, plane, lane)..][..2];
+                to.copy_from_slice(&scales[lane * g.groups + group].to_le_bytes());
             }
         }
     }
@@ -225,19 +251,46 @@ vectorized! {
 #[inline(always)]
 fn unpack_tile_inlined(tile: &[u8], g: &Geometry, plane: usize, out: &mut [u8]) {
     let bytes = row_bytes(g.cols);
-    for group in 0..g.groups {
-        let block = &tile[g.block_at(group, plane)..][..g.code_bytes()];
-        let first = group * g.width / 4;
-        for (chunk, from) in block.as_chunks::<CHUNK_BYTES>().0.iter().enumerate() {
-            let (from, _) = from.as_chunks::<4>();
-            let words: [u32; TILE] = std::array::from_fn(|lane| transpose(u32::from_le_bytes(from[lane])));
-            for (row, word) in out.chunks_exact_mut(bytes).zip(words) {
-                let rest = row.get_mut(first + 4 * chunk..).unwrap_or(&mut []);
-                match rest.first_chunk_mut() {
-                    Some(four) => *four = word.to_le_bytes(),
-                    None => rest.copy_from_slice(&word.to_le_bytes()[..rest.len()]),
-                }
-            }
+    let mut whole = 0;
+    if out.len() == TILE * bytes {
+        whole = g.cols / STEP;
+        for step in 0..whole {
+            let place = |half: usize| g.chunk_at(STEP * step + half * STEP / 2, plane);
+            let ([a, b, ..], [c, d, ..]) = (tile[place(0)..].as_chunks().0, tile[place(1)..].as_chunks().0)
+            else {
+                unreachable!("a tile has all chunks of its inputs");
+            };
+            lay::rows_of_chunks([a, b, c, d], out, bytes, ROW * step);
+        }
+    }
+    for chunk in whole * CHUNKS..g.cols.div_ceil(CHUNK) {
+        let from = &tile[g.chunk_at(CHUNK * chunk, plane)..][..CHUNK_BYTES];
+        for (row, word) in out.chunks_exact_mut(bytes).zip(from.as_chunks::<4>().0) {
+            let word = transpose(u32::from_le_bytes(*word)).to_le_bytes();
+            let rest = &mut row[4 * chunk..];
+            let len = rest.len().min(4);
+            rest[..len].copy_from_slice(&word[..len]);
+        }
+    }
+}
+
+/// A tile's scales of one plane, row by row.
+fn unpack_scales(tile: &[u8], g: &Geometry, plane: usize, out: &mut [u16]) {
+    let eights = if out.len() == TILE * g.groups { g.groups / SCALES } else { 0 };
+    for (eight, half) in (0..eights).flat_map(|eight| [(eight, 0), (eight, 1)]) {
+        let lane = SCALES * half;
+        let square = std::array::from_fn(|i| {
+            let from = &tile[g.scale_at(SCALES * eight + i, plane, lane)..];
+            from.as_chunks().0.first_chunk().expect("scales of eight rows").map(u16::from_le_bytes)
+        });
+        for (i, row) in lay::transpose_scales(square).into_iter().enumerate() {
+            out[(lane + i) * g.groups + SCALES * eight..][..SCALES].copy_from_slice(&row);
+        }
+    }
+    for group in SCALES * eights..g.groups {
+        for (lane, row) in out.chunks_exact_mut(g.groups).enumerate() {
+            let from = &tile[g.scale_at(group, plane, lane)..];
+            row[group] = u16::from_le_bytes([from[0], from[1]]);
         }
     }
 }
@@ -268,19 +321,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn transposes_codes() {
-        for b in 0..4 {
-            for s in 0..4 {
-                assert_eq!(transpose(3 << (8 * b + 2 * s)), 3 << (8 * s + 2 * b));
-            }
-        }
-    }
-
     proptest! {
         #[test]
         fn layout_is_as_described_and_turns_back(
-            rows in 0usize..40, cols in 0usize..150, planes in 1usize..4, seed in any::<u64>(),
+            rows in 0usize..40, cols in prop_oneof![0usize..150, 500usize..600], planes in 1usize..4, seed in any::<u64>(),
             group_size in prop::sample::select(vec![0usize, 32, 64, 128, 256]),
         ) {
             let mut state = seed | 1;
@@ -289,10 +333,10 @@ mod tests {
             let codes = if cols == 0 { Vec::new() } else { crate::packing::pack(&trits, cols, 1).unwrap() };
             let groups = groups_of(cols, group_size);
             let scales: Vec<u16> = (0..planes * rows * groups).map(|_| (next() % 0x7c00) as u16).collect();
-            let from = Canonical::new(&codes, &scales, planes, (rows, cols), group_size).unwrap();
+            let from = Canonical::new(&codes, &scales, planes, (rows, cols), group_size, 1).unwrap();
             let tiles = Tiles::pack(&from, 2);
             prop_assert_eq!(tiles.codes(2), codes);
-            prop_assert_eq!(tiles.scales(), scales);
+            prop_assert_eq!(tiles.scales(2), scales);
             prop_assert_eq!(tiles.bytes.as_slice().as_ptr() as usize % 64, 0);
             for _ in 0..20 {
                 if rows * cols == 0 { break; }

@@ -99,7 +99,8 @@ fuzz_target!(|input: Input<'_>| {
     let scales: Vec<u8> = expected.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
     assert_eq!(written, [expected.codes.as_slice(), &scales].concat());
     let shape = (rows, cols);
-    let packed = Canonical::new(&expected.codes, &expected.scales, options.planes, shape, options.group_size);
+    let packed =
+        Canonical::new(&expected.codes, &expected.scales, options.planes, shape, options.group_size, 1);
     assert_eq!(found, layer_statistics(Weights::F32(&w), &packed.unwrap(), 1).unwrap());
 });
 

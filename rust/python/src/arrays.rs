@@ -166,9 +166,10 @@ impl<'py> PackedArrays<'py> {
     /// The checked matrix, from what [`slices`](Self::slices) gave; runs without the GIL.
     pub fn canonical<'a>(
         &self,
+        threads: usize,
     ) -> impl Fn(&'a [u8], &'a [u16]) -> tritpress_core::Result<Canonical<'a>> + Send + Sync {
         let (planes, shape, group_size) = (self.planes, self.shape, self.group_size);
-        move |codes, scales| Canonical::new(codes, scales, planes, shape, group_size)
+        move |codes, scales| Canonical::new(codes, scales, planes, shape, group_size, threads)
     }
 
     pub fn shape(&self) -> (usize, usize) {

@@ -110,12 +110,14 @@ pub fn pack<'py>(
     to_array(py, codes, &shape)
 }
 
-fn unpacked<'py>(
+/// What `each` makes of codes whose last dimension is that of `cols` values.
+fn of_codes<'py, T: numpy::Element + Send>(
     py: Python<'py>,
     codes: &Bound<'py, PyAny>,
     cols: i64,
     threads: Option<i64>,
-) -> PyResult<(Vec<i8>, Vec<usize>)> {
+    each: fn(&[u8], usize, usize) -> tritpress_core::Result<Vec<T>>,
+) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
     let (cols, threads) = (count("cols", cols)?, self::threads(threads)?);
     let codes = array::<u8>(codes, "codes", "uint8")?;
     if last(codes.shape(), "codes")? != row_bytes(cols) {
@@ -127,8 +129,8 @@ fn unpacked<'py>(
     }
     let shape = with_last(codes.shape(), cols);
     let codes = codes.as_slice()?;
-    let trits = py.detach(|| packing::unpack(codes, cols, threads)).map_err(raise)?;
-    Ok((trits, shape))
+    let values = py.detach(|| each(codes, cols, threads)).map_err(raise)?;
+    to_array(py, values, &shape)
 }
 
 #[pyfunction]
@@ -139,8 +141,7 @@ pub fn unpack<'py>(
     cols: i64,
     threads: Option<i64>,
 ) -> PyResult<Bound<'py, PyArrayDyn<i8>>> {
-    let (trits, shape) = unpacked(py, codes, cols, threads)?;
-    to_array(py, trits, &shape)
+    of_codes(py, codes, cols, threads, packing::unpack)
 }
 
 #[pyfunction]
@@ -151,9 +152,7 @@ pub fn sparsity_mask<'py>(
     cols: i64,
     threads: Option<i64>,
 ) -> PyResult<Bound<'py, PyArrayDyn<bool>>> {
-    let (trits, shape) = unpacked(py, codes, cols, threads)?;
-    let mask = py.detach(|| trits.iter().map(|&t| t == 0).collect::<Vec<bool>>());
-    to_array(py, mask, &shape)
+    of_codes(py, codes, cols, threads, packing::sparsity_mask)
 }
 
 #[pyfunction]
@@ -169,7 +168,7 @@ pub fn dequantize<'py>(
     let threads = self::threads(threads)?;
     let arrays = PackedArrays::new(codes, scales, None, count("cols", cols)?, group_size)?;
     let (codes, scales) = arrays.slices()?;
-    let canonical = arrays.canonical();
+    let canonical = arrays.canonical(threads);
     let out = py.detach(|| canonical(codes, scales).map(|m| m.dequantize(threads))).map_err(raise)?;
     let (rows, cols) = arrays.shape();
     to_array(py, out, &[rows, cols])
@@ -190,7 +189,7 @@ pub fn layer_statistics<'py>(
     let (rows, cols) = w.shape()?;
     let arrays = PackedArrays::new(codes, scales, Some(rows), cols, group_size)?;
     let (codes, scales) = arrays.slices()?;
-    let canonical = arrays.canonical();
+    let canonical = arrays.canonical(threads);
     let weights = w.weights()?;
     let statistics = py
         .detach(|| canonical(codes, scales).and_then(|m| stats::layer_statistics(weights, &m, threads)))

@@ -38,7 +38,7 @@ fn default_threads() -> PyResult<usize> {
 }
 
 /// What this machine reaches at most, measured for about a second: memory_gb_s and cache_gb_s (reads),
-/// unpack_gop_s (on registers by AVX-512, elsewhere the kernel itself on one tile in the first-level cache) and
+/// unpack_gop_s (on registers; by NEON and without vectors the kernel itself on one tile in the first-level cache) and
 /// multiply_gop_s (the instructions of the path `isa`), matrix_gop_s where it has a matrix unit;
 /// memory_streams and memory_ahead, how memory was read fastest; and how large matrices are read: tiles side by
 /// side (streams) and bytes asked for ahead.

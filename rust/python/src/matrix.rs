@@ -38,7 +38,7 @@ impl PackedMatrix {
         let (rows, cols) = (count("shape[0]", shape.0)?, count("shape[1]", shape.1)?);
         let arrays = PackedArrays::new(codes, scales, Some(rows), cols, group_size)?;
         let (codes, scales) = arrays.slices()?;
-        let canonical = arrays.canonical();
+        let canonical = arrays.canonical(threads);
         let inner = py
             .detach(|| canonical(codes, scales).and_then(|m| Matrix::new(&m, format, threads)))
             .map_err(raise)?;
@@ -94,15 +94,18 @@ impl PackedMatrix {
         to_array(py, out, &[rows, cols])
     }
 
-    fn codes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
-        let threads = self::threads(None)?;
+    #[pyo3(signature = (threads=None))]
+    fn codes<'py>(&self, py: Python<'py>, threads: Option<i64>) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
+        let threads = self::threads(threads)?;
         let out = py.detach(|| self.inner.codes(threads));
         let (rows, cols) = self.shape();
         to_array(py, out, &[self.planes(), rows, row_bytes(cols)])
     }
 
-    fn scales<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArrayDyn<f16>>> {
-        let out = py.detach(|| self.inner.scales());
+    #[pyo3(signature = (threads=None))]
+    fn scales<'py>(&self, py: Python<'py>, threads: Option<i64>) -> PyResult<Bound<'py, PyArrayDyn<f16>>> {
+        let threads = self::threads(threads)?;
+        let out = py.detach(|| self.inner.scales(threads));
         to_half_array(py, out, &[self.planes(), self.shape().0, self.inner.geometry().groups])
     }
 
@@ -173,7 +176,8 @@ impl PackedMatrix {
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
         let (py, this) = (slf.py(), slf.get());
-        let arguments = (this.codes(py)?, this.scales(py)?, this.group_size(), this.shape(), this.format());
+        let arguments =
+            (this.codes(py, None)?, this.scales(py, None)?, this.group_size(), this.shape(), this.format());
         (slf.get_type(), arguments).into_pyobject(py)
     }
 }

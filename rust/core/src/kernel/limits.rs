@@ -13,10 +13,10 @@ use crate::tiles::{Aligned, Geometry, TILE};
 pub struct Limits {
     /// Reading from memory.
     pub memory: Read,
-    /// Reading 16 MB that were just read: from the last-level cache.
+    /// Reading what was just read, half of the last-level cache but 16 MB at most.
     pub cache: Read,
-    /// Unpacking and multiplying one token, 10^9 operations a second (a product and a sum are two): on registers
-    /// by AVX-512, by the path itself on one tile elsewhere.
+    /// Unpacking and multiplying one token, 10^9 operations a second (a product and a sum are two): on registers,
+    /// by the path itself on one tile where it is NEON or without vectors.
     pub unpack_gop_s: f64,
     /// Multiplying and accumulating alone, without unpacking: the limit for many tokens.
     pub multiply_gop_s: f64,
@@ -39,11 +39,18 @@ pub struct Read {
 pub fn measure(isa: Isa, threads: usize) -> Limits {
     Limits {
         memory: bandwidth(256 << 20, threads, 3),
-        cache: read_again(16 << 20, threads),
+        cache: read_again((last_level_cache() / 2).clamp(2 << 20, 16 << 20), threads),
         unpack_gop_s: rate(threads, |time| unpack_rate(isa, time)),
         multiply_gop_s: rate(threads, |time| multiply_rate(isa, time)),
         matrix_gop_s: has_matrix_unit(isa).then(|| rate(threads, matrix_rate)),
     }
+}
+
+/// Bytes of the last-level cache as Linux tells them; 32 MB where nothing does.
+fn last_level_cache() -> usize {
+    let told = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size").ok();
+    let kilobytes = told.and_then(|told| told.trim().strip_suffix('K')?.parse::<usize>().ok());
+    kilobytes.map_or(32 << 20, |kilobytes| kilobytes << 10)
 }
 
 /// When `bytes` are read again and again: what the caches that they fit in give.
@@ -137,6 +144,18 @@ fn unpack_rate(isa: Isa, time: Duration) -> f64 {
             assert!(isa.available());
             // SAFETY: the CPU was just checked.
             best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx512_mask_loop(20_000) })
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => {
+            assert!(isa.available());
+            // SAFETY: the CPU was just checked.
+            best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx_vnni_unpack_loop(20_000) })
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => {
+            assert!(isa.available());
+            // SAFETY: the CPU was just checked.
+            best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx2_unpack_loop(20_000) })
         }
         // Elsewhere the path itself, with one scale a row, on a tile that stays in the first-level cache: what is
         // measured against it shows what memory, groups and threads add, not how good the inner step is.
@@ -288,6 +307,58 @@ mod loops {
             );
         }
     }
+
+    /// What the 256-bit paths do with a chunk (64 bytes, 512 operations), `count` times on registers: a shift and
+    /// four masks for each half, products and sums by `$add` of a sum, codes and activations.
+    macro_rules! unpack_loop_256 {
+        ($name:ident, $add:ident, [$($sum:ident),*]) => {
+            #[target_feature(enable = "avx2")]
+            pub fn $name(count: usize) {
+                // SAFETY: only registers are used; the caller checked the CPU.
+                unsafe {
+                    asm!(
+                        "2:",
+                        "vpsrlw {p}, {w}, 4", "vpsrlw {q}, {w}, 4",
+                        "vpand {m}, {w}, {m0}", "vpand {n}, {w}, {m0}", $add!("a0", "a1"),
+                        "vpand {m}, {w}, {m1}", "vpand {n}, {w}, {m1}", $add!("b0", "b1"),
+                        "vpand {m}, {p}, {m0}", "vpand {n}, {q}, {m0}", $add!("c0", "c1"),
+                        "vpand {m}, {p}, {m1}", "vpand {n}, {q}, {m1}", $add!("d0", "d1"),
+                        "sub {count}, 1",
+                        "ja 2b",
+                        count = inout(reg) count.max(1) => _,
+                        w = out(ymm_reg) _, m0 = out(ymm_reg) _, m1 = out(ymm_reg) _,
+                        m = out(ymm_reg) _, n = out(ymm_reg) _, p = out(ymm_reg) _, q = out(ymm_reg) _,
+                        $($sum = out(ymm_reg) _,)*
+                        options(nomem, nostack),
+                    );
+                }
+            }
+        };
+    }
+
+    macro_rules! maddubs {
+        ($s:literal, $t:literal) => {
+            concat!(
+                "vpmaddubsw {m}, {m}, {w}\nvpmaddubsw {n}, {n}, {w}\n",
+                "vpaddw {",
+                $s,
+                "}, {",
+                $s,
+                "}, {m}\nvpaddw {",
+                $t,
+                "}, {",
+                $t,
+                "}, {n}",
+            )
+        };
+    }
+    macro_rules! dpbusd {
+        ($s:literal, $t:literal) => {
+            concat!("{{vex}} vpdpbusd {", $s, "}, {m}, {w}\n{{vex}} vpdpbusd {", $t, "}, {n}, {w}")
+        };
+    }
+    unpack_loop_256!(avx2_unpack_loop, maddubs, [a0, a1, b0, b1, c0, c1, d0, d1]);
+    unpack_loop_256!(avx_vnni_unpack_loop, dpbusd, [a0, a1, b0, b1, c0, c1, d0, d1]);
 
     /// `count` times ten 256-bit `vpdpbusd` (640 operations) on registers.
     #[target_feature(enable = "avx2")]

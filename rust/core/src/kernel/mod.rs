@@ -20,6 +20,7 @@ mod avx512_one;
 mod dot256;
 pub mod generic;
 mod halves;
+pub mod lay;
 pub mod limits;
 pub mod naive;
 #[cfg(target_arch = "aarch64")]

@@ -46,7 +46,7 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
     let groups = groups_of(cols, group_size);
     let scales: Vec<u16> =
         (0..planes * rows * groups).map(|_| f32_to_f16((random.next() % 2000) as f32 / 700.0)).collect();
-    let matrix = Canonical::new(&codes, &scales, planes, (rows, cols), group_size).unwrap();
+    let matrix = Canonical::new(&codes, &scales, planes, (rows, cols), group_size, 1).unwrap();
     let tiles = Tiles::pack(&matrix, 1);
     let second: Vec<f32> = match kind {
         Kind::Random => x.iter().map(|x| 3.0 - x / 2.0).collect(),

@@ -43,15 +43,24 @@ impl Encoding {
         }
     }
 
-    fn byte(self, value: usize) -> u8 {
+    /// The byte of each value, where that is looked up.
+    fn table(self) -> [u8; 256] {
         match self {
-            Encoding::Fraction => (value * 256).div_ceil(243) as u8,
             #[cfg(target_arch = "x86_64")]
-            Encoding::Table => trits_vbmi::encode(value),
-            #[cfg(not(target_arch = "x86_64"))]
-            Encoding::Table => unreachable!("not made here"),
+            Encoding::Table => {
+                std::array::from_fn(|value| if value < 243 { trits_vbmi::encode(value) } else { 0 })
+            }
+            _ => [0; 256],
         }
     }
+}
+
+/// ceil(v * 256 / 243) for v up to 242, in numbers of 16 bits.
+#[inline(always)]
+fn fraction(value: u8) -> u8 {
+    // v + ceil(13 v / 243); 34522 / 2^23 is so little above 1 / 243 that whole parts of such numbers are the same.
+    let above = 13 * value as u16 + 242;
+    value + ((((above << 4) as u32 * 34_522) >> 16) as u16 >> 11) as u8
 }
 
 /// Where things are in a tile of five codes a byte.
@@ -112,9 +121,9 @@ impl TritTiles {
         let size = layout.tile_bytes();
         let mut bytes = Aligned::zeroed(from.geometry.tiles * size);
         if size > 0 {
-            let bytes_of = std::array::from_fn(|value| if value < 243 { encoding.byte(value) } else { 0 });
+            let table = encoding.table();
             pool::rows_mut(bytes.as_mut_slice(), size, size * 4, threads, |tile, out| {
-                press(&layout, &bytes_of, from.tile(tile), out);
+                press(&layout, &table, from.tile(tile), out);
             });
         }
         TritTiles { layout, bytes }
@@ -142,17 +151,16 @@ impl TritTiles {
 /// The place of 64 codes of one quad of inputs in a 2-bit tile: first byte and shift.
 #[inline(always)]
 fn two_bit_place(g: &Geometry, plane: usize, quad: usize) -> (usize, u32) {
-    let (group, quad) = (quad * 4 / g.width, quad % (g.width / 4));
-    (g.block_at(group, plane) + quad / 4 * CHUNK_BYTES, 2 * (quad % 4) as u32)
+    (g.chunk_at(4 * quad, plane), 2 * (quad % 4) as u32)
 }
 
 vectorized! {
-    /// A 2-bit tile -> a tile of five codes a byte; `bytes` are those of each value.
-    fn press(layout: &Layout, bytes: &[u8; 256], tile: &[u8], out: &mut [u8]) = press_inlined;
+    /// A 2-bit tile -> a tile of five codes a byte.
+    fn press(layout: &Layout, table: &[u8; 256], tile: &[u8], out: &mut [u8]) = press_inlined;
 }
 
 #[inline(always)]
-fn press_inlined(layout: &Layout, bytes: &[u8; 256], tile: &[u8], out: &mut [u8]) {
+fn press_inlined(layout: &Layout, table: &[u8; 256], tile: &[u8], out: &mut [u8]) {
     let g = &layout.geometry;
     let quads = g.padded_cols() / 4;
     for (block, out) in out.chunks_exact_mut(layout.block_bytes()).enumerate() {
@@ -174,8 +182,10 @@ fn press_inlined(layout: &Layout, bytes: &[u8; 256], tile: &[u8], out: &mut [u8]
                         *value = value.wrapping_mul(3).wrapping_add(digit);
                     }
                 }
-                for (byte, value) in chunk.iter_mut().zip(values) {
-                    *byte = bytes[value as usize];
+                let pairs = chunk.iter_mut().zip(values);
+                match layout.encoding {
+                    Encoding::Fraction => pairs.for_each(|(byte, value)| *byte = fraction(value)),
+                    Encoding::Table => pairs.for_each(|(byte, value)| *byte = table[value as usize]),
                 }
             }
         }
@@ -461,6 +471,7 @@ mod tests {
     fn five_codes_come_out_of_a_byte_as_they_went_in() {
         for v in 0u32..243 {
             let mut q = (v * 256).div_ceil(243);
+            assert_eq!(u32::from(fraction(v as u8)), q);
             let mut back = 0;
             for _ in 0..DIGITS {
                 // The averages of the AVX-512 path say the same as the product with 3.
