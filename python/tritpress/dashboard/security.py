@@ -29,8 +29,8 @@ FORWARDED = ("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real
 """Headers that a proxy adds: who asks sits behind it, wherever that is."""
 
 LEAST_PASSWORD, LEAST_TOKEN = 8, 16
-"""Characters that a password or token of one's own must have: wrong passwords are held to a few a minute, wrong
-tokens are not counted.
+"""Characters that a password or token of one's own must have: wrong passwords are held to a few a minute,
+wrong tokens are not counted.
 """
 
 
