@@ -279,6 +279,26 @@ def test_the_url_of_a_view_opens_the_same_view(tmp_path: Path) -> None:
     assert tab.follow and tab.query() == {}
 
 
+def test_the_link_says_where_the_work_ended(tmp_path: Path) -> None:
+    """A page that followed the work stays where that ended, and so does its link."""
+    run = make_run(tmp_path, "r")
+    writer = EventWriter(run.path)
+    script = list(events(run, layers=126, steps=1))
+    last = max(at for at, (kind, _) in enumerate(script) if kind == "layer.finished")
+    for kind, fields in script[:last]:
+        writer.emit(kind, **fields)
+    session = Session(RunStore(tmp_path))
+    session.context.open_run("r", "progress")
+    tab = session.tab
+    assert tab.follow and tab.number == 3 and tab.query() == {}, "while it is at work a link follows it too"
+    for kind, fields in script[last:]:
+        writer.emit(kind, **fields)
+    writer.close()
+    session.feed.poll(time.monotonic() + 60)
+    session.tick()
+    assert tab.number == 3 and tab.query() == {"page": "4"}
+
+
 def test_an_event_sends_its_cell_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that is up to date gets patches of what changed, and no data source anew."""
     run = make_run(tmp_path, "r")

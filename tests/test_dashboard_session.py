@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 import tomllib
 from pathlib import Path
@@ -261,6 +262,28 @@ def test_a_page_that_only_shows_keeps_no_presets(tmp_path: Path) -> None:
     assert sidebar.preset_save.disabled
     sidebar._change_presets(sidebar._save_preset)
     assert told(session.toasts) == [("error", "Sign in first.")] and not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("until", ["layer.started", None])
+def test_a_deleted_run_offers_nothing_that_needs_it(tmp_path: Path, until: str | None) -> None:
+    write_run(tmp_path, "a-run", until=until)
+    store = RunStore(tmp_path)
+    session = Session(store)
+    session.context.open_run("a-run", "overview")
+    shutil.rmtree(tmp_path / "a-run")
+    session.feed.poll(time.monotonic() + 60)
+    session.tick()
+    assert session.feed.gone and session.sidebar.toggle.disabled and session.sidebar.stop.disabled
+    shown = session.tab.status.pane.object
+    assert "no longer there" in shown and "data-next" not in shown and "At work" not in shown
+
+
+def test_a_missing_run_is_forgotten_when_the_page_goes_on(tmp_path: Path) -> None:
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "not-there"})
+    assert session.context.missing == "not-there"
+    session.context.open_run("")
+    assert session.context.missing == ""
 
 
 @pytest.mark.parametrize("odd", ["²", "1" * 5000, "-1", "0", "1e3", "nan", "", " 2", "٣"])

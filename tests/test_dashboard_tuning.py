@@ -200,10 +200,29 @@ def test_what_can_be_done_and_why_not(state: dict[str, Any]) -> None:
     assert choice(state, False, names, None, "").why_no_run.startswith("Move the slider")
     assert choice(state, False, names, setting, "only shows").why_no_run == "only shows"
     assert not choice(state, False, names, setting, "").live
+    elsewhere = choice(state, False, names, setting, "", remote=True)
+    assert not elsewhere.new_run and "kept where it is worked on" in elsewhere.why_no_run
     half = {name: layer for name, layer in list(state["layers"].items())[:10]}
     live = {**state, "status": "running", "layers": half, "current": {"name": names[10]}}
     assert choice(live, False, names, setting, "").left == tuple(names[11:])
     assert choice(live, True, names, setting, "").left == (), "no worker is there to hear it"
+
+
+def test_a_link_opens_the_slider_that_it_was_copied_from(tmp_path: Path) -> None:
+    from tritpress.dashboard.session import Session
+    from tritpress.dashboard.store import RunStore
+
+    write_run(tmp_path, "r", details=True)
+    session = Session(RunStore(tmp_path))
+    session.context.open_run("r", "tuning")
+    tab: Any = session.tab
+    assert tab.query() == {}
+    tab.which.value = "sparsity"
+    assert tab.query() == {"sparsity": ""}
+    session.context.open_run("r", "tuning", **tab.query())
+    assert (session.tab.mode, session.tab.value) == ("sparsity", None)
+    session.context.open_run("r", "tuning", sparsity="0.4")
+    assert (session.tab.mode, session.tab.value) == ("sparsity", 0.4)
 
 
 def test_tensors_not_pressed_yet_can_be_set_without_a_forecast(tmp_path: Path) -> None:

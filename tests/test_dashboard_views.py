@@ -301,6 +301,9 @@ def test_buttons_mean_something(tmp_path: Path) -> None:
     assert lost.resume and not lost.stop
     waiting = controls(state_until(tmp_path, "layer.finished"), False, True, waiting=True)
     assert not (waiting.pause or waiting.stop)
+    gone = controls({**initial_state("r"), "status": "stopped"}, False, True, gone=True)
+    assert gone.start and gone.reset and not (gone.resume or gone.pause or gone.stop)
+    assert "no longer there" in gone.why["toggle"]
 
 
 def test_a_run_worked_on_elsewhere_is_not_steered_from_here(tmp_path: Path) -> None:

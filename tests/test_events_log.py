@@ -29,7 +29,7 @@ from tritpress.events import (
     initial_state,
     load_snapshot,
 )
-from tritpress.events.snapshot import FINETUNE_POINTS
+from tritpress.events.snapshot import FINETUNE_POINTS, worked
 
 
 def lines(run: Path) -> list[bytes]:
@@ -349,6 +349,21 @@ def test_training_taken_up_at_a_checkpoint_replaces_what_lay_beyond_it() -> None
     for seq, (step, loss) in enumerate([(1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5), (3, 3.5)], 1):
         fold(state, {"seq": seq, "t": 0.0, "type": "finetune.step", "step": step, "loss": loss})
     assert [(p["step"], p["loss"]) for p in state["finetune"]] == [(1, 5.0), (2, 4.5), (3, 3.5)]
+
+
+def test_time_at_work_leaves_out_pauses_and_what_lies_between_two_workers() -> None:
+    state, log = initial_state("r"), []
+    for t, kind, fields in [
+        (100.0, "run.started", {}), (110.0, "run.paused", {}), (150.0, "run.resumed", {}),
+        (160.0, "run.finished", {"status": "stopped"}), (1000.0, "run.started", {}), (1005.0, "log", {}),
+        (9000.0, "run.started", {}), (9003.0, "run.paused", {}), (9004.0, "log", {}),
+    ]:  # fmt: skip
+        log.append(t)
+        fold(state, {"type": kind, "seq": len(log), "t": t, "run": "r", **fields})
+    assert worked(state, 9999.0) == 10 + 10 + 5 + 3, "the second worker was killed after its last word"
+    fold(state, {"type": "run.finished", "seq": 10, "t": 9500.0, "run": "r", "status": "stopped"})
+    assert worked(state, state["finished"]) == 28
+    assert worked(initial_state("r"), 5.0) is None
 
 
 def test_the_state_tells_how_a_run_went() -> None:

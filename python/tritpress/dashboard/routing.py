@@ -40,7 +40,8 @@ class Routing:
             wanted = query.get("tab") or default_tab(bool(runs))
             keys = [tab.key for tab in session.tabs]
             session.shown_tabs.active = keys.index(wanted if wanted in keys else default_tab(bool(runs)))
-            if first != (session.feed.id if session.feed else ""):
+            opened = session.feed.id if session.feed else session.context.missing
+            if first != opened:
                 session.open(first, runs)
             tab = session.tab
             tab.go({key: value for key, value in query.items() if key not in OWN})

@@ -61,7 +61,7 @@ class Session:
         self.broken: set[tuple[str, str]] = set()
         self.untold = False
         self.joined = False
-        self.standing: tuple[str, str, bool] | None = None
+        self.standing: tuple[str, str, bool, bool] | None = None
         self.default = Form(model=default_model())
         self.routing, self.steering = Routing(self), Steering(self)
         self.starting = Starting(self)
@@ -233,7 +233,7 @@ class Session:
         version = feed.version if feed is not None else -1
         fresh = everything or version != self.seen
         self.seen = version
-        standing = None if feed is None else (feed.id, feed.state["status"], feed.lost)
+        standing = None if feed is None else (feed.id, feed.state["status"], feed.lost, feed.gone)
         turned = everything or standing != self.standing
         self.untold = self.untold or fresh
         if self.untold and (turned or time.monotonic() - self.told >= WORDS_EVERY):
@@ -297,6 +297,7 @@ class Session:
                 self.context.may_act,
                 self.context.why_not,
                 feed is not None and feed.remote,
+                feed is not None and feed.gone,
             )
         )
 

@@ -173,6 +173,8 @@ class Feed:
             sign = None
         if sign == self._labels_sign and gone == self.gone:
             return
+        if gone != self.gone:
+            self._types["liveness"] = self.version + 1
         self._labels_sign, self.gone = sign, gone
         self.labels = load_labels(self.path)
         self.state = self._named(_copy(self._reader.state))

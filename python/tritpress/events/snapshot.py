@@ -51,6 +51,8 @@ def initial_state(run: str = "") -> State:
         "started": None,
         "updated": None,
         "finished": None,
+        "idle": 0.0,  # seconds in which no worker was at it, or one that was paused
+        "idle_since": None,  # when the present pause began
         "out": None,
         "model": None,
         "config": {},
@@ -99,12 +101,21 @@ def fold(state: State, event: dict[str, Any]) -> State:
     passed over. `offset` is not touched: only who reads or writes the file knows it.
     """
     state["seq"] = event["seq"]
-    state["updated"] = event["t"]
     state["run"] = event.get("run") or state["run"]
     handler = _HANDLERS.get(event["type"])
     if handler is not None:
         handler(state, event)
+    state["updated"] = event["t"]
     return state
+
+
+def worked(state: State, until: float) -> float | None:
+    """Seconds at work until then: without pauses and what lay between two workers. None: never begun."""
+    if state.get("started") is None:
+        return None
+    since = state.get("idle_since")
+    end = until if since is None else min(since, until)
+    return max(end - state["started"] - state.get("idle", 0.0), 0.0)
 
 
 def load_snapshot(path: str | Path) -> State | None:
@@ -146,7 +157,15 @@ def _end_running_step(state: State, becomes: str) -> None:
     state["current"] = None
 
 
+def _end_idle(state: State, event: dict[str, Any], since: float | None) -> None:
+    if since is not None:
+        state["idle"] += max(event["t"] - since, 0.0)
+    state["idle_since"] = None
+
+
 def _run_started(state: State, event: dict[str, Any]) -> None:
+    if state["started"] is not None:
+        _end_idle(state, event, state["idle_since"] or state["finished"] or state["updated"])
     _end_running_step(state, "waiting")  # of a worker that died
     for step in state["steps"]:
         if step["state"] == "failed":
@@ -166,14 +185,17 @@ def _run_queued(state: State, event: dict[str, Any]) -> None:
 
 
 def _run_paused(state: State, event: dict[str, Any]) -> None:
-    state["status"] = "paused"
+    if state["status"] != "paused":
+        state.update(status="paused", idle_since=event["t"])
 
 
 def _run_resumed(state: State, event: dict[str, Any]) -> None:
     state["status"] = "running"
+    _end_idle(state, event, state["idle_since"])
 
 
 def _run_finished(state: State, event: dict[str, Any]) -> None:
+    _end_idle(state, event, state["idle_since"])
     state.update(
         status=event.get("status", "finished"),
         exit_code=event.get("exit_code"),
@@ -185,6 +207,7 @@ def _run_finished(state: State, event: dict[str, Any]) -> None:
 
 
 def _run_failed(state: State, event: dict[str, Any]) -> None:
+    _end_idle(state, event, state["idle_since"])
     state.update(
         status="failed",
         error=event.get("error"),

@@ -14,7 +14,7 @@ from typing import Any
 from tritpress.errors import TritpressError
 from tritpress.events.reader import StateReader
 from tritpress.events.schema import ENDED
-from tritpress.events.snapshot import State, load_snapshot
+from tritpress.events.snapshot import State, load_snapshot, worked
 from tritpress.runs.directory import RunDirectory, default_runs_dir, write_json
 from tritpress.runs.labels import load_labels
 from tritpress.runs.liveness import is_alive_record
@@ -159,7 +159,7 @@ def _read(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
         "created": record.get("created"),
         "started": started,
         "updated": updated,
-        "seconds": updated - started if started and updated else None,
+        "seconds": worked(state, updated) if updated else None,
         "step_seconds": [_seconds(step) for step in steps],
         "alike": _alike(record.get("model"), state.get("config") or {}),
         "model": record.get("model"),

@@ -42,6 +42,13 @@ class Shown:
     """The run is worked on elsewhere: it hears no commands from here."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of all runs by their ids."""
+    gone: bool = False
+    """Its folder was deleted or moved away."""
+
+    @property
+    def over(self) -> bool:
+        """No worker is at it."""
+        return self.lost or self.gone or self.state["status"] not in ("created", "running", "paused")
 
 
 def shown_of(feed: Feed | None) -> Shown | None:
@@ -49,7 +56,7 @@ def shown_of(feed: Feed | None) -> Shown | None:
     if feed is None:
         return None
     bases, samples = dict(feed.progress_base), dict(feed.samples)
-    told = (feed.kept, feed.earlier, feed.remote, feed.names)
+    told = (feed.kept, feed.earlier, feed.remote, feed.names, feed.gone)
     return Shown(feed.state, feed.lost, time.time(), bases, feed.path, samples, *told)
 
 

@@ -304,13 +304,15 @@ def _steps(shown: Shown) -> Markup:
 
 def _status(shown: Shown) -> Markup:
     state = shown.state
-    status = status_of(state, shown.lost, names=shown.names)
+    status = status_of(state, shown.lost, shown.gone, shown.names)
     spent = elapsed(state, shown.now, shown.lost)
-    working = state["status"] in ("created", "running", "paused") and not shown.lost
+    working = not shown.over
     spent_words = f" {'At work for' if working else 'Took'} {fig.duration(spent)}." if spent else ""
-    following = next_words(state, shown.lost)
+    following = "" if shown.gone else next_words(state, shown.lost)
     more = Markup('<p class="soft small" data-next><b>Next</b> {}</p>').format(following) if following else ""
-    left = run_left_words(state, shown.now, shown.lost, shown.progress_bases, shown.samples, shown.earlier)
+    left = run_left_words(
+        state, shown.now, shown.lost or shown.gone, shown.progress_bases, shown.samples, shown.earlier
+    )
     more += Markup('<p class="soft small" data-run-left>{}</p>').format(left) if left else ""
     return Markup('<div class="note {}"><span role="status">{}</span><span>{}</span>{}</div>').format(
         status.tone, status.sentence, spent_words, more

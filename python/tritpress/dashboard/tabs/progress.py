@@ -72,6 +72,7 @@ class Progress(Tab):
         self.layer: int | None = None
         self.tensor, self.cursor, self.moved = "", (0, 0), False
         self.last: Shown | None = None
+        self.over = False  # no worker is at it: nothing to follow
         self.lookup: Future[Found] | None = None
         self.looked_at: Any = None  # what the snapshot had of the tensor when it was looked up
         self.twin_sent = self.beside_sent = self.now_sent = 0.0
@@ -82,7 +83,7 @@ class Progress(Tab):
 
     def query(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        if not self.follow:
+        if not self.follow or (self.over and self.number > 0):
             found["page"] = str(self.number + 1)
         if self.shade != "ratio":
             found["colour"] = self.shade
@@ -155,6 +156,10 @@ class Progress(Tab):
             return
         self._show(everything=changed is None or fresh, quickly=quickly)
         self._show_twin(force=not quickly)
+        if self.over != shown.over:
+            self.over = shown.over
+            if self.follow and self.number > 0:
+                self.page.navigate()  # where the work ended is a page of its own from now on
 
     def _set_model(self, targets: list[Any]) -> None:
         self.board, self.mapped = Board(map_targets(targets)), targets

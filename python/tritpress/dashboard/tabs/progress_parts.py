@@ -129,11 +129,10 @@ class Parts:
             self.metric.value = shade
         if layer is not None and self.layer.value != layer:
             self.layer.value = layer
-        over = shown.lost or shown.state["status"] not in ("created", "running", "paused")
-        if self.follow.disabled != over:
-            self.follow.disabled = over
-        if self.follow.value != (follow and not over):
-            self.follow.value = follow and not over
+        if self.follow.disabled != shown.over:
+            self.follow.disabled = shown.over
+        if self.follow.value != (follow and not shown.over):
+            self.follow.value = follow and not shown.over
 
 
 def now_bar(shown: Shown) -> Markup:

@@ -115,8 +115,8 @@ class Tuning(Tab):
             found["kind"] = self.scope.kind
         if self.scope.layer != ALL:
             found["layer"] = self.scope.layer
-        if self.value is not None:
-            found[self.mode] = f"{self.value:g}"
+        if self.value is not None or self.mode != "threshold":
+            found[self.mode] = "" if self.value is None else f"{self.value:g}"
         return found
 
     def go(self, query: Mapping[str, str]) -> None:

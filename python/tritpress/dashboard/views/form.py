@@ -138,11 +138,12 @@ def controls(
     may_act: bool = True,
     why_not: str = "",
     remote: bool = False,
+    gone: bool = False,
 ) -> Controls:
     """`waiting`: a command was sent and not yet acknowledged. `may_act` False: the page only shows. `remote`:
-    the run is worked on elsewhere and only told of here.
+    the run is worked on elsewhere and only told of here. `gone`: its folder is no longer there.
     """
-    status = None if state is None else "lost" if lost else state["status"]
+    status = None if state is None else "gone" if gone else "lost" if lost else state["status"]
     at_work = status in ("created", "queued", "running", "paused")
     can_resume = status in ("paused", "stopped", "failed", "lost")
     can_stop = status in ("queued", "running", "paused")
@@ -152,6 +153,7 @@ def controls(
         why["start"] = "Give a model folder first"
     why["toggle"] = {
         None: "No run is open",
+        "gone": "The run's folder is no longer there",
         "finished": "The run is finished",
         "created": "The worker is still starting",
         "queued": "The run has not begun: it waits for others",

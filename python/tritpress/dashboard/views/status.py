@@ -17,6 +17,7 @@ from tritpress.dashboard.views.figures import (
     significant,
 )
 from tritpress.events.schema import ENDED
+from tritpress.events.snapshot import worked
 
 State = dict[str, Any]
 
@@ -310,13 +311,13 @@ def next_words(state: State, lost: bool = False) -> str:
 
 
 def elapsed(state: State, now: float, lost: bool = False) -> float | None:
-    """Seconds from the first start to the end, or to now; of a run whose worker is gone to its last word."""
+    """Seconds at work until the end, or now; of a run whose worker is gone until its last word."""
     if not known(state.get("started")):
         return None
     end = state.get("finished") if state["status"] in ENDED else now
     if lost:
         end = state.get("updated")
-    return max((end or now) - state["started"], 0.0)
+    return worked(state, end or now)
 
 
 def gate_target_words(name: str, target: Any) -> str:

@@ -201,6 +201,9 @@ class Choice:
     why_no_set: str
 
 
+PLAN_ELSEWHERE = "This run's plan is kept where it is worked on: only there a new run can be made from it."
+
+
 def choice(
     state: State,
     lost: bool,
@@ -213,7 +216,7 @@ def choice(
     at_work = state["status"] in ("created", "running", "paused") and not lost
     current = (state.get("current") or {}).get("name")
     left = tuple(name for name in names if name not in state["layers"] and name != current) if at_work else ()
-    why = why_not
+    why = why_not or (PLAN_ELSEWHERE if remote else "")
     if not why and setting is None:
         now = ": this is what the run has now" if any(name in state["layers"] for name in names) else ""
         why = f"Move the slider first{now}."
