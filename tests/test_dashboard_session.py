@@ -31,7 +31,8 @@ from tritpress.dashboard.watch import AlertWatch
 from tritpress.errors import UsageError
 from tritpress.events import EventWriter, fold, initial_state
 from tritpress.events.rules import DEFAULT_RULES
-from tritpress.runs.directory import RunDirectory
+from tritpress.reference import reference_model_path
+from tritpress.runs.directory import REMOTE, RunDirectory
 
 
 def told(toasts: Toasts) -> list[tuple[str, str]]:
@@ -226,6 +227,27 @@ def test_presets_in_the_sidebar(tmp_path: Path) -> None:
     sidebar._change_presets(sidebar._delete_preset)
     assert sidebar.preset.options == [NO_PRESET, *BUILT_IN] and sidebar.preset.value == NO_PRESET
     assert load_presets(tmp_path) == {}
+
+
+def test_the_paths_of_another_machine_are_not_looked_at_on_this_one(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("text", encoding="utf-8")
+    text = [str(tmp_path / "notes.txt"), "~nobody-here/x"]
+    run = make_run(tmp_path / "runs", "pushed", status="finished", text=text)
+    run.update_run(origin=REMOTE)
+    writer = EventWriter(run.path)
+    writer.emit("run.started", model=str(tmp_path), config=run.read_run()["config"], name="pushed")
+    writer.emit("run.finished", status="finished")
+    writer.close()
+    session = Session(RunStore(tmp_path / "runs"))
+    session.open("pushed")
+    sidebar: Any = session.sidebar
+    assert sidebar.form().model == str(tmp_path) and sidebar.form().text == tuple(text)
+    assert sidebar.ready and "on the machine that works on this run" in sidebar.check.lines[0]
+    assert sidebar.text_check.words == "2 texts on that machine; Start looks for them here."
+    sidebar.fields.model.value = str(reference_model_path())
+    assert sidebar.ready and sidebar.check.reference, "a path of this machine is looked at"
+    session.starting.start()
+    assert not sidebar.ready and "~nobody-here/x" in told(session.toasts)[-1][1]
 
 
 def test_alerts_in_the_sidebar(tmp_path: Path) -> None:

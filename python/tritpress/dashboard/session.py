@@ -326,7 +326,8 @@ class Session:
         for tab in self.tabs:
             tab.forget()
         if self.feed is not None:
-            self.sidebar.fill(form_of(self.feed.state, self.default))
+            form = form_of(self.feed.state, self.default)
+            self.sidebar.fill(form, (form.model, *form.text) if self.feed.remote else ())
             self.sidebar.say("neutral", "")
         elif run_id:
             self.say("bad", f"There is no run {run_id!r} in {self.store.runs_dir}.")
