@@ -26,6 +26,7 @@ from tritpress.dashboard.session import Session
 from tritpress.dashboard.sidebar import NO_PRESET
 from tritpress.dashboard.store import RunStore
 from tritpress.dashboard.views.form import Form, chosen
+from tritpress.dashboard.views.status import Headline, headline
 from tritpress.dashboard.views.title import page_title
 from tritpress.dashboard.watch import AlertWatch
 from tritpress.errors import UsageError
@@ -315,3 +316,42 @@ def test_a_tab_that_breaks_says_so_once(tmp_path: Path, monkeypatch: pytest.Monk
             session.refresh(everything=True)
     broken = [message for _, message in told(session.toasts) if "could not be brought up to date" in message]
     assert len(broken) == 1 and broken[0].startswith(session.tab.title)
+
+
+def test_a_line_or_title_that_breaks_leaves_the_rest_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: object, **named: object) -> None:
+        raise KeyError("a figure")
+
+    write_run(tmp_path, "a-run")
+    store = RunStore(tmp_path)
+    store.refresh_list()
+    session = Session(store)
+    monkeypatch.setattr("tritpress.dashboard.session.status_bar", fails)
+    monkeypatch.setattr("tritpress.dashboard.session.page_title", fails)
+    session.open("a-run")
+    session.refresh(everything=True)
+    assert session.tab.seen == session.feed.version, "the tab shows the run"  # type: ignore[union-attr]
+    broken = [message for _, message in told(session.toasts) if "could not be brought up to date" in message]
+    assert len(broken) == 2 and "above the tabs" in broken[0] and "title" in broken[1]
+
+
+def test_a_plan_or_a_model_of_few_words_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "few")
+    writer = EventWriter(run.path)
+    writer.emit("run.started", model="m", config={}, name="few")
+    writer.emit("model", model={}, targets=[{"name": "t", "layer": "x"}, {"name": "u", "layer": 1}])
+    writer.emit("plan", tensors=[{"name": "t", "planes": 2}, {"name": "u", "planes": 1}], predicted_ratio=6.0)
+    writer.emit("gradient", layer="t", norm=1.0)
+    writer.close()
+    session = Session(RunStore(tmp_path))
+    session.open("few")
+    assert session.feed is not None
+    assert headline(session.feed.state) == Headline("6.00×", "–", "–", False, "planned")
+    assert "6.00×" in str(session.bar.pane.object)
+    for tab in session.tabs:
+        session.shown_tabs.active = session.tabs.index(tab)
+        assert tab.built
+    none = {"tensors": [{"name": "t", "planes": 2, "rows": 0, "cols": 0, "bits": 1}], "predicted_ratio": 6.0}
+    assert headline({**session.feed.state, "plan": none}).bits == "–"
