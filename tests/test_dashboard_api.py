@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from server_helper import TOKEN, ask, refusal
 from tritpress.client import Client
 from tritpress.client.http import Server
 from tritpress.client.websocket import masked
+from tritpress.dashboard.api.handlers import error_answer, start
 from tritpress.dashboard.api.seek import offset_after, read_lines
 from tritpress.errors import TritpressError, UsageError
 from tritpress.events import EventWriter, StateReader
@@ -191,6 +193,8 @@ def test_steering_a_run(
     seen = client.run(run_id)["seq"]
     assert list(client.follow(run_id, after=seen))[-1]["status"] == "finished"
     assert client.report(run_id)["run"] == run_id
+    finished = refusal(lambda: client.command(run_id, "resume"))
+    assert finished.status == 409 and "is finished" in str(finished)
     for wrong in ("dance", "", "x" * 5000):
         assert refusal(lambda name=wrong: client.command(run_id, name)).status == 400
 
@@ -210,10 +214,35 @@ def test_what_cannot_be_started(client: Client, port: int, runs: Path, tmp_path:
         {"model": model, "name": "x" * 201},
         {"model": "a\0b"},
         {"model": "x" * 5000},
+        {"model": "~nobody-here/x"},
+        {"model": model, "config": {"text": ["~nobody-here/x"]}},
+        {"model": model, "config": {"plan": "~nobody-here/x"}},
     ):
         status, _, answer = ask(port, "/api/v1/runs", "POST", json.dumps(body).encode(), **JSON)
         assert status == 400 and json.loads(answer)["error"], body
     assert sorted(path.name for path in runs.iterdir()) == before
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = str(tiny_model(tmp_path / "model"))
+
+    def full(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def status_of_start() -> int:
+        try:
+            start(tmp_path / "runs", {"model": model})
+        except Exception:
+            body, status = error_answer(500, sys.exc_info())
+            assert "the disk is full" in body["error"]
+            return status
+        return 201
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", full)
+        assert status_of_start() == 507, "no room for its folder"
+    monkeypatch.setattr("tritpress.runs.directory.write_json", full)
+    assert status_of_start() == 507, "no room for its run.json"
 
 
 def test_ids_and_paths(port: int, runs: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tritpress.config import CompressionConfig
@@ -74,6 +77,27 @@ def test_large_folders_of_text_are_not_looked_through(
     assert told.ok and told.words.startswith("Large folders: no text among the first files")
     (tmp_path / "more.txt").write_text("text", encoding="utf-8")
     assert check_text([str(tmp_path)], reference=False).words.startswith("more than 1 file")
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/x", "~a\0b/x", "x" * 300, "a\0b"])
+def test_what_cannot_be_looked_at_is_no_text_and_no_model(path: str) -> None:
+    told = check_text([path], reference=False)
+    assert not told.ok and path in told.words and told.words.endswith(".")
+    assert not check_model(path).ok and check_model(path).lines[0]
+
+
+def test_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = os.stat
+
+    def refuses(path: Any, *given: Any, **named: Any) -> os.stat_result:
+        if "closed" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", refuses)
+    told = check_text([str(tmp_path / "closed" / "notes.txt")], reference=False)
+    assert not told.ok and told.words.endswith("notes.txt cannot be looked at: Permission denied.")
+    assert not check_model(str(tmp_path / "closed")).ok
 
 
 def test_the_sidebar_says_nothing_of_what_lies_outside(inside: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from dashboard_log import write_run
 from tritpress.dashboard.components import twins
 from tritpress.dashboard.components.curves import CurveCard
-from tritpress.dashboard.views import curves, metrics, quality
+from tritpress.dashboard.views import curves, metrics, quality, status
 from tritpress.events import StateReader, fold, initial_state
 
 
@@ -99,6 +99,18 @@ def test_custom_metrics_get_a_chart_each_on_the_axis_they_can_be_placed_on() -> 
         f"m{i}" for i in range(189, 200)
     ]
     assert curves.custom_page(initial_state("r"), 3)[1:] == (0, 1)
+
+
+def test_metrics_of_a_run_that_never_said_when_it_began() -> None:
+    state = initial_state("r")
+    tell(state, "metric", 160.0, name="loss", value=1.0)
+    tell(state, "metric", 280.0, name="loss", value=0.5)
+    assert curves.custom_charts(state)[0].lines[0].x == [0.0, 2.0]
+    assert status.status_of(state).label == "Running"
+    kept = {**state, "started": None}  # a snapshot of before
+    assert curves.custom_charts(kept)[0].lines[0].x == [0.0, 2.0]
+    tell(kept, "finetune.step", 100.0, step=1, loss=1.0)
+    assert curves.training_charts(kept, "time")[0].lines[0].x == [0.0]
 
 
 def test_a_custom_metric_of_many_values_keeps_its_beginning() -> None:

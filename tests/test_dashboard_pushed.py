@@ -54,7 +54,11 @@ def test_what_workers_write_is_taken(tmp_path: Path) -> None:
         {"type": "finetune.step", "step": 1.5},
         {"type": "model", "model": {}, "targets": [{"name": "t"}]},
         {"type": "model", "model": {}, "targets": {"name": "t"}},
+        {"type": "model", "model": {"path": 5}, "targets": []},
+        {"type": "model", "model": {"parameters": "many"}, "targets": []},
         {"type": "plan", "tensors": [5]},
+        {"type": "plan", "tensors": [{"name": "t", "planes": "two"}]},
+        {"type": "plan", "tensors": [{"name": "t", "planes": 2, "plane_losses": 0.1}]},
         {"type": "evaluation", "when": "yesterday"},
         {"type": "run.started", "config": {"planes": 9}},
     ],
@@ -62,6 +66,17 @@ def test_what_workers_write_is_taken(tmp_path: Path) -> None:
 def test_what_is_no_event(event: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         check_event({"seq": 1, "t": 1.0, **event}, initial_state())
+
+
+def test_a_refusal_names_the_field_of_the_entry() -> None:
+    target = {"name": "t", "kind": "q", "rows": 4, "cols": 4, "layer": "x"}
+    with pytest.raises(UsageError, match=r"event 3 .*'layer' in 'targets' is 'x', which the schema"):
+        check_event({"seq": 3, "type": "model", "model": {}, "targets": [target]}, initial_state())
+    planned = {"name": "t", "planes": 2, "rows": None}
+    with pytest.raises(UsageError, match=r"'rows' in 'tensors' is None"):
+        check_event({"seq": 3, "type": "plan", "tensors": [planned]}, initial_state())
+    target["layer"] = None
+    check_event({"seq": 3, "type": "model", "model": {"mine": 1}, "targets": [target]}, initial_state())
 
 
 def test_what_is_an_event() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from dashboard_log import make_run, write_run
 from runs_helper import FAST, SLOW, tiny_model
 from tritpress.cli import app
 from tritpress.config import CompressionConfig
+from tritpress.dashboard.session import Session
+from tritpress.dashboard.store import RunStore
 from tritpress.errors import InputError, UsageError
 from tritpress.events import StateReader
 from tritpress.runs import history
@@ -67,6 +70,46 @@ def test_deleting_and_restoring(tmp_path: Path) -> None:
         restore_run("r.2", tmp_path)
     with pytest.raises(InputError, match="no run"):
         restore_run("other", tmp_path)
+
+
+def test_of_a_full_trash_only_the_last_deleted_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        run = make_run(tmp_path, f"r{number}", status="finished")
+        run.update_run(pid=None)
+        delete_run(run)
+        (tmp_path / ".trash" / run.id / "deleted.json").write_text(json.dumps({"t": number, "id": run.id}))
+    (tmp_path / ".trash" / "r0" / "deleted.json").write_text('{"t": "odd"}')
+    (tmp_path / ".trash" / "r3" / "run.json").write_text("{")
+    read: list[str] = []
+    plain = RunDirectory.read_run
+    monkeypatch.setattr(RunDirectory, "read_run", lambda run: (read.append(run.id), plain(run))[1])
+    assert [run["id"] for run in list_trash(tmp_path, 2)] == ["r4", "r2"]
+    assert read == ["r4", "r3", "r2"]
+    assert [run["deleted"] for run in list_trash(tmp_path)] == [4.0, 2.0, 1.0, None]
+
+
+def test_the_trash_is_read_beside_the_servers_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def listed(*given: object) -> list[Any]:
+        threads.append(threading.current_thread())
+        return list_trash(tmp_path, 100)
+
+    monkeypatch.setattr("tritpress.dashboard.tabs.runs.list_trash", listed)
+    run = make_run(tmp_path, "r", name="mine", status="finished")
+    run.update_run(pid=None)
+    delete_run(run)
+    session = Session(RunStore(tmp_path))
+    session.context.open_run("", tab="runs")
+    tab: Any = session.tab
+    tab.bin.active = [0]
+    for job in session.steering.jobs:
+        job.future.result(20)
+    session.steering.look(time.time())
+    assert [row["name"] for row in tab.trash.rows] == ["mine"]
+    assert threads and threading.current_thread() not in threads
 
 
 def test_a_column_that_a_narrow_page_hides_is_told_in_the_first(tmp_path: Path) -> None:

@@ -27,12 +27,14 @@ from tritpress.dashboard.session import Session
 from tritpress.dashboard.sidebar import NO_PRESET
 from tritpress.dashboard.store import RunStore
 from tritpress.dashboard.views.form import Form, chosen
+from tritpress.dashboard.views.status import Headline, headline
 from tritpress.dashboard.views.title import page_title
 from tritpress.dashboard.watch import AlertWatch
 from tritpress.errors import UsageError
 from tritpress.events import EventWriter, fold, initial_state
 from tritpress.events.rules import DEFAULT_RULES
-from tritpress.runs.directory import RunDirectory
+from tritpress.reference import reference_model_path
+from tritpress.runs.directory import REMOTE, RunDirectory
 
 
 def told(toasts: Toasts) -> list[tuple[str, str]]:
@@ -229,6 +231,27 @@ def test_presets_in_the_sidebar(tmp_path: Path) -> None:
     assert load_presets(tmp_path) == {}
 
 
+def test_the_paths_of_another_machine_are_not_looked_at_on_this_one(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("text", encoding="utf-8")
+    text = [str(tmp_path / "notes.txt"), "~nobody-here/x"]
+    run = make_run(tmp_path / "runs", "pushed", status="finished", text=text)
+    run.update_run(origin=REMOTE)
+    writer = EventWriter(run.path)
+    writer.emit("run.started", model=str(tmp_path), config=run.read_run()["config"], name="pushed")
+    writer.emit("run.finished", status="finished")
+    writer.close()
+    session = Session(RunStore(tmp_path / "runs"))
+    session.open("pushed")
+    sidebar: Any = session.sidebar
+    assert sidebar.form().model == str(tmp_path) and sidebar.form().text == tuple(text)
+    assert sidebar.ready and "on the machine that works on this run" in sidebar.check.lines[0]
+    assert sidebar.text_check.words == "2 texts on that machine; Start looks for them here."
+    sidebar.fields.model.value = str(reference_model_path())
+    assert sidebar.ready and sidebar.check.reference, "a path of this machine is looked at"
+    session.starting.start()
+    assert not sidebar.ready and "~nobody-here/x" in told(session.toasts)[-1][1]
+
+
 def test_alerts_in_the_sidebar(tmp_path: Path) -> None:
     sidebar: Any = Session(RunStore(tmp_path)).sidebar
     fields = sidebar.fields
@@ -316,3 +339,42 @@ def test_a_tab_that_breaks_says_so_once(tmp_path: Path, monkeypatch: pytest.Monk
             session.refresh(everything=True)
     broken = [message for _, message in told(session.toasts) if "could not be brought up to date" in message]
     assert len(broken) == 1 and broken[0].startswith(session.tab.title)
+
+
+def test_a_line_or_title_that_breaks_leaves_the_rest_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: object, **named: object) -> None:
+        raise KeyError("a figure")
+
+    write_run(tmp_path, "a-run")
+    store = RunStore(tmp_path)
+    store.refresh_list()
+    session = Session(store)
+    monkeypatch.setattr("tritpress.dashboard.session.status_bar", fails)
+    monkeypatch.setattr("tritpress.dashboard.session.page_title", fails)
+    session.open("a-run")
+    session.refresh(everything=True)
+    assert session.tab.seen == session.feed.version, "the tab shows the run"  # type: ignore[union-attr]
+    broken = [message for _, message in told(session.toasts) if "could not be brought up to date" in message]
+    assert len(broken) == 2 and "above the tabs" in broken[0] and "title" in broken[1]
+
+
+def test_a_plan_or_a_model_of_few_words_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "few")
+    writer = EventWriter(run.path)
+    writer.emit("run.started", model="m", config={}, name="few")
+    writer.emit("model", model={}, targets=[{"name": "t", "layer": "x"}, {"name": "u", "layer": 1}])
+    writer.emit("plan", tensors=[{"name": "t", "planes": 2}, {"name": "u", "planes": 1}], predicted_ratio=6.0)
+    writer.emit("gradient", layer="t", norm=1.0)
+    writer.close()
+    session = Session(RunStore(tmp_path))
+    session.open("few")
+    assert session.feed is not None
+    assert headline(session.feed.state) == Headline("6.00×", "–", "–", False, "planned")
+    assert "6.00×" in str(session.bar.pane.object)
+    for tab in session.tabs:
+        session.shown_tabs.active = session.tabs.index(tab)
+        assert tab.built
+    none = {"tensors": [{"name": "t", "planes": 2, "rows": 0, "cols": 0, "bits": 1}], "predicted_ratio": 6.0}
+    assert headline({**session.feed.state, "plan": none}).bits == "–"

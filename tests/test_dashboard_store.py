@@ -6,8 +6,10 @@ import html
 import json
 import math
 import re
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from bokeh.models import ColumnDataSource
@@ -20,6 +22,7 @@ from tritpress.dashboard.session import Session
 from tritpress.dashboard.store import Feed, RunStore
 from tritpress.dashboard.views.events import SHOWN, EventSearch, event_lines, left_out_words
 from tritpress.events import EventWriter, StateReader
+from tritpress.runs.labels import edit_labels
 
 
 def wait_for(check: Callable[[], bool], seconds: float = 10) -> None:
@@ -77,6 +80,31 @@ def test_a_worker_that_is_gone_is_noticed(tmp_path: Path) -> None:
     run.update_run(pid=2**22 - 1, process_start="1")
     feed.poll(time.monotonic() + 60)
     assert feed.lost and "liveness" in feed.changed_since(1)
+
+
+def test_an_open_page_follows_the_name_that_a_run_at_work_is_given(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", name="first name")
+    with closing(EventWriter(run.path)) as writer:
+        writer.emit("run.started", model="m", config={}, name="first name")
+    session = Session(RunStore(tmp_path))
+    session.open("r")
+    feed = session.feed
+    assert feed is not None and feed.name == "first name"
+    version, now = feed.version, time.monotonic()
+    run.update_run(heartbeat=time.time())
+    assert not feed.poll(now + 10) and feed.version == version, "a heartbeat is no news"
+    run.update_run(name="<b>second</b>")
+    assert feed.poll(now + 20) and feed.state["name"] == feed.name == "<b>second</b>"
+    session.told = 0.0
+    session.refresh()
+    assert "second" in str(session.bar.pane.object)
+    assert "<b>second</b>" in session.viewport.tab_title
+    edit_labels(run.path, name="labelled")
+    assert feed.poll(now + 30) and feed.name == "labelled"
+    edit_labels(run.path, name="")
+    assert feed.poll(now + 40) and feed.name == "<b>second</b>"
+    shutil.rmtree(run.path)
+    assert feed.poll(now + 50) and feed.gone and feed.name == "<b>second</b>"
 
 
 def test_sync_sends_as_little_as_possible() -> None:

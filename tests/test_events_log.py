@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -403,6 +404,23 @@ def test_the_state_tells_how_a_run_went() -> None:
     tell("run.finished", status="finished", exit_code=3, report="o/report.json", write_seconds=0.2)
     assert state["status"] == "finished" and state["exit_code"] == 3 and state["write_seconds"] == 0.2
     assert state["evaluations"]["before"]["perplexity"] == 9.0 and state["gates"]["ratio"]["passed"] is True
+
+
+def test_work_without_a_word_of_its_start_is_a_run_at_work() -> None:
+    def told(*kinds: str) -> dict[str, Any]:
+        state = initial_state("r")
+        for seq, kind in enumerate(kinds, 1):
+            fields = {"name": "loss", "value": 1.0, "message": "m", "id": "c"}
+            fold(state, {"v": 1, "run": "r", "seq": seq, "t": 10.0 * seq, "type": kind, **fields})
+        return state
+
+    at_work = told("log", "metric", "metric")
+    assert (at_work["status"], at_work["started"]) == ("running", 20.0)
+    starting = told("log", "command.ack", "alert", "some.thing")
+    assert (starting["status"], starting["started"]) == ("created", None), "its worker may still be starting"
+    assert told("run.queued", "metric")["status"] == "queued"
+    assert told("metric", "run.started")["started"] == 10.0
+    assert told("run.finished", "metric")["status"] == "finished"
 
 
 def test_progress_is_thinned_but_never_loses_the_end(tmp_path: Path) -> None:

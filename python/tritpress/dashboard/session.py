@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from typing import Any
@@ -33,6 +34,8 @@ from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.form import Form, controls, default_model, form_of
 from tritpress.dashboard.views.runs import OLDER, run_options
 from tritpress.dashboard.views.title import page_title
+
+log = logging.getLogger(__name__)
 
 TICK = 150
 """Milliseconds between two looks at the store."""
@@ -238,8 +241,7 @@ class Session:
         self.untold = self.untold or fresh
         if self.untold and (turned or time.monotonic() - self.told >= WORDS_EVERY):
             self.told, self.untold = time.monotonic(), False
-            self.bar.set(status_bar(feed, self.context.missing))
-            self._entitle()
+            self._show_standing()
         if fresh and turned:  # nothing else of a run moves the buttons
             self.standing = standing
             self.apply_controls()
@@ -254,17 +256,26 @@ class Session:
             try:
                 tab.refresh(shown_of(feed), changed)
             except Exception:
-                self._tell_broken(tab)
+                self._tell_broken(tab.key, tab.title)
                 raise  # to the server's log
         tab.seen = version if feed is not None else -2
 
-    def _tell_broken(self, tab: Tab) -> None:
-        """Say once for each run that a tab does not show what came."""
-        which = (tab.key, self.feed.id if self.feed is not None else "")
+    def _show_standing(self) -> None:
+        """Above the tabs; where that fails the rest of the page goes on."""
+        try:
+            self.bar.set(status_bar(self.feed, self.context.missing))
+        except Exception:
+            log.exception("the line above the tabs could not be made")
+            self._tell_broken("bar", "The line above the tabs")
+        self._entitle()
+
+    def _tell_broken(self, key: str, title: str) -> None:
+        """Say once for each run that a part of the page does not show what came."""
+        which = (key, self.feed.id if self.feed is not None else "")
         if which not in self.broken:
             self.broken.add(which)
             why = "could not be brought up to date and may be old: the server's output says why."
-            self.toasts.show("bad", f"{tab.title} {why}")
+            self.toasts.show("bad", f"{title} {why}")
 
     def _tell_alerts(self) -> None:
         """Those that came since the last look, of whichever run."""
@@ -280,10 +291,14 @@ class Session:
     def _entitle(self) -> None:
         """Say in the browser's tab how the run stands."""
         feed, unseen = self.feed, self.store.watch.number - self.seen_alert
-        if feed is None:
-            self.viewport.tab_title = page_title(None, unseen=unseen)
-        else:
-            self.viewport.tab_title = page_title(feed.state, feed.name, feed.lost, feed.gone, unseen)
+        try:
+            if feed is None:
+                self.viewport.tab_title = page_title(None, unseen=unseen)
+            else:
+                self.viewport.tab_title = page_title(feed.state, feed.name, feed.lost, feed.gone, unseen)
+        except Exception:
+            log.exception("the title of the browser's tab could not be made")
+            self._tell_broken("title", "The title of the browser's tab")
 
     def apply_controls(self) -> None:
         feed = self.feed
@@ -327,7 +342,8 @@ class Session:
         for tab in self.tabs:
             tab.forget()
         if self.feed is not None:
-            self.sidebar.fill(form_of(self.feed.state, self.default))
+            form = form_of(self.feed.state, self.default)
+            self.sidebar.fill(form, (form.model, *form.text) if self.feed.remote else ())
             self.sidebar.say("neutral", "")
         elif run_id:
             self.say("bad", f"There is no run {run_id!r} in {self.store.runs_dir}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,14 @@ from tritpress.dashboard.presets import (
     save_preset,
 )
 from tritpress.dashboard.sidebar_fields import MARGIN, Fields, heading, put
-from tritpress.dashboard.views.checks import ModelCheck, TextCheck, check_model, check_text
+from tritpress.dashboard.views.checks import (
+    ModelCheck,
+    TextCheck,
+    check_model,
+    check_text,
+    unseen_model,
+    unseen_text,
+)
 from tritpress.dashboard.views.form import SETTINGS_FILE, Controls, Form, command_of, toml_of
 from tritpress.errors import TritpressError, UsageError
 
@@ -45,6 +52,7 @@ class Sidebar:
         self.default = form
         self.check = ModelCheck(False, "", ())
         self.text_check = TextCheck(True, "")
+        self.elsewhere: frozenset[str] = frozenset()
         self._check_due: TimeoutCallback | None = None
         self._controls = Controls(False, False, False, False, False, True, "Pause")
         self.fields = Fields()
@@ -186,7 +194,7 @@ class Sidebar:
         fields = self.fields
         for typed in fields.typed:
             typed.param.watch(self._typed, "value_input")
-            typed.param.watch(lambda _: self.look(), "value")
+            typed.param.watch(lambda _: self._look(), "value")
         for field in fields.all:
             if field not in fields.typed:
                 field.param.watch(lambda _: self._settle(), "value")
@@ -199,13 +207,18 @@ class Sidebar:
         """What is chosen now."""
         return self.fields.form(self.check.path or self.fields.model.value.strip())
 
-    def fill(self, form: Form) -> None:
-        """Show these choices."""
+    def fill(self, form: Form, elsewhere: Collection[str] = ()) -> None:
+        """Show these choices. `elsewhere`: paths of another machine, not to be looked at on this one."""
         self.fields.fill(form)
-        self.look()
+        self.elsewhere = frozenset(path.strip() for path in elsewhere) - {self.default.model}
+        self._look()
 
     def look(self) -> None:
-        """Look at the model's folder and the texts now and say what they are."""
+        """Look at the model's folder and the texts now, whosever paths they are, and say what they are."""
+        self.elsewhere = frozenset()
+        self._look()
+
+    def _look(self) -> None:
         fields = self.fields
         if fields.filling:
             return
@@ -213,10 +226,14 @@ class Sidebar:
             self.check = ModelCheck(False, "", (self.page.why_not,))
             self._settle()
             return
-        self.check = check_model(fields.model.value_input or fields.model.value or "")
+        model = str(fields.model.value_input or fields.model.value or "").strip()
+        unseen = model in self.elsewhere
+        self.check = unseen_model(model) if unseen else check_model(model)
         if self.check.default_ratio is not None and fields.target.value == "class":
             put(fields.ratio, value=min(max(self.check.default_ratio, fields.ratio.start), fields.ratio.end))
         tone, mark = ("good", "✓") if self.check.ok else ("bad", "✕")
+        if unseen:
+            tone, mark = "soft", "○"
         first, *rest = self.check.lines
         self.found.set(
             Markup('<div class="small" data-check="{}"><b class="{}">{}</b> {}{}</div>').format(
@@ -227,7 +244,11 @@ class Sidebar:
                 join(Markup('<div class="soft break">{}</div>').format(line) for line in rest),
             )
         )
-        self.text_check = check_text(fields.paths(), self.check.reference)
+        paths = fields.paths()
+        if self.elsewhere.isdisjoint(paths):
+            self.text_check = check_text(paths, self.check.reference)
+        else:
+            self.text_check = unseen_text(paths)
         self.text_found.set(
             Markup('<div class="small {} break" data-text-check="{}">{}{}</div>').format(
                 "soft" if self.text_check.ok else "bad",
@@ -306,7 +327,7 @@ class Sidebar:
 
     def _check_now(self) -> None:
         self._check_due = None
-        self.look()
+        self._look()
         self.on_checked()
 
     def on_checked(self) -> None:
@@ -328,7 +349,7 @@ class Sidebar:
         if settings is None or event.new == event.old:
             return
         try:
-            self.fill(apply_preset(self.form(), settings, self.default))
+            self.fill(apply_preset(self.form(), settings, self.default), self.elsewhere)
         except UsageError as error:
             self.page.say("bad", f"The preset {event.new} cannot be used: {error}")
         self.preset_name.value = event.new if event.new in self.own else ""

@@ -20,6 +20,7 @@ from tritpress.dashboard.kept import Kept, look_back, tail
 from tritpress.dashboard.watch import AlertWatch
 from tritpress.errors import TritpressError
 from tritpress.events import StateReader
+from tritpress.runs.directory import REMOTE, RunDirectory
 from tritpress.runs.history import RunIndex
 from tritpress.runs.labels import FILE as LABELS_FILE
 from tritpress.runs.labels import Labels, load_labels
@@ -73,15 +74,18 @@ class Feed:
         self.names: dict[str, str] = {}  # of all runs, by their ids
         self.labels = Labels()
         self.gone = False  # the folder was deleted or moved away
-        self.remote = _is_remote(path)
-        self._labels_sign: tuple[int, int] | None = None
+        self._record_path = RunDirectory(path).run_json
+        record = _record(path)
+        self.remote = record.get("origin") == REMOTE  # that never changes
+        self._given = record.get("name")  # `set` gives a run at work another name than it began with
+        self._labels_sign: tuple[Any, ...] = ()
         self._next_labels = 0.0
         self._types: dict[str, int] = {}
         self._reader = StateReader(path)
         self._next_look = 0.0
         self._next_liveness = 0.0
         self._reader.poll()
-        self.state: State = _copy(self._reader.state)
+        self.state: State = self._named(_copy(self._reader.state))
         log = path / "events.jsonl"
         self.kept, before = tail(log, self._reader.events.offset)
         self._history, self._earlier = (look_back(log, before) if before else None), Kept()
@@ -159,24 +163,24 @@ class Feed:
 
     def _named(self, state: State) -> State:
         """The state under the name that people gave the run."""
-        return {**state, "name": self.labels.name} if self.labels.name else state
+        name = self.labels.name or self._given
+        return {**state, "name": name} if name else state
 
     def _look_for_labels(self, now: float) -> None:
         if now < self._next_labels:
             return
         self._next_labels = now + LABELS_INTERVAL
         gone = not self.path.exists()
-        try:
-            found = (self.path / LABELS_FILE).stat()
-            sign = (found.st_mtime_ns, found.st_size)
-        except OSError:
-            sign = None
+        sign = (_sign(self.path / LABELS_FILE), _sign(self._record_path))
         if sign == self._labels_sign and gone == self.gone:
+            return
+        self._labels_sign = sign
+        labels, given = load_labels(self.path), _record(self.path).get("name") or self._given
+        if (labels, given, gone) == (self.labels, self._given, self.gone):  # a heartbeat in run.json
             return
         if gone != self.gone:
             self._types["liveness"] = self.version + 1
-        self._labels_sign, self.gone = sign, gone
-        self.labels = load_labels(self.path)
+        self.labels, self._given, self.gone = labels, given, gone
         self.state = self._named(_copy(self._reader.state))
         self._types["labels"] = self.version + 1
         self.version += 1
@@ -330,18 +334,24 @@ def _copy(state: State) -> State:
     return copy
 
 
-def _is_remote(path: Path) -> bool:
-    """Whether the run is worked on elsewhere and only told of here; that never changes."""
-    from tritpress.runs.directory import REMOTE, RunDirectory
-
+def _sign(path: Path) -> tuple[int, int, int] | None:
+    """Another one when the file is written anew."""
     try:
-        return bool(RunDirectory(path).read_run().get("origin") == REMOTE)
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """run.json; empty where there is none that can be read."""
+    try:
+        return RunDirectory(path).read_run()
     except TritpressError:
-        return False
+        return {}
 
 
 def _is_alive(path: Path) -> bool | None:
-    from tritpress.runs.directory import RunDirectory
     from tritpress.runs.launch import is_alive
 
     try:

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib.util
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def open_tasks(names: Sequence[str]) -> Tasks:
     tasks: dict[str, Any] = {}
     known: Any = None
     for name in dict.fromkeys(names):
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if path.exists():
             found = _local(path)
         elif path.suffix in (".yaml", ".yml") or "/" in name:

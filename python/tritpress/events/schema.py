@@ -81,15 +81,40 @@ class StepFinished(Event):
     skipped: str | None  # the reason
 
 
+class ModelFacts(TypedDict):
+    path: str
+    architecture: str | None
+    parameters: int | None
+    size_class: str | None
+    source_dtype: str | None
+
+
+class ModelTarget(TypedDict):
+    name: str
+    layer: int | None
+    kind: str
+    rows: int
+    cols: int
+
+
 class ModelFound(Event):
-    model: dict[str, Any]  # path, architecture, parameters, size_class, source_dtype
-    targets: list[dict[str, Any]]  # name, layer, kind, rows, cols
+    model: dict[str, Any]  # as `ModelFacts`
+    targets: list[dict[str, Any]]  # each as `ModelTarget`
+
+
+class PlannedTensor(ModelTarget):
+    planes: int
+    bits: float
+    method: str
+    threshold: float | None
+    sparsity: float | None
+    max_sparsity: float | None
+    predicted_loss: float | None
+    plane_losses: list[float] | None  # at 1, 2, 3 planes
 
 
 class PlanMade(Event):
-    # name, layer, kind, rows, cols, planes, bits, method, threshold, sparsity, max_sparsity,
-    # predicted_loss, plane_losses (at 1, 2, 3 planes)
-    tensors: list[dict[str, Any]]
+    tensors: list[dict[str, Any]]  # each as `PlannedTensor`
     predicted_ratio: float
     predicted_loss: NotRequired[float | None]  # of the whole model
     predicted_perplexity_change: NotRequired[float | None]  # null where the basis is the weights alone

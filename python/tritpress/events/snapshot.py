@@ -32,6 +32,16 @@ FIGURES = (
     "accuracy_interval",
 )
 
+WORK = frozenset(
+    (
+        "step.started", "step.progress", "step.finished", "model", "plan", "figures", "handoff",
+        "layer.started", "layer.finished", "evaluation", "finetune.step", "gradient", "tasks", "gate",
+        "output", "metric",
+    )
+)  # fmt: skip
+"""Types of which each says that the run is at work. Logs, alerts and answers to commands do not: a worker may
+write them before it begins."""
+
 State = dict[str, Any]
 
 
@@ -102,6 +112,10 @@ def fold(state: State, event: dict[str, Any]) -> State:
     """
     state["seq"] = event["seq"]
     state["run"] = event.get("run") or state["run"]
+    if state["status"] == "created" and event["type"] in WORK:  # who pushes events may leave run.started out
+        state["status"] = "running"
+        if state["started"] is None:
+            state["started"] = event["t"]
     handler = _HANDLERS.get(event["type"])
     if handler is not None:
         handler(state, event)

@@ -91,7 +91,7 @@ class RunDirectory:
                 f"there is a run {self.id!r} in {self.path.parent} already: choose another id"
             ) from None
         except OSError as error:
-            raise UsageError(f"cannot make the run's folder {self.path}: {error.strerror}") from None
+            raise UsageError(f"cannot make the run's folder {self.path}: {error.strerror}") from error
 
     @property
     def work(self) -> Path:

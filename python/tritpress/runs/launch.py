@@ -40,8 +40,8 @@ def launch(
     config = config or make_config({})
     run_id = check_run_id(run_id) if run_id is not None else new_run_id()
     run = RunDirectory(Path(runs_dir or default_runs_dir()) / run_id)
-    model_path = Path(model).expanduser().absolute()
-    out_path = Path(out).expanduser().absolute() if out is not None else run.path / "out"
+    model_path = expanded(model).absolute()
+    out_path = expanded(out).absolute() if out is not None else run.path / "out"
     check_request(model_path, out_path, config)
     if queue:
         with queueing(run.path.parent) as after:
@@ -60,8 +60,8 @@ def _write_new(
     run.create()
     # A resume may come from another folder.
     tasks = [_place(task) for task in config.tasks]
-    texts = [text if text == SELF_TEXT else str(Path(text).expanduser().absolute()) for text in config.text]
-    plan = str(Path(config.plan).expanduser().absolute()) if config.plan is not None else None
+    texts = [text if text == SELF_TEXT else str(expanded(text).absolute()) for text in config.text]
+    plan = str(expanded(config.plan).absolute()) if config.plan is not None else None
     now = time.time()
     run.write_run(
         {
@@ -89,9 +89,14 @@ def _write_new(
     )
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with its `~` replaced; with one of a user that is not known it stays, and nothing lies there."""
+    return Path(os.path.expanduser(path))  # Path's own raises then
+
+
 def _place(task: str) -> str:
     """A task's name, or the whole path of its file or folder."""
-    path = Path(task).expanduser()
+    path = expanded(task)
     return str(path.absolute()) if path.exists() else task
 
 
@@ -160,9 +165,9 @@ def check_inputs(model: str | Path, config: CompressionConfig) -> None:
     if not (model_path / "config.json").is_file():
         raise InputError(f"{model} has no config.json: it is no Hugging Face model directory")
     for text in config.text:
-        if text != SELF_TEXT and not Path(text).expanduser().exists():
+        if text != SELF_TEXT and not expanded(text).exists():
             raise UsageError(f"there is no text at {text}: --text takes a file or a folder")
-    if config.plan is not None and not Path(config.plan).expanduser().is_file():
+    if config.plan is not None and not expanded(config.plan).is_file():
         raise UsageError(
             f"there is no plan at {config.plan}: --plan takes a JSON file, as `Plan.save` writes it"
         )

@@ -47,20 +47,23 @@ def delete_run(run: RunDirectory) -> Path:
     return target
 
 
-def list_trash(runs_dir: str | Path | None = None) -> list[dict[str, Any]]:
+def list_trash(runs_dir: str | Path | None = None, most: int | None = None) -> list[dict[str, Any]]:
     """Runs in the trash, last deleted first: what `history.summary` says, `deleted` (seconds) and `was`.
 
-    `id` is the name in the trash, which `restore_run` takes; `was` the id that the run had.
+    `id` is the name in the trash, which `restore_run` takes; `was` the id that the run had. With `most` the
+    last deleted alone, and of the others no more is read than when they were.
     """
-    found = []
-    for path in (_folder(runs_dir) / FOLDER).glob("*/run.json"):
+    marks = [(path.parent, _mark(path.parent)) for path in (_folder(runs_dir) / FOLDER).glob("*/run.json")]
+    found: list[dict[str, Any]] = []
+    for path, mark in sorted(marks, key=lambda entry: _deleted(entry[1]) or 0, reverse=True):
+        if most is not None and len(found) >= most:
+            break
         try:
-            facts = summary(RunDirectory(path.parent))
+            facts = summary(RunDirectory(path))
         except TritpressError:
             continue
-        mark = _mark(path.parent)
-        found.append({**facts, "deleted": mark.get("t"), "was": str(mark.get("id") or path.parent.name)})
-    return sorted(found, key=lambda run: run["deleted"] or 0, reverse=True)
+        found.append({**facts, "deleted": _deleted(mark), "was": str(mark.get("id") or path.name)})
+    return found
 
 
 def restore_run(run_id: str, runs_dir: str | Path | None = None) -> RunDirectory:
@@ -92,6 +95,11 @@ def restore_run(run_id: str, runs_dir: str | Path | None = None) -> RunDirectory
 
 def _folder(runs_dir: str | Path | None) -> Path:
     return Path(runs_dir) if runs_dir is not None else default_runs_dir()
+
+
+def _deleted(mark: dict[str, Any]) -> float | None:
+    t = mark.get("t")
+    return float(t) if isinstance(t, int | float) else None
 
 
 def _mark(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def foresee(model: str | Path, config: CompressionConfig, context: RunContext | 
     """
     evaluated, config = config.evaluate, config.model_copy(update={"evaluate": False, "finetune": False})
     with tempfile.TemporaryDirectory(prefix="tritpress-plan-") as scratch:
-        folder = _Folder(Path(scratch), Path(model).expanduser().absolute())
+        folder = _Folder(Path(scratch), Path(os.path.expanduser(model)).absolute())
         work = Work(config=config, directory=folder, context=context or NullContext())
         from tritpress.report import model_facts
 

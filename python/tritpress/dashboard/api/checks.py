@@ -10,7 +10,7 @@ from typing import Any, Literal, Union
 
 from tritpress.config import UNSAFE_OVER_API, CompressionConfig, make_config
 from tritpress.errors import UsageError
-from tritpress.events.schema import EVENT_TYPES, Event, encode
+from tritpress.events.schema import EVENT_TYPES, Event, ModelFacts, ModelTarget, PlannedTensor, encode
 
 EVENT_SIZE = 1 << 20
 """Bytes of one pushed event."""
@@ -51,6 +51,13 @@ ITEMS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """The same for the entries of lists."""
 
+PARTS: dict[tuple[str, str], type] = {
+    ("model", "model"): ModelFacts,
+    ("model", "targets"): ModelTarget,
+    ("plan", "tensors"): PlannedTensor,
+}
+"""What the entries of a list, or an object, hold: fields that are known must have their types there too."""
+
 CAPS = {
     "layer.finished": ("layers", "name", 200_000),
     "gradient": ("gradients", "layer", 200_000),
@@ -88,6 +95,9 @@ def check_event(
                 raise UsageError(f"{what}: every entry of {key!r} needs {', '.join(parts)}")
             if not isinstance(item["name"], str):
                 raise UsageError(f"{what}: 'name' in {key!r} must be a text")
+    for (of, key), parts_of in PARTS.items():
+        if of == kind:
+            _check_parts(what, key, fields[key], typing.get_type_hints(parts_of))
     if isinstance(fields.get("name"), str) and len(fields["name"]) > NAME:
         raise UsageError(f"{what}: a name has at most {NAME} characters")
     if kind in CAPS:
@@ -156,6 +166,15 @@ def matches(value: Any, hint: Any) -> bool:
             matches(value[key], part) for key, part in parts.items() if key in value
         )
     return isinstance(value, hint)
+
+
+def _check_parts(what: str, key: str, found: Any, parts: dict[str, Any]) -> None:
+    for item in found if isinstance(found, list) else [found]:
+        for part, hint in parts.items():
+            if part in item and not matches(item[part], hint):
+                raise UsageError(
+                    f"{what}: {part!r} in {key!r} is {_brief(item[part])}, which the schema does not allow"
+                )
 
 
 def _whole(value: Any) -> None:

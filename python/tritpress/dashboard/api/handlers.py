@@ -14,7 +14,7 @@ from typing import Any
 
 from tornado import web
 
-from tritpress.dashboard.api.errors import ApiError
+from tritpress.dashboard.api.errors import ApiError, disk_is_full
 from tritpress.dashboard.api.pushed import push
 from tritpress.dashboard.api.seek import offset_after, read_lines
 from tritpress.dashboard.folders import refused
@@ -207,6 +207,8 @@ def error_answer(status: int, exc_info: Any) -> tuple[dict[str, Any], int]:
     error = exc_info[1] if exc_info else None
     if isinstance(error, ApiError):
         return error.body, error.status
+    if disk_is_full(error):
+        return {"error": "the disk is full: nothing could be kept"}, 507
     if isinstance(error, UsageError | InputError):
         return {"error": str(error)}, 400
     if isinstance(error, TritpressError):
@@ -284,6 +286,8 @@ def start(runs_dir: Path, body: dict[str, Any]) -> dict[str, Any]:
             raise ApiError(403, why)
         run = launch(model, None, config, runs_dir, name=title, queue=body.get("queue") is True)
     except (ValueError, OSError) as error:  # a path with a NUL, one that is too long
+        if disk_is_full(error):
+            raise
         raise ApiError(400, f"the run cannot be started: {error}") from None
     return {"id": run.id}
 
@@ -297,7 +301,10 @@ def command(run: RunDirectory, name: str, args: dict[str, Any]) -> dict[str, Any
     if name not in COMMANDS:
         raise ApiError(400, f"unknown command {name[:40]!r}: a run takes {', '.join(COMMANDS)}")
     if name == "resume" and not is_alive(run) and run.read_run().get("origin") != REMOTE:
-        resume(run)
+        try:
+            resume(run)
+        except UsageError as error:  # not what was asked, but how the run stands
+            raise ApiError(409, str(error)) from None
         return {"run": run.id, "command": name, "id": None, "resumed": True}
     return {"run": run.id, "command": name, "id": send(run, name, **args)}
 

@@ -28,7 +28,7 @@ class Facts:
     @property
     def name(self) -> str:
         """What people call the run."""
-        return self.labels.name or self.state.get("name") or self.record.get("name") or self.id
+        return self.labels.name or self.record.get("name") or self.state.get("name") or self.id
 
     @property
     def config(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Runs(Tab):
         self.picked: list[str] = []
         self.asked = ""  # the run that a dialog is about
         self._quiet = False
+        self._trash_asked = 0
 
     # The URL
 
@@ -340,8 +341,17 @@ class Runs(Tab):
     def _show_trash(self) -> None:
         if not self.bin.active:
             return
-        runs = list_trash(self.page.store.runs_dir)[:IN_TRASH]
-        self.trash.rows = [asdict(run_row(run, when="deleted")) for run in runs]
+        self._trash_asked += 1
+        asked, folder = self._trash_asked, self.page.store.runs_dir
+
+        def rows() -> list[dict[str, Any]]:
+            return [asdict(run_row(run, when="deleted")) for run in list_trash(folder, IN_TRASH)]
+
+        def show(found: list[dict[str, Any]]) -> None:
+            if asked == self._trash_asked:  # else a later look is under way, or came first
+                self.trash.rows = found
+
+        self.page.background(rows, show, what="The trash could not be listed")
 
 
 def _words(made: RunList) -> Markup:

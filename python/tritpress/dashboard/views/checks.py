@@ -42,13 +42,15 @@ def check_model(path: str) -> ModelCheck:
         return ModelCheck(
             False, "", ("Give the folder of a Hugging Face model (config.json and safetensors).",)
         )
-    full = os.path.abspath(os.path.expanduser(text))
-    if (why := refusal(full)) is not None:
-        return ModelCheck(False, full, (why,))
+    full = text
     try:
+        full = os.path.abspath(os.path.expanduser(text))
+        if (why := refusal(full)) is not None:
+            return ModelCheck(False, full, (why,))
         source = open_source(full)
         targets = find_targets(source)
-    except (TritpressError, OSError, ValueError, KeyError) as error:
+        reference = is_reference_model(full)
+    except (TritpressError, OSError, RuntimeError, ValueError, KeyError) as error:
         return ModelCheck(False, full, (str(error) or type(error).__name__,))
     layers = len({target.layer for target in targets})
     return ModelCheck(
@@ -62,8 +64,13 @@ def check_model(path: str) -> ModelCheck:
             f"Size class {source.size_class}: {fig.ratio(source.class_ratio)} unless chosen otherwise",
         ),
         source.class_ratio,
-        is_reference_model(full),
+        reference,
     )
+
+
+def unseen_model(path: str) -> ModelCheck:
+    """The model of a run that is worked on elsewhere: its path says nothing of this machine's folders."""
+    return ModelCheck(True, path, (f"{path} on the machine that works on this run",))
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,16 @@ def check_text(paths: Sequence[str], reference: bool) -> TextCheck:
     files, size, whole = 0, 0, True
     until = time.monotonic() + SECONDS
     for path in paths:
-        if (why := refusal(path)) is not None:
-            return TextCheck(False, why)
-        found = Path(path).expanduser()
-        if not found.exists():
-            return TextCheck(False, f"There is no text at {path}.")
-        inside, all_seen = _text_files(found, until)
+        try:
+            if (why := refusal(path)) is not None:
+                return TextCheck(False, why)
+            found = Path(path).expanduser()
+            if not found.exists():
+                return TextCheck(False, f"There is no text at {path}.")
+            inside, all_seen = _text_files(found, until)
+        except (OSError, RuntimeError, ValueError) as error:  # not readable here, a user that is not known
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            return TextCheck(False, f"The text at {path} cannot be looked at: {why.rstrip('.')}.")
         whole = whole and all_seen
         if not inside and all_seen:
             from tritpress.text import SUFFIXES
@@ -103,6 +114,13 @@ def check_text(paths: Sequence[str], reference: bool) -> TextCheck:
         return TextCheck(True, "Large folders: no text among the first files; the run looks through all.")
     more = "" if whole else "more than "
     return TextCheck(True, f"{more}{fig.plural(files, 'file')} · {fig.size(size)}")
+
+
+def unseen_text(paths: Sequence[str]) -> TextCheck:
+    """The texts of a run that is worked on elsewhere."""
+    if not paths or list(paths) == [SELF_TEXT]:
+        return check_text(paths, False)
+    return TextCheck(True, f"{fig.plural(len(paths), 'text')} on that machine; Start looks for them here.")
 
 
 def _text_files(root: Path, until: float) -> tuple[list[int], bool]:

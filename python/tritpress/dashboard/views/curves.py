@@ -64,7 +64,7 @@ def training_charts(state: State, x: str = "step") -> list[Chart]:
     last = state.get("finetune_last")
     if last and points and last.get("step", 0) > points[-1].get("step", 0):
         points.append(last)
-    started = state.get("started")
+    started = _started(state)
     xs = [_x_of(point, x, started) for point in points]
     found = []
     for key, title, y_label, series in TRAINING:
@@ -81,7 +81,7 @@ def training_charts(state: State, x: str = "step") -> list[Chart]:
 
 def custom_charts(state: State, x: str = "step", part: slice = slice(None)) -> list[Chart]:
     """A chart for each custom metric (of those in `part`), in the order of their first values."""
-    started, found = state.get("started"), []
+    started, found = _started(state), []
     for name, points in list(state["metrics"].items())[part]:
         axis = x
         xs = [_x_of(_named(point), axis, started) for point in points]
@@ -169,6 +169,15 @@ def _line(key: str, title: str, xs: list[float], ys: list[float], sparse: bool) 
 def _named(point: Sequence[Any]) -> dict[str, Any]:
     """A point of a custom metric, [time, value, training step, tokens], with names."""
     return dict(zip(("t", "value", "step", "tokens"), point))
+
+
+def _started(state: State) -> float | None:
+    """When the run began; of one whose log does not say so, the first point's time."""
+    if fig.known(state.get("started")):
+        return state["started"]
+    firsts = [points[0][0] for points in state["metrics"].values() if points]
+    firsts += [point.get("t") for point in state["finetune"][:1]]
+    return min(filter(fig.known, firsts), default=None)
 
 
 def _x_of(point: dict[str, Any], axis: str, started: float | None) -> float:

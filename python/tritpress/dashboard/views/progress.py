@@ -125,11 +125,12 @@ def map_targets(targets: Iterable[dict[str, Any]]) -> Map:
     outside, kinds = False, set()
     for target in targets:
         layer, kind = target.get("layer"), target.get("kind") or "other"
+        layer = int(layer) if fig.known(layer) else None
         kind = kind if kind in KINDS else "other"
         row = OUTSIDE if layer is None else str(layer)
         outside = outside or layer is None
         if layer is not None:
-            layers.add(int(layer))
+            layers.add(layer)
         kinds.add(kind)
         cells.setdefault((row, kind), []).append(target["name"])
         weights[target["name"]] = int(target.get("rows") or 1) * int(target.get("cols") or 1)

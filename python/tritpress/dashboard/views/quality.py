@@ -206,7 +206,7 @@ def _gradient_point(
     return GradientPoint(
         name,
         kind if kind in KINDS else "other",
-        -1 if layer is None else int(layer),
+        int(layer) if fig.known(layer) else -1,
         drawn,
         mark,
         fig.significant(norm) if fig.known(norm) else "not finite",

@@ -157,7 +157,7 @@ def headline(state: State) -> Headline:
         bits, planes = _planned_means(plan)
         return Headline(
             ratio(plan["predicted_ratio"]),
-            f"{bits:.2f} bits a weight",
+            f"{bits:.2f} bits a weight" if known(bits) else NOTHING,
             planes_words(planes),
             False,
             "planned",
@@ -165,22 +165,29 @@ def headline(state: State) -> Headline:
     return Headline(NOTHING, NOTHING, NOTHING, False, "known once the plan is made")
 
 
-def _planned_means(plan: State) -> tuple[float, float]:
+Means = tuple[float | None, float | None]
+
+
+def _planned_means(plan: State) -> Means:
     """Bits a weight and planes that a plan comes to; remembered, for pages ask several times a second."""
     kept = _PLANNED.get(id(plan))
     if kept is None or kept[0] is not plan:
-        sizes = [tensor["rows"] * tensor["cols"] for tensor in plan["tensors"]]
-        means = [
-            sum(tensor[key] * size for tensor, size in zip(plan["tensors"], sizes)) / sum(sizes)
-            for key in ("bits", "planes")
-        ]
         if len(_PLANNED) >= 64:
             _PLANNED.clear()
-        _PLANNED[id(plan)] = kept = plan, (means[0], means[1])
+        _PLANNED[id(plan)] = kept = plan, (_planned_mean(plan, "bits"), _planned_mean(plan, "planes"))
     return kept[1]
 
 
-_PLANNED: dict[int, tuple[State, tuple[float, float]]] = {}
+def _planned_mean(plan: State, key: str) -> float | None:
+    """Mean by weights; None where a tensor lacks a part of it, as one that was pushed may."""
+    rows = [[tensor.get(part) for part in ("rows", "cols", key)] for tensor in plan["tensors"]]
+    if not all(known(value) for row in rows for value in row):
+        return None
+    weights = sum(row[0] * row[1] for row in rows)
+    return sum(row[0] * row[1] * row[2] for row in rows) / weights if weights > 0 else None
+
+
+_PLANNED: dict[int, tuple[State, Means]] = {}
 """By the plan's identity; the plan itself is kept, so that no other can come to have it."""
 
 

@@ -50,7 +50,8 @@ class Scope:
 def scopes(state: State) -> tuple[dict[str, str], dict[str, str]]:
     """Options of the two choices: label -> key, for kinds and layers in the model's order."""
     kinds = dict.fromkeys(str(target.get("kind") or "other") for target in state["targets"])
-    layers = dict.fromkeys(str(target["layer"]) for target in state["targets"] if target["layer"] is not None)
+    found = (target.get("layer") for target in state["targets"])
+    layers = dict.fromkeys(str(layer) for layer in found if layer is not None)
     return (
         {"All": ALL, **{kind: kind for kind in kinds}},
         {"All": ALL, **{f"Layer {layer}": layer for layer in layers}},
