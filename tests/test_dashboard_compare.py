@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dashboard_log import write_run
 from tritpress.cli import app
-from tritpress.dashboard.views.compare import compare, metrics_left_out, overlays, value_words
+from tritpress.dashboard.views.compare import compare, metrics_left_out, overlay_rows, overlays, value_words
 from tritpress.events.snapshot import initial_state
 from tritpress.runs.comparison import Side, comparison, figures, gates, settings
 from tritpress.runs.history import run_state
@@ -113,6 +113,21 @@ def test_custom_metrics_of_any_run_are_laid_over(sides: list[Side]) -> None:
     assert overlays([having(gaps=gaps), having(gaps=trained)])[-1].dots, "no line leads to a value alone"
     many = having(**{f"m{i}": trained for i in range(70)})
     assert metrics_left_out([many, many]) == 10 and metrics_left_out(sides) == 0
+
+
+def test_curves_over_minutes_have_their_ends_in_the_table(sides: list[Side]) -> None:
+    def rows_of(*minutes: float) -> list[tuple[str, ...]]:
+        start = sides[0].state["started"]
+        points = [[start + 60 * at, 10 * at, None, None] for at in minutes]
+        side = dataclasses.replace(sides[0], state={**sides[0].state, "metrics": {"queue": points}})
+        return overlay_rows(overlays([side, side])[-1])
+
+    short = rows_of(0.0625, 0.125, 0.375)  # less than 20 seconds
+    assert len(short) == 12 and all(value != "–" for row in short for value in row)
+    assert short[0] == ("0.06250", "0.6250", "0.6250") and short[-1] == ("0.3750", "3.750", "3.750")
+    assert [row[0] for row in (rows_of(0.25, 2.75)[0], rows_of(0.25, 2.75)[-1])] == ["0.2500", "2.750"]
+    by_tokens = overlay_rows(overlays(sides)[0])
+    assert all("." not in row[0] for row in by_tokens) and by_tokens[-1][1] != "–"
 
 
 def test_memory_and_the_dequantized_model_where_known(sides: list[Side]) -> None:

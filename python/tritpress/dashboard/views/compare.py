@@ -17,6 +17,7 @@ from tritpress.dashboard.views.curves import (
     custom_charts,
     lone_points,
     training_charts,
+    x_words,
 )
 from tritpress.dashboard.views.ending import over
 from tritpress.dashboard.views.quality import actual_words
@@ -187,8 +188,10 @@ def overlay_rows(overlay: Overlay) -> list[tuple[str, ...]]:
     if not ends:
         return []
     low, high = min(ends), max(ends)
-    at = sorted({round(low + (high - low) * i / (TWIN_ROWS - 1)) for i in range(TWIN_ROWS)})
-    return [(f"{x:,}", *(_value_at(line, x) for line in overlay.lines)) for x in at]
+    at = [low, *(low + (high - low) * i / (TWIN_ROWS - 1) for i in range(1, TWIN_ROWS - 1)), high]
+    if overlay.x_label != X_LABELS["time"]:  # there is no half of a step or token, but of a minute
+        at = [round(x) for x in at]
+    return [(x_words(x), *(_value_at(line, x) for line in overlay.lines)) for x in sorted(set(at))]
 
 
 def _value_at(line: tuple[tuple[float, ...], tuple[float, ...]], x: float) -> str:
