@@ -30,6 +30,7 @@ from tritpress.errors import UsageError
 from tritpress.events import fold, initial_state, load_snapshot
 from tritpress.reference import reference_model_path
 from tritpress.runs.history import list_runs
+from tritpress.runs.tuning import toml_of_config
 
 
 def state_until(tmp_path: Path, until: str | None = None, count: int = 1, **options: Any) -> dict[str, Any]:
@@ -249,6 +250,16 @@ def test_form_and_configuration() -> None:
     assert "target_ratio = 7.5" in toml_of(form) and "weight_decay = 0.1" in toml_of(form)
     assert make_config(tomllib.loads(toml_of(form))) == config_of(form)
     assert "'/a b'" in command_of(Form(model="/a b"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "mugrokfast"])
+def test_the_equal_command_and_file_train_with_the_chosen_optimizer(optimizer: str) -> None:
+    form = Form(model="/m", optimizer=optimizer, grokfast_lambda=0.2)
+    assert make_config(tomllib.loads(toml_of(form))) == config_of(form)
+    assert f"--optimizer {optimizer} --grokfast-lambda 0.2" in command_of(form)
+    kept = config_of(form).model_dump()
+    assert make_config(tomllib.loads(toml_of_config(kept))) == config_of(form)
+    assert "optimizer" not in toml_of(Form(model="/m"))
 
 
 def test_alerts_of_the_form() -> None:
