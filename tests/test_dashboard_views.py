@@ -234,6 +234,62 @@ def test_the_tree_of_outputs_says_where_it_ends(tmp_path: Path) -> None:
     assert sum(len(node.children) for node in more.children) + 1 == outputs.TREE_ENTRIES
 
 
+def test_what_was_written_is_said_of_the_models_that_were(tmp_path: Path) -> None:
+    state = state_until(tmp_path, failing_gate="ratio")
+    assert status.status_of(state).sentence.endswith("Both models are written.")
+    named = state["outputs"]
+    for key, other in (("packed", "dequantized"), ("dequantized", "packed")):
+        state["outputs"] = [output for output in named if Path(output["path"]).parent.name == key]
+        words = status.status_of(state).sentence
+        assert words.endswith(f"failed: compression. The {key} model is written.") and other not in words
+    state["outputs"] = []
+    assert status.status_of(state).sentence == "1 gate failed: compression."
+    only = state_until(tmp_path, "output")
+    only["config"] = {**only["config"], "outputs": "packed"}
+    assert "the packed model is written in step 6" in outputs.standing(only)[1]
+
+
+def test_outputs_of_a_run_worked_on_elsewhere(tmp_path: Path) -> None:
+    state = state_until(tmp_path)
+    state["out"] = None
+    state["outputs"] = [
+        {**output, "path": "/".join(Path(output["path"]).parts[-2:])} for output in state["outputs"]
+    ]
+    packed, _ = outputs.model_cards(state)
+    assert packed.path == "" and packed.size == "3.41 MB" and packed.place
+    assert packed.load.endswith('tritpress.load("OUT/packed")')
+    root = outputs.tree(state)
+    assert root is not None and [node.name for node in root.children] == ["packed", "dequantized"]
+    assert {file.name for file in root.children[0].children} >= {"model.safetensors", "config.json"}
+    there = tmp_path / "there"  # a folder of that name is here too: it is another's
+    (there / "packed").mkdir(parents=True)
+    (there / "packed" / "mine").write_text("")
+    state["remote_out"] = str(there)
+    packed, _ = outputs.model_cards(state)
+    assert packed.path == f"{there}/packed" and packed.place == outputs.ELSEWHERE
+    root = outputs.tree(state)
+    assert root is not None and root.name == str(there)
+    assert "mine" not in {file.name for file in root.children[0].children}
+    # whole paths, whatever folders lie above the model's
+    state["remote_out"] = None
+    state["outputs"] = [{**o, "path": f"/data/packed/{o['path']}"} for o in state["outputs"]]
+    assert outputs.model_cards(state)[1].size == "10.6 MB"
+    root = outputs.tree(state)
+    assert root is not None and [node.name for node in root.children] == ["packed", "dequantized"]
+    state["outputs"] = [{"path": "", "bytes": 1}]
+    assert outputs.tree(state) is not None
+    state["outputs"] = []
+    assert "named no file" in outputs.model_cards(state)[0].why
+
+
+def test_the_tree_of_outputs_that_were_moved_is_the_runs_own_list(tmp_path: Path) -> None:
+    state = {**state_until(tmp_path), "out": str(tmp_path / "moved")}
+    for output in state["outputs"]:
+        output["path"] = "/".join(Path(output["path"]).parts[-2:])
+    root = outputs.tree(state)
+    assert root is not None and [node.name for node in root.children] == ["packed", "dequantized"]
+
+
 def test_form_and_configuration() -> None:
     form = Form(model="/m", ratio=7.5, sparsity=0.35, budget="epochs", amount=2, weight_decay=0.1, seed=3)
     config = config_of(form)

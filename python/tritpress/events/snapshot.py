@@ -52,6 +52,7 @@ def initial_state(run: str = "") -> State:
         "updated": None,
         "finished": None,
         "out": None,
+        "remote_out": None,  # of a run that is worked on elsewhere: its folder there
         "model": None,
         "config": {},
         "targets": [],
@@ -154,7 +155,7 @@ def _run_started(state: State, event: dict[str, Any]) -> None:
     state.update(status="running", error=None, exit_code=None, report=None, finished=None, broke_at=None)
     if state["started"] is None:
         state["started"] = event["t"]
-    for key in ("config", "name", "out"):
+    for key in ("config", "name", "out", "remote_out"):
         if event.get(key) is not None:
             state[key] = event[key]
     if state["model"] is None and event.get("model"):

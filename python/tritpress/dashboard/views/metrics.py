@@ -8,8 +8,8 @@ from typing import Any
 
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.ending import broke_off, ended_words, over, reached
-from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import State, planes_words
+from tritpress.dashboard.views.written import written_bytes
 
 POINTS = 2000
 """At most so many points of a series go to a browser."""

@@ -9,7 +9,6 @@ from typing import Any
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.ending import broke_off, over, reached
 from tritpress.dashboard.views.eta import time_left_words
-from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import (
     STEP_TITLES,
     Samples,
@@ -19,6 +18,7 @@ from tritpress.dashboard.views.status import (
     headline,
     step_left,
 )
+from tritpress.dashboard.views.written import out_folder, written_bytes
 
 DEFAULT_TARGETS: dict[str, Any] = {
     "ratio": 6.0,
@@ -232,7 +232,7 @@ def facts(state: State, now: float) -> list[Fact]:
             else fig.NOTHING,
         ),
         Fact("Settings", settings_words(config)),
-        Fact("Output", state.get("out") or fig.NOTHING),
+        Fact("Output", out_folder(state) or fig.NOTHING),
     ]
     return found
 
