@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dashboard_log import write_run
+from rich.console import Console
 from tritpress.cli import app
+from tritpress.console.run_views import print_comparison
 from tritpress.dashboard.views.compare import compare, metrics_left_out, overlay_rows, overlays, value_words
 from tritpress.events.snapshot import initial_state
 from tritpress.runs.comparison import Side, comparison, figures, gates, settings
@@ -139,6 +142,25 @@ def test_memory_and_the_dequantized_model_where_known(sides: list[Side]) -> None
     assert rows["latency_ms_dequantized"].cells[0].text == "4.21 ms"
     without = {row.key for row in figures([with_figures(), with_figures()])}
     assert not any("memory" in key or "dequantized" in key for key in without)
+
+
+def test_results_of_tasks_stand_side_by_side(sides: list[Side]) -> None:
+    def asked(kept: float, **tasks: float) -> Side:
+        results = [{"task": name, "metric": "acc", "packed": value} for name, value in tasks.items()]
+        side = with_figures()
+        return dataclasses.replace(
+            side, state={**side.state, "tasks": {"accuracy_kept": kept, "results": results}}
+        )
+
+    rows = {row.key: row for row in compare([asked(0.9, arc=0.5, piqa=0.75), asked(0.95, arc=0.25)]).figures}
+    assert [cell.text for cell in rows["tasks_kept"].cells] == ["90.00 %", "95.00 %"]
+    assert rows["tasks_kept"].cells[1].best and rows["task:arc"].title == "arc, packed"
+    assert [cell.text for cell in rows["task:arc"].cells] == ["50.00 %", "25.00 %"]
+    assert [cell.text for cell in rows["task:piqa"].cells] == ["75.00 %", "–"]
+    assert not any("task" in row.key for row in figures(sides))
+    told = io.StringIO()
+    print_comparison(Console(width=200, file=told), [asked(0.9, **{"[red]odd": 0.5}), asked(0.95, arc=0.25)])
+    assert "[red]odd, packed" in told.getvalue() and "95.0" in told.getvalue()
 
 
 def test_settings_in_words() -> None:

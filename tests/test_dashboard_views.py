@@ -167,6 +167,57 @@ def test_overview_shows_each_figure_with_its_target(tmp_path: Path) -> None:
     assert early["perplexity"].value == "–" and early["perplexity"].passed is None
 
 
+TASKS: dict[str, Any] = {
+    "accuracy_kept": 0.931,
+    "interval": [0.91, 0.95],
+    "results": [
+        {
+            "task": "arc_easy", "metric": "acc_norm", "original": 0.62, "packed": 0.5772, "kept": 0.931,
+            "documents": 1200,
+        },
+        {"task": "zero", "metric": "acc", "original": 0.0, "packed": 0.0, "kept": None, "documents": 2},
+    ],
+}  # fmt: skip
+
+
+def with_tasks(state: dict[str, Any], tasks: dict[str, Any] | None = TASKS) -> dict[str, Any]:
+    """That run with tasks, which its gate reads: it fails by them, not by held-out top-1."""
+    state["config"] = {**state["config"], "tasks": ["arc_easy", "zero"]}
+    if tasks is not None:
+        fold(state, {"v": 1, "run": state["run"], "seq": 9999, "t": 5000.0, "type": "tasks", **tasks})
+    return state
+
+
+def test_where_tasks_were_run_the_page_shows_what_the_gate_reads(tmp_path: Path) -> None:
+    state = with_tasks(state_until(tmp_path))
+    state["gates"]["accuracy"].update(actual=0.931, passed=False)
+
+    def tile_of(state: dict[str, Any]) -> overview.Tile:
+        return next(tile for tile in overview.tiles(state) if tile.key == "accuracy")
+
+    tile = tile_of(state)
+    assert (tile.value, tile.passed, tile.beside) == ("93.1 %", False, "mean of 2 tasks · top-1 kept 98.8 %")
+    rows = {row.key: row for row in metrics.table(state)}
+    top1 = rows["accuracy_kept"]
+    assert top1.title == "Top-1 accuracy kept" and top1.values[1] == "98.76 %"
+    assert rows["tasks_kept"].values == ("–", "93.10 % (91.0 to 95.0)", "–")
+    arc, zero = rows["task:arc_easy"], rows["task:zero"]
+    assert (arc.title, arc.unit) == ("arc_easy", "acc_norm, 1,200 documents")
+    assert arc.values == ("62.00 %", "57.72 % · 93.1 % kept", "–")
+    assert zero.values == ("0.00 %", "0.00 %", "–")
+    assert json.loads(json.dumps(state))["tasks"] == TASKS
+    # a snapshot of an older version has what the gate read, but no results
+    older = tile_of({**state, "tasks": None})
+    assert (older.value, older.beside) == ("93.1 %", "mean of the tasks · top-1 kept 98.8 %")
+    assert "task:arc_easy" not in {row.key for row in metrics.table({**state, "tasks": None})}
+    # held-out figures come first: they are not taken for the tasks'
+    early = with_tasks(state_until(tmp_path, "gate"), tasks=None)
+    assert tile_of(early).value == "–" and tile_of(early).beside.startswith("of tasks, run in step 7")
+    none_right = {"accuracy_kept": None, "interval": None, "results": TASKS["results"][1:]}
+    unmeasured = tile_of(with_tasks(state_until(tmp_path), none_right))
+    assert unmeasured.value == "–" and unmeasured.beside.startswith("of tasks, not measured")
+
+
 def test_seven_steps_with_time_and_progress(tmp_path: Path) -> None:
     state = state_until(tmp_path, "layer.finished", 11)
     lines = overview.step_lines(state, now=state["updated"])

@@ -81,6 +81,7 @@ def initial_state(run: str = "") -> State:
         "finetune_last": None,
         "gradients": {},
         "gradients_original": {},
+        "tasks": None,  # lm-eval's, the packed model's results beside the original's
         "gates": {},
         "handoff": [],
         "outputs": [],
@@ -106,6 +107,19 @@ def fold(state: State, event: dict[str, Any]) -> State:
     if handler is not None:
         handler(state, event)
     return state
+
+
+def accuracy_judged(state: State) -> tuple[float | None, Any, bool]:
+    """(share kept, its interval, whether of tasks): what the accuracy gate reads, tasks where they are run.
+
+    None while the tasks of a run that asks for them have no result; held-out top-1 of one that does not.
+    """
+    figures, tasks = state.get("figures") or {}, state.get("tasks")
+    if tasks is not None:
+        return tasks.get("accuracy_kept"), tasks.get("interval"), True
+    if (state.get("config") or {}).get("tasks"):  # snapshots of older versions have the gate's figure alone
+        return ((state.get("gates") or {}).get("accuracy") or {}).get("actual"), None, True
+    return figures.get("accuracy_kept"), figures.get("accuracy_interval"), False
 
 
 def load_snapshot(path: str | Path) -> State | None:
@@ -272,6 +286,10 @@ def _gradient(state: State, event: dict[str, Any]) -> None:
         state["gradients_original"][event["layer"]] = event["original"]
 
 
+def _tasks(state: State, event: dict[str, Any]) -> None:
+    state["tasks"] = _fields(event)
+
+
 def _gate(state: State, event: dict[str, Any]) -> None:
     state["gates"][event["name"]] = _fields(event)
 
@@ -324,6 +342,7 @@ _HANDLERS = {
     "figures": _figures,
     "finetune.step": _finetune_step,
     "gradient": _gradient,
+    "tasks": _tasks,
     "gate": _gate,
     "handoff": _handoff,
     "output": _output,
