@@ -17,6 +17,7 @@ import pytest
 from browser_helpers import patient, wait_until
 from PIL import Image
 from report_helper import METRIC, write_whole_run
+from tritpress.dashboard.components.export import FILES
 from tritpress.dashboard.report.facts import read_facts
 from tritpress.runs.details import load_details
 from tritpress.runs.diff import ordered, tensor_diffs
@@ -284,9 +285,34 @@ def shown(page: Any, selector: str) -> list[list[str]]:
         """(it) => Array.from(it.rows, (row) => Array.from(row.cells, (cell) => {
           const copy = cell.cloneNode(true)
           copy.querySelectorAll("[data-no-csv]").forEach((part) => part.remove())
-          return copy.textContent.replace(/\\s+/g, " ").trim().replace("−", "-")
+          return copy.textContent.replace(/\\s+/g, " ").trim().replaceAll("−", "-")
         }))"""
     )
+
+
+def test_a_cell_of_numbers_below_zero_is_no_formula(browser: Any) -> None:
+    cells = {
+        "−1.20 % (−2.0 to −0.4 %)": "-1.20 % (-2.0 to -0.4 %)",
+        "−3.4 %": "-3.4 %",
+        "+3.42 % (+2.9 to +4.0 %)": "+3.42 % (+2.9 to +4.0 %)",
+        "−cmd|' /C calc'!A0": "'-cmd|' /C calc'!A0",
+        "-1+HYPERLINK(A1)": "'-1+HYPERLINK(A1)",
+        "=1−1": "'=1-1",
+    }
+    page = browser.new_page()
+    try:
+        page.add_script_tag(content=f"{FILES}; window.table_csv = table_csv")
+        written = page.evaluate(
+            """(cells) => {
+              const table = document.createElement("table")
+              for (const cell of cells) table.insertRow().insertCell().textContent = cell
+              return window.table_csv(table)
+            }""",
+            list(cells),
+        )
+    finally:
+        page.close()
+    assert written.splitlines() == list(cells.values())
 
 
 def test_tables_of_metrics_and_compare(page: Any, server: str, run: RunDirectory) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dashboard_log import write_run
+from rich.console import Console
 from tritpress.cli import app
-from tritpress.dashboard.views.compare import compare, metrics_left_out, overlays, value_words
+from tritpress.console.run_views import print_comparison
+from tritpress.dashboard.views.compare import compare, metrics_left_out, overlay_rows, overlays, value_words
 from tritpress.events.snapshot import initial_state
 from tritpress.runs.comparison import Side, comparison, figures, gates, settings
 from tritpress.runs.history import run_state
@@ -115,6 +118,21 @@ def test_custom_metrics_of_any_run_are_laid_over(sides: list[Side]) -> None:
     assert metrics_left_out([many, many]) == 10 and metrics_left_out(sides) == 0
 
 
+def test_curves_over_minutes_have_their_ends_in_the_table(sides: list[Side]) -> None:
+    def rows_of(*minutes: float) -> list[tuple[str, ...]]:
+        start = sides[0].state["started"]
+        points = [[start + 60 * at, 10 * at, None, None] for at in minutes]
+        side = dataclasses.replace(sides[0], state={**sides[0].state, "metrics": {"queue": points}})
+        return overlay_rows(overlays([side, side])[-1])
+
+    short = rows_of(0.0625, 0.125, 0.375)  # less than 20 seconds
+    assert len(short) == 12 and all(value != "–" for row in short for value in row)
+    assert short[0] == ("0.06250", "0.6250", "0.6250") and short[-1] == ("0.3750", "3.750", "3.750")
+    assert [row[0] for row in (rows_of(0.25, 2.75)[0], rows_of(0.25, 2.75)[-1])] == ["0.2500", "2.750"]
+    by_tokens = overlay_rows(overlays(sides)[0])
+    assert all("." not in row[0] for row in by_tokens) and by_tokens[-1][1] != "–"
+
+
 def test_memory_and_the_dequantized_model_where_known(sides: list[Side]) -> None:
     rows = {row.key: row for row in compare(sides).figures}
     assert [cell.text for cell in rows["memory_bytes"].cells] == ["9.12 MB", "9.12 MB", "–"]
@@ -124,6 +142,25 @@ def test_memory_and_the_dequantized_model_where_known(sides: list[Side]) -> None
     assert rows["latency_ms_dequantized"].cells[0].text == "4.21 ms"
     without = {row.key for row in figures([with_figures(), with_figures()])}
     assert not any("memory" in key or "dequantized" in key for key in without)
+
+
+def test_results_of_tasks_stand_side_by_side(sides: list[Side]) -> None:
+    def asked(kept: float, **tasks: float) -> Side:
+        results = [{"task": name, "metric": "acc", "packed": value} for name, value in tasks.items()]
+        side = with_figures()
+        return dataclasses.replace(
+            side, state={**side.state, "tasks": {"accuracy_kept": kept, "results": results}}
+        )
+
+    rows = {row.key: row for row in compare([asked(0.9, arc=0.5, piqa=0.75), asked(0.95, arc=0.25)]).figures}
+    assert [cell.text for cell in rows["tasks_kept"].cells] == ["90.00 %", "95.00 %"]
+    assert rows["tasks_kept"].cells[1].best and rows["task:arc"].title == "arc, packed"
+    assert [cell.text for cell in rows["task:arc"].cells] == ["50.00 %", "25.00 %"]
+    assert [cell.text for cell in rows["task:piqa"].cells] == ["75.00 %", "–"]
+    assert not any("task" in row.key for row in figures(sides))
+    told = io.StringIO()
+    print_comparison(Console(width=200, file=told), [asked(0.9, **{"[red]odd": 0.5}), asked(0.95, arc=0.25)])
+    assert "[red]odd, packed" in told.getvalue() and "95.0" in told.getvalue()
 
 
 def test_settings_in_words() -> None:

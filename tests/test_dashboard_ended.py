@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tritpress.dashboard.views.ending import ended_words
 from tritpress.dashboard.views.progress import Board, map_targets
 from tritpress.events import EventWriter, StateReader, fold
 from tritpress.runs.comparison import Side
-from tritpress.runs.directory import RunDirectory
+from tritpress.runs.directory import REMOTE, RunDirectory
 
 PROMISE = re.compile(r"waiting|(in|with) step \d|\byet\b|so far|once it|as soon as|Judged in", re.I)
 ENDS = ("failed", "stopped", "lost")
@@ -122,3 +123,23 @@ def test_a_finished_run_promises_no_figure_that_it_has_not(tmp_path: Path) -> No
     card = quality.gate_cards(state)[0]
     assert (card.verdict, card.advice) == ("unjudged", "The run finished without judging it.")
     assert {tile.key: tile.beside for tile in overview.tiles(state)}["perplexity"] == "not measured"
+
+
+def test_a_finished_run_from_elsewhere_offers_nothing_empty_to_copy(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "pushed")
+    with closing(EventWriter(run.path)) as writer:
+        for kind, fields in events(run):
+            told = {key: value for key, value in fields.items() if key != "out"}
+            if kind == "output":
+                told["path"] = "/".join(Path(told["path"]).parts[-2:])
+            writer.emit(kind, **told)
+    run.update_run(status="finished", origin=REMOTE, host=REMOTE, pid=0)
+    session: Any = Session(RunStore(tmp_path))
+    session.context.open_run("pushed", "outputs")
+    tab = next(tab for tab in session.tabs if tab.key == "outputs")
+    html = "".join(pane.object for pane in tab.holder.select(Html))
+    report = report_html(read_facts(run.path))
+    for text in (html, report):
+        assert "OUT/packed" in text and "machine that worked on this run" in text
+        assert "load(&#34;&#34;)" not in text and "load(&quot;&quot;)" not in text
+    assert 'data-copy=""' not in html and "Nothing written" not in html and "data-copy" in html

@@ -94,6 +94,15 @@ def test_what_is_an_event() -> None:
     check_values({"events": [{"message": "whole \U0001f600"}]})
 
 
+def test_the_output_folder_of_another_machine_is_a_text() -> None:
+    state = initial_state("r")
+    kind, fields = check_event({"seq": 1, "type": "run.started", "out": "/there/out"}, state)
+    fold(state, {"seq": 1, "t": 1.0, "type": kind, **fields})
+    assert (state["out"], state["remote_out"]) == (None, "/there/out")
+    with pytest.raises(UsageError, match="remote_out"):
+        check_event({"seq": 2, "type": "run.started", "out": {"a": 1}}, state)
+
+
 def test_numbers_that_are_none() -> None:
     for number in (10**400, 1 << 63, -(1 << 63)):
         with pytest.raises(UsageError, match="beyond 64 bits"):

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,27 @@ def test_csv_is_safe_to_open_in_a_spreadsheet() -> None:
         ['say "x", y\n', "true"],
         ["'@x", "[1]"],
     ]
+
+
+def test_results_of_tasks_are_in_report_and_tables(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "asked", tasks=["arc_easy"])
+    result = {"task": "arc_easy", "metric": "acc", "original": 0.62, "packed": 0.5772, "kept": 0.931}
+    with closing(EventWriter(run.path)) as writer:
+        for kind, fields in events(run):
+            if kind == "gate" and fields["name"] == "accuracy":
+                fields = {**fields, "actual": 0.931, "passed": False}
+            writer.emit(kind, **fields)
+            if kind == "evaluation" and fields["when"] == "dequantized":
+                writer.emit("tasks", accuracy_kept=0.931, interval=[0.91, 0.95], results=[result])
+    run.update_run(status="finished", exit_code=3)
+    facts = read_facts(run.path)
+    html = report_html(facts)
+    assert "mean of 1 task" in html and "arc_easy" in html and "57.72 % · 93.1 % kept" in html
+    found = {table.key: parsed(table.csv()) for table in tables(facts)}
+    rows = {row["figure"]: row for row in found["before-after"]}
+    assert rows["task_arc_easy_acc"]["original"] == "0.62" and rows["task_arc_easy_acc"]["packed"] == "0.5772"
+    assert rows["tasks_accuracy_kept"]["packed"] == "0.931" and rows["tasks_interval_low"]["packed"] == "0.91"
+    assert [row["accuracy_kept"] for row in parsed(runs_csv(list_runs(tmp_path)))] == ["0.931"]
 
 
 def test_runs_as_csv(runs: Path, whole: RunDirectory, hostile: RunDirectory) -> None:

@@ -278,6 +278,17 @@ def test_alerts_in_the_sidebar(tmp_path: Path) -> None:
     assert fields.alerts.value == "default" and fields.webhook.value == ""
 
 
+def test_the_filters_weight_is_for_the_optimizer_that_has_it(tmp_path: Path) -> None:
+    sidebar: Any = Session(RunStore(tmp_path)).sidebar
+    fields = sidebar.fields
+    assert fields.optimizer.value == "adamw" and fields.grokfast.disabled
+    for optimizer, disabled in (("mugrokfast", False), ("muon", True), ("mugrokfast", False)):
+        fields.optimizer.value = optimizer
+        assert fields.grokfast.disabled == disabled and not fields.weight_decay.disabled
+    fields.finetune.value = False
+    assert fields.grokfast.disabled and fields.optimizer.disabled
+
+
 def test_a_page_that_only_shows_keeps_no_presets(tmp_path: Path) -> None:
     session = Session(RunStore(tmp_path), may_act=False, why_not="Sign in first.")
     sidebar: Any = session.sidebar

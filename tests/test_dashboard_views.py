@@ -30,6 +30,7 @@ from tritpress.errors import UsageError
 from tritpress.events import fold, initial_state, load_snapshot
 from tritpress.reference import reference_model_path
 from tritpress.runs.history import list_runs
+from tritpress.runs.tuning import toml_of_config
 
 
 def state_until(tmp_path: Path, until: str | None = None, count: int = 1, **options: Any) -> dict[str, Any]:
@@ -166,6 +167,57 @@ def test_overview_shows_each_figure_with_its_target(tmp_path: Path) -> None:
     assert early["perplexity"].value == "–" and early["perplexity"].passed is None
 
 
+TASKS: dict[str, Any] = {
+    "accuracy_kept": 0.931,
+    "interval": [0.91, 0.95],
+    "results": [
+        {
+            "task": "arc_easy", "metric": "acc_norm", "original": 0.62, "packed": 0.5772, "kept": 0.931,
+            "documents": 1200,
+        },
+        {"task": "zero", "metric": "acc", "original": 0.0, "packed": 0.0, "kept": None, "documents": 2},
+    ],
+}  # fmt: skip
+
+
+def with_tasks(state: dict[str, Any], tasks: dict[str, Any] | None = TASKS) -> dict[str, Any]:
+    """That run with tasks, which its gate reads: it fails by them, not by held-out top-1."""
+    state["config"] = {**state["config"], "tasks": ["arc_easy", "zero"]}
+    if tasks is not None:
+        fold(state, {"v": 1, "run": state["run"], "seq": 9999, "t": 5000.0, "type": "tasks", **tasks})
+    return state
+
+
+def test_where_tasks_were_run_the_page_shows_what_the_gate_reads(tmp_path: Path) -> None:
+    state = with_tasks(state_until(tmp_path))
+    state["gates"]["accuracy"].update(actual=0.931, passed=False)
+
+    def tile_of(state: dict[str, Any]) -> overview.Tile:
+        return next(tile for tile in overview.tiles(state) if tile.key == "accuracy")
+
+    tile = tile_of(state)
+    assert (tile.value, tile.passed, tile.beside) == ("93.1 %", False, "mean of 2 tasks · top-1 kept 98.8 %")
+    rows = {row.key: row for row in metrics.table(state)}
+    top1 = rows["accuracy_kept"]
+    assert top1.title == "Top-1 accuracy kept" and top1.values[1] == "98.76 %"
+    assert rows["tasks_kept"].values == ("–", "93.10 % (91.0 to 95.0)", "–")
+    arc, zero = rows["task:arc_easy"], rows["task:zero"]
+    assert (arc.title, arc.unit) == ("arc_easy", "acc_norm, 1,200 documents")
+    assert arc.values == ("62.00 %", "57.72 % · 93.1 % kept", "–")
+    assert zero.values == ("0.00 %", "0.00 %", "–")
+    assert json.loads(json.dumps(state))["tasks"] == TASKS
+    # a snapshot of an older version has what the gate read, but no results
+    older = tile_of({**state, "tasks": None})
+    assert (older.value, older.beside) == ("93.1 %", "mean of the tasks · top-1 kept 98.8 %")
+    assert "task:arc_easy" not in {row.key for row in metrics.table({**state, "tasks": None})}
+    # held-out figures come first: they are not taken for the tasks'
+    early = with_tasks(state_until(tmp_path, "gate"), tasks=None)
+    assert tile_of(early).value == "–" and tile_of(early).beside.startswith("of tasks, run in step 7")
+    none_right = {"accuracy_kept": None, "interval": None, "results": TASKS["results"][1:]}
+    unmeasured = tile_of(with_tasks(state_until(tmp_path), none_right))
+    assert unmeasured.value == "–" and unmeasured.beside.startswith("of tasks, not measured")
+
+
 def test_seven_steps_with_time_and_progress(tmp_path: Path) -> None:
     state = state_until(tmp_path, "layer.finished", 11)
     lines = overview.step_lines(state, now=state["updated"])
@@ -233,6 +285,62 @@ def test_the_tree_of_outputs_says_where_it_ends(tmp_path: Path) -> None:
     assert sum(len(node.children) for node in more.children) + 1 == outputs.TREE_ENTRIES
 
 
+def test_what_was_written_is_said_of_the_models_that_were(tmp_path: Path) -> None:
+    state = state_until(tmp_path, failing_gate="ratio")
+    assert status.status_of(state).sentence.endswith("Both models are written.")
+    named = state["outputs"]
+    for key, other in (("packed", "dequantized"), ("dequantized", "packed")):
+        state["outputs"] = [output for output in named if Path(output["path"]).parent.name == key]
+        words = status.status_of(state).sentence
+        assert words.endswith(f"failed: compression. The {key} model is written.") and other not in words
+    state["outputs"] = []
+    assert status.status_of(state).sentence == "1 gate failed: compression."
+    only = state_until(tmp_path, "output")
+    only["config"] = {**only["config"], "outputs": "packed"}
+    assert "the packed model is written in step 6" in outputs.standing(only)[1]
+
+
+def test_outputs_of_a_run_worked_on_elsewhere(tmp_path: Path) -> None:
+    state = state_until(tmp_path)
+    state["out"] = None
+    state["outputs"] = [
+        {**output, "path": "/".join(Path(output["path"]).parts[-2:])} for output in state["outputs"]
+    ]
+    packed, _ = outputs.model_cards(state)
+    assert packed.path == "" and packed.size == "3.41 MB" and packed.place
+    assert packed.load.endswith('tritpress.load("OUT/packed")')
+    root = outputs.tree(state)
+    assert root is not None and [node.name for node in root.children] == ["packed", "dequantized"]
+    assert {file.name for file in root.children[0].children} >= {"model.safetensors", "config.json"}
+    there = tmp_path / "there"  # a folder of that name is here too: it is another's
+    (there / "packed").mkdir(parents=True)
+    (there / "packed" / "mine").write_text("")
+    state["remote_out"] = str(there)
+    packed, _ = outputs.model_cards(state)
+    assert packed.path == f"{there}/packed" and packed.place == outputs.ELSEWHERE
+    root = outputs.tree(state)
+    assert root is not None and root.name == str(there)
+    assert "mine" not in {file.name for file in root.children[0].children}
+    # whole paths, whatever folders lie above the model's
+    state["remote_out"] = None
+    state["outputs"] = [{**o, "path": f"/data/packed/{o['path']}"} for o in state["outputs"]]
+    assert outputs.model_cards(state)[1].size == "10.6 MB"
+    root = outputs.tree(state)
+    assert root is not None and [node.name for node in root.children] == ["packed", "dequantized"]
+    state["outputs"] = [{"path": "", "bytes": 1}]
+    assert outputs.tree(state) is not None
+    state["outputs"] = []
+    assert "named no file" in outputs.model_cards(state)[0].why
+
+
+def test_the_tree_of_outputs_that_were_moved_is_the_runs_own_list(tmp_path: Path) -> None:
+    state = {**state_until(tmp_path), "out": str(tmp_path / "moved")}
+    for output in state["outputs"]:
+        output["path"] = "/".join(Path(output["path"]).parts[-2:])
+    root = outputs.tree(state)
+    assert root is not None and [node.name for node in root.children] == ["packed", "dequantized"]
+
+
 def test_form_and_configuration() -> None:
     form = Form(model="/m", ratio=7.5, sparsity=0.35, budget="epochs", amount=2, weight_decay=0.1, seed=3)
     config = config_of(form)
@@ -249,6 +357,16 @@ def test_form_and_configuration() -> None:
     assert "target_ratio = 7.5" in toml_of(form) and "weight_decay = 0.1" in toml_of(form)
     assert make_config(tomllib.loads(toml_of(form))) == config_of(form)
     assert "'/a b'" in command_of(Form(model="/a b"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "mugrokfast"])
+def test_the_equal_command_and_file_train_with_the_chosen_optimizer(optimizer: str) -> None:
+    form = Form(model="/m", optimizer=optimizer, grokfast_lambda=0.2)
+    assert make_config(tomllib.loads(toml_of(form))) == config_of(form)
+    assert f"--optimizer {optimizer} --grokfast-lambda 0.2" in command_of(form)
+    kept = config_of(form).model_dump()
+    assert make_config(tomllib.loads(toml_of_config(kept))) == config_of(form)
+    assert "optimizer" not in toml_of(Form(model="/m"))
 
 
 def test_alerts_of_the_form() -> None:

@@ -180,6 +180,11 @@ def test_the_command_repeats_the_run():
     )
 
 
+def test_the_command_repeats_the_optimizer_beside_a_weight_that_it_leaves_unused():
+    config = CompressionConfig(optimizer="adamw", grokfast_lambda=0.2)
+    assert "--optimizer adamw --grokfast-lambda 0.2" in str(Command.of(config, "m", "o"))
+
+
 def test_what_has_no_option_goes_into_a_file_that_config_takes(tmp_path):
     from tritpress.config import load_config
 

@@ -253,6 +253,17 @@ class CompressionConfig(BaseModel):
         return self.sparsity if isinstance(self.sparsity, float | int) else None
 
 
+def beyond_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a configuration's JSON what differs from the defaults: what makes the same configuration again."""
+    default = CompressionConfig().model_dump(mode="json")
+    # The filter's weight alone asks for its optimizer: beside it the one that was chosen is always said.
+    found = {key: value for key, value in values.items() if value != default.get(key)}
+    # The filter's weight alone asks for its optimizer: beside it the one that was chosen is always said.
+    if "grokfast_lambda" in found and values.get("optimizer") is not None:
+        found["optimizer"] = values["optimizer"]
+    return found
+
+
 def make_config(values: dict[str, Any], naming: Naming | None = None, source: str = "") -> CompressionConfig:
     """`CompressionConfig(**values)` with one readable `UsageError` in place of pydantic's report.
 

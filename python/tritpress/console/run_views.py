@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tritpress.console.numbers import DASH, duration, figure, percent, size, times
 from tritpress.console.tables import right, simple_table
-from tritpress.runs.comparison import DEQUANTIZED, Side, figures, gates, settings
+from tritpress.runs.comparison import Side, figures, gates, settings, shown_as
 from tritpress.runs.diff import TensorDiff
 
 SHOW = {
@@ -24,6 +24,7 @@ SHOW = {
     "perplexity_change": percent,
     "top1": percent,
     "accuracy_kept": percent,
+    "tasks_kept": percent,
     "agreement": percent,
     "seconds": duration,
 }
@@ -65,11 +66,11 @@ def print_comparison(screen: Console, sides: list[Side]) -> None:
     table = simple_table("figure", *heads, title="Figures (* best)")
     table.add_row("status", *(side.status for side in sides))
     for found in figures(sides):
-        show = SHOW.get(found.key.removesuffix(DEQUANTIZED), figure)
+        show = SHOW.get(shown_as(found.key), figure)
         cells = [
             show(value) + (" *" if place in found.best else "") for place, value in enumerate(found.values)
         ]
-        table.add_row(found.title, *cells)
+        table.add_row(Text(found.title), *cells)  # a task's name is the run's own
     screen.print(table)
     table = simple_table("gate", *heads, title="Gates")
     for name, verdicts in gates(sides):

@@ -259,8 +259,11 @@ class Fields:
         self.zeros_words.set(Markup('<p class="soft small">{}</p>').format(ZEROS_WORDS[zeros]))
         self.rules_words.set(self._rules_words())
         training = (self.budget, self.amount, self.grokfast, self.optimizer, self.weight_decay)
+        unused = set() if self.finetune.value else set(training)
+        if self.optimizer.value != "mugrokfast":
+            unused.add(self.grokfast)
         for field in self.all:
-            put(field, disabled=not editable or (field in training and not self.finetune.value))
+            put(field, disabled=not editable or field in unused)
 
     def _budget_chosen(self, event: Any) -> None:
         if not self.filling:

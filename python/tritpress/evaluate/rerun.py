@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritpress.config import toml_of
+from tritpress.config import beyond_defaults, toml_of
 
 if TYPE_CHECKING:
     from tritpress.config import CompressionConfig
@@ -60,7 +60,7 @@ class Command:
     @classmethod
     def of(cls, config: CompressionConfig, model: str, out: str, **more: Any) -> Command:
         """The command line that repeats a run: only what differs from the defaults is said."""
-        given = config.model_dump(exclude_defaults=True)
+        given = beyond_defaults(config.model_dump(mode="json"))
         carried = (OPTION_OF.keys() | OWN_WORDS) - {"text", "tasks"}
         known = {key: value for key, value in given.items() if key in carried}
         # Task files are found from any folder, names of lm-eval's own tasks stay names.
@@ -100,7 +100,7 @@ def _number(value: float) -> str:
 
 def beyond_options(config: CompressionConfig) -> dict[str, Any]:
     """What a configuration asks for that the command line has no option for."""
-    given = config.model_dump(exclude_defaults=True)
+    given = beyond_defaults(config.model_dump(mode="json"))
     return {key: value for key, value in given.items() if key not in OPTION_OF and key not in OWN_WORDS}
 
 

@@ -40,6 +40,7 @@ class RunStarted(Event):
     resumed: bool
     pid: int
     host: str
+    remote_out: NotRequired[str]  # in place of `out` where the run was pushed by another machine
 
 
 class RunQueued(Event):

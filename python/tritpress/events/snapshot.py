@@ -64,6 +64,7 @@ def initial_state(run: str = "") -> State:
         "idle": 0.0,  # seconds in which no worker was at it, or one that was paused
         "idle_since": None,  # when the present pause began
         "out": None,
+        "remote_out": None,  # of a run that is worked on elsewhere: its folder there
         "model": None,
         "config": {},
         "targets": [],
@@ -92,6 +93,7 @@ def initial_state(run: str = "") -> State:
         "finetune_last": None,
         "gradients": {},
         "gradients_original": {},
+        "tasks": None,  # lm-eval's, the packed model's results beside the original's
         "gates": {},
         "handoff": [],
         "outputs": [],
@@ -130,6 +132,19 @@ def worked(state: State, until: float) -> float | None:
     since = state.get("idle_since")
     end = until if since is None else min(since, until)
     return max(end - state["started"] - state.get("idle", 0.0), 0.0)
+
+
+def accuracy_judged(state: State) -> tuple[float | None, Any, bool]:
+    """(share kept, its interval, whether of tasks): what the accuracy gate reads, tasks where they are run.
+
+    None while the tasks of a run that asks for them have no result; held-out top-1 of one that does not.
+    """
+    figures, tasks = state.get("figures") or {}, state.get("tasks")
+    if tasks is not None:
+        return tasks.get("accuracy_kept"), tasks.get("interval"), True
+    if (state.get("config") or {}).get("tasks"):  # snapshots of older versions have the gate's figure alone
+        return ((state.get("gates") or {}).get("accuracy") or {}).get("actual"), None, True
+    return figures.get("accuracy_kept"), figures.get("accuracy_interval"), False
 
 
 def load_snapshot(path: str | Path) -> State | None:
@@ -187,7 +202,7 @@ def _run_started(state: State, event: dict[str, Any]) -> None:
     state.update(status="running", error=None, exit_code=None, report=None, finished=None, broke_at=None)
     if state["started"] is None:
         state["started"] = event["t"]
-    for key in ("config", "name", "out"):
+    for key in ("config", "name", "out", "remote_out"):
         if event.get(key) is not None:
             state[key] = event[key]
     if state["model"] is None and event.get("model"):
@@ -308,6 +323,10 @@ def _gradient(state: State, event: dict[str, Any]) -> None:
         state["gradients_original"][event["layer"]] = event["original"]
 
 
+def _tasks(state: State, event: dict[str, Any]) -> None:
+    state["tasks"] = _fields(event)
+
+
 def _gate(state: State, event: dict[str, Any]) -> None:
     state["gates"][event["name"]] = _fields(event)
 
@@ -360,6 +379,7 @@ _HANDLERS = {
     "figures": _figures,
     "finetune.step": _finetune_step,
     "gradient": _gradient,
+    "tasks": _tasks,
     "gate": _gate,
     "handoff": _handoff,
     "output": _output,

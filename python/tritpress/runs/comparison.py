@@ -65,7 +65,7 @@ FIGURES: tuple[tuple[str, str, Better, tuple[str, ...]], ...] = (
     ("perplexity", "Perplexity, packed", "low", ("evaluations", "packed", "perplexity")),
     ("perplexity_change", "Perplexity change", "low", ("figures", "perplexity_change")),
     ("top1", "Top-1, packed", "high", ("evaluations", "packed", "top1")),
-    ("accuracy_kept", "Accuracy kept", "high", ("figures", "accuracy_kept")),
+    ("accuracy_kept", "Top-1 kept, packed", "high", ("figures", "accuracy_kept")),
     ("kl", "KL divergence", "low", ("evaluations", "packed", "kl")),
     ("agreement", "Same top-1 as the original", "high", ("evaluations", "packed", "agreement")),
     ("latency_ms", "Latency, packed", "low", ("evaluations", "packed", "latency_ms")),
@@ -87,7 +87,11 @@ OF_DEQUANTIZED: tuple[tuple[str, str, Better], ...] = (
     ("memory_bytes", "Memory", "low"),
 )
 
+OF_TASK = "task:"
+"""Begins the key of the packed model's result in one task."""
+
 WHERE_KNOWN: tuple[tuple[str, str, Better, tuple[str, ...]], ...] = (
+    ("tasks_kept", "Accuracy kept, tasks", "high", ("tasks", "accuracy_kept")),
     ("memory_bytes_before", "Memory, original", None, ("evaluations", "before", "memory_bytes")),
     ("memory_bytes", "Memory, packed", "low", ("evaluations", "packed", "memory_bytes")),
     *(
@@ -96,6 +100,11 @@ WHERE_KNOWN: tuple[tuple[str, str, Better, tuple[str, ...]], ...] = (
     ),
 )
 """Further figures, left out where no run has them."""
+
+
+def shown_as(key: str) -> str:
+    """The key of the figure that has the same unit: the mean of the tasks for a task, the packed model's."""
+    return "tasks_kept" if key.startswith(OF_TASK) else key.removesuffix(DEQUANTIZED)
 
 
 def settings(sides: Sequence[Side]) -> list[Setting]:
@@ -121,6 +130,10 @@ def figures(sides: Sequence[Side]) -> list[Figure]:
     further = [
         Figure(key, title, better, tuple(_number(_at(side.state, place)) for side in sides))
         for key, title, better, place in WHERE_KNOWN
+    ]
+    further += [
+        Figure(OF_TASK + name, f"{name}, packed", "high", tuple(_of_task(side.state, name) for side in sides))
+        for name in dict.fromkeys(str(r.get("task")) for side in sides for r in task_results(side.state))
     ]
     return rows + [row for row in further if any(value is not None for value in row.values)]
 
@@ -169,6 +182,16 @@ def _at(state: Mapping[str, Any], place: Sequence[str]) -> Any:
     for key in place:
         found = (found or {}).get(key)
     return found
+
+
+def task_results(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results of the run's tasks, one a task: task, metric, original, packed, kept, documents."""
+    return list((state.get("tasks") or {}).get("results") or ())
+
+
+def _of_task(state: Mapping[str, Any], task: str) -> float | None:
+    found = (r.get("packed") for r in task_results(state) if str(r.get("task")) == task)
+    return _number(next(found, None))
 
 
 def _packed_bytes(state: Mapping[str, Any], measured: float | None) -> float | None:

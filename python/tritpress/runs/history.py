@@ -14,13 +14,13 @@ from typing import Any
 from tritpress.errors import TritpressError
 from tritpress.events.reader import StateReader
 from tritpress.events.schema import ENDED
-from tritpress.events.snapshot import State, load_snapshot, worked
+from tritpress.events.snapshot import State, accuracy_judged, load_snapshot, worked
 from tritpress.runs.directory import RunDirectory, default_runs_dir, write_json
 from tritpress.runs.labels import load_labels
 from tritpress.runs.liveness import is_alive_record
 
 INDEX = ".index.json"
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 SAVE_AFTER = 50
 """So many runs that are over are read before what is known of them is kept in the folder."""
 
@@ -39,9 +39,9 @@ def list_runs(runs_dir: str | Path | None = None) -> list[dict[str, Any]]:
     Keys: id, name, tags, note, path, status, alive, after, origin (local or remote), created, started,
     updated, seconds, step_seconds (of each of the seven, None where it is not over), alike (the same for runs
     of one model whose settings let them take about as long), model, out, step (1-7 or None), step_name,
-    layers_done, layers_total, ratio_file, bits_per_weight, planes_mean, perplexity_change, accuracy_kept,
-    gates {name: true | false | null}, error,
-    exit_code. `status` is run.json's, except that a run whose worker is gone without a word is "died". Name,
+    layers_done, layers_total, ratio_file, bits_per_weight, planes_mean, perplexity_change, accuracy_kept (as
+    its gate reads it: of the tasks where there are any), gates {name: true | false | null}, error, exit_code.
+    `status` is run.json's, except that a run whose worker is gone without a word is "died". Name,
     tags and note are those of `labels.json` where there is one.
     """
     return RunIndex(runs_dir).list()
@@ -170,8 +170,9 @@ def _read(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
         "layers_total": len(state.get("targets", [])),
         **{
             key: figures.get(key)
-            for key in ("ratio_file", "bits_per_weight", "planes_mean", "perplexity_change", "accuracy_kept")
+            for key in ("ratio_file", "bits_per_weight", "planes_mean", "perplexity_change")
         },
+        "accuracy_kept": accuracy_judged(state)[0],
         "gates": {name: gate.get("passed") for name, gate in state.get("gates", {}).items()},
         "error": record.get("error"),
         "exit_code": record.get("exit_code"),

@@ -356,11 +356,10 @@ def tuned_config(config: Mapping[str, Any], plan: Path) -> dict[str, Any]:
 
 def toml_of_config(config: Mapping[str, Any]) -> str:
     """What of the configuration differs from the default, as a file for `--config`; the plan stays out."""
-    from tritpress.config import CompressionConfig, toml_of
+    from tritpress.config import beyond_defaults, toml_of
 
-    default = CompressionConfig().model_dump(mode="json")
-    chosen = {key: value for key, value in config.items() if value != default.get(key) and value is not None}
-    return toml_of({key: value for key, value in chosen.items() if key != "plan"})
+    chosen = beyond_defaults(config)
+    return toml_of({key: value for key, value in chosen.items() if key != "plan" and value is not None})
 
 
 def write_plan(path: Path, plan: Plan, config: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ const table_csv = (table) => table.rows
   ? csv(Array.from(table.rows, (row) => Array.from(row.cells, (cell) => {
     const copy = cell.cloneNode(true)
     for (const part of copy.querySelectorAll("[data-no-csv]")) part.remove()
-    return copy.textContent.replace(/\s+/g, " ").replace(/ [▲▼]$/, "").trim().replace("−", "-")
+    return copy.textContent.replace(/\s+/g, " ").replace(/ [▲▼]$/, "").trim().replaceAll("−", "-")
   })))
   : csv([table, ...table.querySelectorAll("[data-line]")].map((line) => JSON.parse(line.dataset.line)))
 

@@ -223,9 +223,10 @@ def outputs(facts: Facts) -> Markup:
             empty("Not there", card.why)
             if card.why
             else markup(
-                '<p>{} · <span class="mono break">{}</span></p>{}<pre class="mono">{}</pre>',
+                '<p>{}{}{}</p>{}<pre class="mono">{}</pre>',
                 f"{card.size}{' · ' if card.summary else ''}{card.summary}",
-                card.path,
+                markup(' · <span class="mono break">{}</span>', card.path) if card.path else "",
+                f" · {card.place}" if card.place else "",
                 table(
                     ("File", "Size", "sha256"),
                     [

@@ -15,6 +15,7 @@ from tritpress.dashboard.report.svg import clean
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.quality import gate_cards
 from tritpress.dashboard.views.status import STEP_TITLES
+from tritpress.runs.comparison import task_results
 from tritpress.runs.diff import tensor_diffs
 
 WHENS = ("before", "packed", "dequantized")
@@ -89,6 +90,15 @@ def _figures(facts: Facts, state: dict[str, Any]) -> Table:
         interval = state["figures"].get(key)
         if interval:
             rows += [(f"{key}_{end}", None, value, None) for end, value in zip(("low", "high"), interval)]
+    tasks = state.get("tasks")
+    if tasks is not None:
+        ends = zip(("low", "high"), tasks.get("interval") or ())
+        rows += [("tasks_accuracy_kept", None, tasks.get("accuracy_kept"), None)]
+        rows += [(f"tasks_interval_{end}", None, value, None) for end, value in ends]
+        rows += [
+            (f"task_{r.get('task')}_{r.get('metric')}", r.get("original"), r.get("packed"), None)
+            for r in task_results(state)
+        ]
     return Table("before-after", ("figure", "original", "packed", "dequantized"), tuple(rows))
 
 

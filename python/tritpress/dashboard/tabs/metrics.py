@@ -39,6 +39,7 @@ class Metrics(Tab):
             "figures",
             "finetune.step",
             "metric",
+            "tasks",
             "gate",
             "output",
             "step.started",

@@ -84,7 +84,7 @@ class Outputs(Tab):
         self.said.set(note(tone, words) if words else Markup(""))
         cards = join(map(_model, model_cards(shown.state, shown.lost)))
         self.models.set(Markup('<div class="pair">{}</div>').format(cards))
-        over = broke_off(shown.state, shown.lost)
+        over, done = broke_off(shown.state, shown.lost), shown.state["status"] == "finished"
         root = tree(shown.state)
         self.tree.set(
             panel(
@@ -94,10 +94,12 @@ class Outputs(Tab):
                 )
                 if root
                 else empty(
-                    "Nothing written" if over else "Nothing written yet",
-                    "The run ended before it wrote the models: both are written at once or not at all."
+                    "No file was named" if done else "Nothing written" if over else "Nothing written yet",
+                    "This run is finished, but told of no file that it wrote."
+                    if done
+                    else "The run ended before it wrote the models: they are written at once or not at all."
                     if over
-                    else "Both models are written in step 6, at once or not at all.",
+                    else "The models are written in step 6, at once or not at all.",
                 ),
             )
         )
@@ -108,8 +110,10 @@ class Outputs(Tab):
                 Markup('<ul class="checks">{}</ul>').format(join(map(_check, checks)))
                 if checks
                 else empty(
-                    "Not checked" if over else "Not checked yet",
-                    "The run ended before its outputs were checked."
+                    "Not checked" if over or done else "Not checked yet",
+                    "This run is finished, but told of no checks."
+                    if done
+                    else "The run ended before its outputs were checked."
                     if over
                     else "Every item is a check of step 7 that can fail.",
                 ),
@@ -171,8 +175,7 @@ def _model(card: ModelCard) -> Markup:
         body = Markup(
             '<p class="soft">{}</p><div class="size" style="margin-top:8px">{}</div>'
             '<div class="soft small">{}</div>'
-            '<div class="with-button" style="margin-top:8px"><span class="mono break">{}</span>{}</div>'
-            '<div class="with-button" style="margin-top:12px"><b>Files</b>{}</div>'
+            '{}<div class="with-button" style="margin-top:12px"><b>Files</b>{}</div>'
             '<div class="scroll"><table><thead><tr><th>File</th><th>Size</th><th>sha256</th></tr></thead>'
             "<tbody>{}</tbody></table></div>"
             '<div class="with-button" style="margin-top:12px"><b>How to load it</b>{}</div>'
@@ -181,8 +184,7 @@ def _model(card: ModelCard) -> Markup:
             card.about,
             card.size,
             card.summary,
-            card.path,
-            copy_button(card.path, f"path of the {card.key} model"),
+            _place(card),
             csv_button(f"{card.key}-files"),
             rows,
             copy_button(card.load, f"how to load the {card.key} model"),
@@ -191,6 +193,15 @@ def _model(card: ModelCard) -> Markup:
     return Markup('<section class="panel model" data-model="{}"><h2>{}</h2>{}</section>').format(
         card.key, card.title, body
     )
+
+
+def _place(card: ModelCard) -> Markup:
+    """Where the model lies: its path to copy where it is known, and which machine's it is."""
+    path = Markup(
+        '<div class="with-button" style="margin-top:8px"><span class="mono break">{}</span>{}</div>'
+    ).format(card.path, copy_button(card.path, f"path of the {card.key} model"))
+    place = Markup('<div class="soft small">{}</div>').format(card.place)
+    return (path if card.path else Markup("")) + (place if card.place else Markup(""))
 
 
 def _nodes(nodes: list[Node]) -> Markup:

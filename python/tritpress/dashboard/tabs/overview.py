@@ -79,6 +79,7 @@ class Overview(Tab):
         "plan",
         "figures",
         "evaluation",
+        "tasks",
         "gate",
         "log",
         "alert",

@@ -17,12 +17,13 @@ from tritpress.dashboard.views.curves import (
     custom_charts,
     lone_points,
     training_charts,
+    x_words,
 )
 from tritpress.dashboard.views.ending import over
 from tritpress.dashboard.views.quality import actual_words
 from tritpress.dashboard.views.runs import WORDS
 from tritpress.dashboard.views.status import gate_title
-from tritpress.runs.comparison import DEQUANTIZED, Figure, Side, figures, gates, settings
+from tritpress.runs.comparison import Figure, Side, figures, gates, settings, shown_as
 
 COMPARED_METRICS = 60
 """At most so many custom metrics are overlaid."""
@@ -42,6 +43,7 @@ SHOW: dict[str, Callable[[Any], str]] = {
     "perplexity_change": lambda value: fig.change(value, 2),
     "top1": lambda value: fig.percent(value, 2),
     "accuracy_kept": lambda value: fig.percent(value, 2),
+    "tasks_kept": lambda value: fig.percent(value, 2),
     "agreement": lambda value: fig.percent(value, 2),
     "latency_ms": lambda value: f"{fig.significant(value)} ms" if fig.known(value) else fig.NOTHING,
     "tokens_per_s": lambda value: f"{fig.significant(value)} tokens/s" if fig.known(value) else fig.NOTHING,
@@ -129,7 +131,7 @@ def value_words(value: Any) -> str:
 
 
 def _figure(row: Figure) -> Row:
-    show = SHOW.get(row.key.removesuffix(DEQUANTIZED), fig.significant)
+    show = SHOW.get(shown_as(row.key), fig.significant)
     cells = []
     for place, value in enumerate(row.values):
         text = show(value)
@@ -187,8 +189,10 @@ def overlay_rows(overlay: Overlay) -> list[tuple[str, ...]]:
     if not ends:
         return []
     low, high = min(ends), max(ends)
-    at = sorted({round(low + (high - low) * i / (TWIN_ROWS - 1)) for i in range(TWIN_ROWS)})
-    return [(f"{x:,}", *(_value_at(line, x) for line in overlay.lines)) for x in at]
+    at = [low, *(low + (high - low) * i / (TWIN_ROWS - 1) for i in range(1, TWIN_ROWS - 1)), high]
+    if overlay.x_label != X_LABELS["time"]:  # there is no half of a step or token, but of a minute
+        at = [round(x) for x in at]
+    return [(x_words(x), *(_value_at(line, x) for line in overlay.lines)) for x in sorted(set(at))]
 
 
 def _value_at(line: tuple[tuple[float, ...], tuple[float, ...]], x: float) -> str:

@@ -155,7 +155,7 @@ def twin_rows(chart: Chart) -> tuple[list[str], list[list[str]]]:
     if marks:
         chosen = sorted({*chosen, *marks})
     for x in chosen:
-        rows.append([_x_words(x), *(fig.significant(values.get(x), 4) for values in others)])
+        rows.append([x_words(x), *(fig.significant(values.get(x), 4) for values in others)])
     return [chart.x_label, *(line.title for line in chart.lines)], rows
 
 
@@ -187,7 +187,8 @@ def _x_of(point: dict[str, Any], axis: str, started: float | None) -> float:
     return _number(point.get(axis))
 
 
-def _x_words(x: float) -> str:
+def x_words(x: float) -> str:
+    """A place on the x axis: whole numbers as counts, minutes with their fractions."""
     return fig.count(x) if x == int(x) else fig.significant(x, 4)
 
 

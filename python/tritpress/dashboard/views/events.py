@@ -215,6 +215,12 @@ def _gate(event: Event) -> Described:
     )
 
 
+def _tasks(event: Event) -> Described:
+    count = len(event.get("results") or ())
+    kept = fig.percent(event.get("accuracy_kept"))
+    return "evaluation", "info", f"{fig.plural(count, 'task')}: {kept} of the original's accuracy kept"
+
+
 def _handoff(event: Event) -> Described:
     items = event.get("items") or []
     passed = sum(item.get("passed") is True for item in items)
@@ -261,6 +267,7 @@ DESCRIBE: dict[str, Callable[[Event], Described]] = {
     ),
     "layer.finished": _layer,
     "evaluation": _evaluation,
+    "tasks": _tasks,
     "gate": _gate,
     "handoff": _handoff,
     "output": _output,

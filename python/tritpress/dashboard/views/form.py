@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tritpress.config import SIZE_CLASSES, UNSAFE_OVER_API, CompressionConfig, make_config
+from tritpress.config import SIZE_CLASSES, UNSAFE_OVER_API, CompressionConfig, beyond_defaults, make_config
 from tritpress.config import toml_of as toml_lines
 from tritpress.dashboard.views.status import ELSEWHERE, State
 from tritpress.evaluate.rerun import OPTION_OF
@@ -190,9 +190,7 @@ SETTINGS_FILE = "settings.toml"
 
 def chosen(form: Form) -> dict[str, Any]:
     """The settings that differ from the default."""
-    default = CompressionConfig().model_dump(mode="json")
-    config = config_of(form).model_dump(mode="json")
-    return {key: value for key, value in config.items() if value != default[key]}
+    return beyond_defaults(config_of(form).model_dump(mode="json"))
 
 
 def toml_of(form: Form) -> str:

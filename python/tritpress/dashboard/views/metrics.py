@@ -8,8 +8,10 @@ from typing import Any
 
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.ending import broke_off, ended_words, over, reached
-from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import State, planes_words
+from tritpress.dashboard.views.written import written_bytes
+from tritpress.events.snapshot import accuracy_judged
+from tritpress.runs.comparison import task_results
 
 POINTS = 2000
 """At most so many points of a series go to a browser."""
@@ -41,6 +43,7 @@ def table(state: State) -> list[Row]:
         )
         return tuple(spans)  # type: ignore[return-value]
 
+    of_tasks = accuracy_judged(state)[2]
     bits = figures.get("bits_per_weight")
     sizes = (
         figures.get("bytes"),
@@ -76,14 +79,15 @@ def table(state: State) -> list[Row]:
         Row("top1", "Top-1 accuracy", "next token", measured("top1", fig.percent, 2)),
         Row(
             "accuracy_kept",
-            "Accuracy kept",
-            "of the original",
+            "Top-1 accuracy kept" if of_tasks else "Accuracy kept",
+            "of the original; the gate reads the tasks" if of_tasks else "of the original",
             (
                 fig.NOTHING,
                 _with_interval(figures, "accuracy_kept", "accuracy_interval", fig.percent),
                 _kept(found, "dequantized"),
             ),
         ),
+        *(_task_rows(state) if of_tasks else ()),
         row("agreement", "Same top-1 as the original", "of positions", lambda value: fig.percent(value, 2)),
         row("kl", "KL divergence", "nats a token", lambda value: fig.significant(value)),
         row("latency_ms", "Latency", "ms a generated token", lambda value: fig.significant(value)),
@@ -91,6 +95,27 @@ def table(state: State) -> list[Row]:
         row("memory_bytes", "Memory", "parameters, buffers and kernels' copies", fig.size),
         row("tokens", "Tokens measured", "", fig.count),
     ]
+
+
+def _task_rows(state: State) -> list[Row]:
+    """The mean over the tasks, then each task; the dequantized model is not asked."""
+    kept, interval, _ = accuracy_judged(state)
+    mean = _with_interval({"kept": kept, "span": interval}, "kept", "span", fig.percent)
+    rows = [Row("tasks_kept", "Accuracy kept, tasks", "mean of the tasks", (fig.NOTHING, mean, fig.NOTHING))]
+    for found in task_results(state):
+        packed = fig.percent(found.get("packed"), 2)
+        if fig.known(found.get("kept")):
+            packed += f" · {fig.percent(found['kept'])} kept"
+        documents = found.get("documents")
+        unit = ", ".join(
+            [str(found.get("metric") or "accuracy")]
+            + ([fig.plural(int(documents), "document")] if fig.known(documents) else [])
+        )
+        title = str(found.get("task"))
+        rows.append(
+            Row(f"task:{title}", title, unit, (fig.percent(found.get("original"), 2), packed, fig.NOTHING))
+        )
+    return rows
 
 
 def reasons(state: State, lost: bool = False) -> list[str]:

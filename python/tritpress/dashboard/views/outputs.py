@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.ending import broke_off
 from tritpress.dashboard.views.status import State, headline, sentence
+from tritpress.dashboard.views.written import model_of, out_folder, parts_below, written_bytes
 
 MODELS = {
     "packed": (
@@ -32,6 +34,11 @@ ZIPPED_TENSORS = 48
 """So many tensors have charts of their own in the zip: one's take 0.2 MB, and the browser paints each."""
 
 
+ELSEWHERE = "on the machine that worked on this run"
+UNKNOWN = "OUT is the folder that it was written to, on the machine that worked on this run."
+"""Of runs that are only told of here: where their models lie."""
+
+
 @dataclass(frozen=True)
 class FileLine:
     name: str
@@ -41,7 +48,9 @@ class FileLine:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """One of the two models. `files` is empty until it is written; `why` then says what it waits for."""
+    """One of the two models. `files` is empty until it is written; `why` then says what it waits for. `path`
+    is empty where the run did not tell it; `place` says that it lies on another machine.
+    """
 
     key: str
     title: str
@@ -52,6 +61,7 @@ class ModelCard:
     files: tuple[FileLine, ...]
     load: str
     why: str
+    place: str = ""
 
 
 def model_cards(state: State, lost: bool = False) -> list[ModelCard]:
@@ -73,7 +83,9 @@ def standing(state: State, lost: bool = False) -> tuple[str, str]:
     if state["status"] == "stopped":
         return "warning", "The run was stopped; Resume goes on from what is finished."
     if state["status"] != "finished":
-        return "live", "The run is at work: both models are written in step 6 and checked in step 7."
+        asked = (state.get("config") or {}).get("outputs", "both")
+        what = f"the {asked} model is" if asked in MODELS else "both models are"
+        return "live", f"The run is at work: {what} written in step 6 and checked in step 7."
     return "", ""
 
 
@@ -98,8 +110,8 @@ def zip_words(state: State) -> str:
 
 def _card(key: str, state: State, lost: bool) -> ModelCard:
     title, about, load = MODELS[key]
-    out = state.get("out") or ""
-    files = [output for output in state["outputs"] if _model_of(output.get("path", ""), out) == key]
+    out = out_folder(state)
+    files = [output for output in state["outputs"] if model_of(output.get("path", ""), out) == key]
     path = os.path.join(out, key) if out else ""
     lines = tuple(
         FileLine(os.path.basename(str(f["path"])), fig.size(f.get("bytes")), str(f.get("sha256") or ""))
@@ -119,30 +131,10 @@ def _card(key: str, state: State, lost: bool) -> ModelCard:
         fig.size(written_bytes(state, key)),
         summary,
         lines,
-        load.format(path=path.replace("\\", "\\\\").replace('"', '\\"')),
+        load.format(path=(path or f"OUT/{key}").replace("\\", "\\\\").replace('"', '\\"')),
         "" if files else _why(key, state, lost),
+        "" if state.get("out") else ELSEWHERE if out else UNKNOWN,
     )
-
-
-def written_bytes(state: State, key: str) -> int | None:
-    """Bytes of the weight files of that model; None until they are written."""
-    out = state.get("out") or ""
-    sizes = [
-        output["bytes"]
-        for output in state["outputs"]
-        if _model_of(output.get("path", ""), out) == key
-        and str(output["path"]).endswith(".safetensors")
-        and fig.known(output.get("bytes"))
-    ]
-    return sum(sizes) if sizes else None
-
-
-def _model_of(path: str, out: str) -> str | None:
-    try:
-        parts = Path(os.path.relpath(path, out)).parts if out and os.path.isabs(path) else Path(path).parts
-    except ValueError:
-        parts = Path(path).parts
-    return next((part for part in parts if part in MODELS), None)
 
 
 def _why(key: str, state: State, lost: bool) -> str:
@@ -154,6 +146,8 @@ def _why(key: str, state: State, lost: bool) -> str:
         return f"Not written: {step['reason']}"
     if broke_off(state, lost):
         return "Not written: the run ended before it was."
+    if state["status"] == "finished":
+        return "This run is finished, but named no file of it."
     return "Written in step 6."
 
 
@@ -170,15 +164,20 @@ class Node:
 
 def tree(state: State) -> Node | None:
     """The output directory as it lies on disk; from the run's own list of files where it cannot be read."""
-    out = state.get("out")
-    if not out or not state["outputs"]:
+    if not state["outputs"]:
         return None
-    root = Node(str(out), folder=True)
-    found, root.cut = _walk(Path(out))
+    local, out = state.get("out"), out_folder(state)
+    root = Node(out or "OUT", folder=True)
+    found: list[tuple[Sequence[str], Any]] = []
+    if local:
+        found, root.cut = _walk(Path(local))
     if not found:
-        found = [(os.path.relpath(str(o["path"]), out), o.get("bytes")) for o in state["outputs"]]
-    for relative, size in found:
-        _insert(root, Path(relative).parts, size)
+        told = state["outputs"]
+        found = [(parts_below(str(o.get("path", "")), out), o.get("bytes")) for o in told[:TREE_ENTRIES]]
+        root.cut = len(told) > TREE_ENTRIES
+    for parts, size in found:
+        if parts:
+            _insert(root, parts, size)
     order = list(MODELS)
     root.children.sort(
         key=lambda node: (not node.folder, order.index(node.name) if node.name in order else 9)
@@ -186,9 +185,9 @@ def tree(state: State) -> Node | None:
     return root
 
 
-def _walk(out: Path) -> tuple[list[tuple[str, int]], bool]:
+def _walk(out: Path) -> tuple[list[tuple[Sequence[str], Any]], bool]:
     """The first files below `out` with their sizes, and whether there are more."""
-    found: list[tuple[str, int]] = []
+    found: list[tuple[Sequence[str], Any]] = []
     try:
         for folder, folders, files in os.walk(out):
             folders.sort()
@@ -196,7 +195,8 @@ def _walk(out: Path) -> tuple[list[tuple[str, int]], bool]:
                 if len(found) == TREE_ENTRIES:
                     return found, True
                 path = os.path.join(folder, name)
-                found.append((os.path.relpath(path, out), os.stat(path, follow_symlinks=False).st_size))
+                size = os.stat(path, follow_symlinks=False).st_size
+                found.append((Path(path).relative_to(out).parts, size))
     except OSError:
         return found, False
     return found, False

@@ -9,7 +9,6 @@ from typing import Any
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.ending import broke_off, over, reached
 from tritpress.dashboard.views.eta import time_left_words
-from tritpress.dashboard.views.outputs import written_bytes
 from tritpress.dashboard.views.status import (
     STEP_TITLES,
     Samples,
@@ -19,6 +18,9 @@ from tritpress.dashboard.views.status import (
     headline,
     step_left,
 )
+from tritpress.dashboard.views.written import out_folder, written_bytes
+from tritpress.events.snapshot import accuracy_judged
+from tritpress.runs.comparison import task_results
 
 DEFAULT_TARGETS: dict[str, Any] = {
     "ratio": 6.0,
@@ -99,7 +101,7 @@ def tiles(state: State, lost: bool = False) -> list[Tile]:
             else "measured in step 7",
             gates,
         ),
-        _tile("accuracy", fig.percent(figures.get("accuracy_kept")), _top1(state), gates),
+        _tile("accuracy", fig.percent(accuracy_judged(state)[0]), _accuracy_words(state, ended), gates),
     ]
 
 
@@ -114,6 +116,20 @@ def _tile(name: str, value: str, beside: str, gates: dict[str, Any]) -> Tile:
     target = gate["target"] if gate and gate.get("target") is not None else DEFAULT_TARGETS[name]
     passed = gate.get("passed") if gate else None
     return Tile(name, gate_title(name), value, beside, gate_target_words(name, target), passed)
+
+
+def _accuracy_words(state: State, ended: bool) -> str:
+    """Which accuracy the tile and its gate are of: the tasks' where the run asks for tasks, else top-1."""
+    kept, _, of_tasks = accuracy_judged(state)
+    if not of_tasks:
+        return _top1(state)
+    if not fig.known(kept):
+        words = "of tasks, not measured" if ended or state.get("tasks") else "of tasks, run in step 7"
+    else:
+        count = len(task_results(state))
+        words = f"mean of {fig.plural(count, 'task')}" if count else "mean of the tasks"
+    top1 = state["figures"].get("accuracy_kept")
+    return words + (f" · top-1 kept {fig.percent(top1)}" if fig.known(top1) else "")
 
 
 def _top1(state: State) -> str:
@@ -232,7 +248,7 @@ def facts(state: State, now: float) -> list[Fact]:
             else fig.NOTHING,
         ),
         Fact("Settings", settings_words(config)),
-        Fact("Output", state.get("out") or fig.NOTHING),
+        Fact("Output", out_folder(state) or fig.NOTHING),
     ]
     return found
 

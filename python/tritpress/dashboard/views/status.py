@@ -16,6 +16,7 @@ from tritpress.dashboard.views.figures import (
     ratio,
     significant,
 )
+from tritpress.dashboard.views.written import models_written
 from tritpress.events.schema import ENDED
 from tritpress.events.snapshot import worked
 
@@ -104,13 +105,21 @@ def _finished(state: State) -> Status:
             "Finished",
             "warning",
             "!",
-            f"{plural(len(failed), 'gate')} failed: {names}. Both models are written.",
+            f"{plural(len(failed), 'gate')} failed: {names}.{written_words(state)}",
         )
     if unmeasured:
         return Status(
             "Finished", "good", "✓", f"No gate failed; {plural(len(unmeasured), 'gate')} not measured."
         )
     return Status("Finished", "good", "✓", "All five gates pass." if gates else "The run is over.")
+
+
+def written_words(state: State) -> str:
+    """A sentence on what was written, a space before it; nothing where no file was named."""
+    found = models_written(state)
+    if len(found) == 2:
+        return " Both models are written."
+    return f" The {found[0]} model is written." if found else ""
 
 
 def gate_title(name: str) -> str:
@@ -290,7 +299,7 @@ NEXT = {
     "paused": "Resume goes on with the next tensor or training step.",
     "stopped": "Resume takes it up from what is finished; Start begins a new run.",
     "failed": "Resume takes it up from what is finished. The worker's last words are in worker.log.",
-    "finished": "Quality has the five gates, Outputs the two models and how to load them.",
+    "finished": "Quality has the five gates, Outputs what was written and how to load it.",
 }
 
 
