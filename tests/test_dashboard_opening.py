@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bokeh.models import ColumnDataSource
+from bokeh.document import Document
+from bokeh.events import DocumentReady
+from bokeh.models import ColumnDataSource, ImportedStyleSheet
+from bokeh.server.session import ServerSession
 from dashboard_log import make_run, write_run
 from server_helper import TOKEN
+from tritpress.dashboard import opening
 from tritpress.dashboard.session import Session
 from tritpress.dashboard.shell import shell
 from tritpress.dashboard.store import RunStore
@@ -62,6 +67,38 @@ def test_a_page_begins_with_its_run_whether_or_not_a_session_was_ready(port: int
     assert len(tokens) == 3 and "" not in tokens, "each page has a session of its own"
     unknown = read_page(port, "?run=nowhere")
     assert "data-early-status" not in unknown
+
+
+def test_a_session_waits_for_a_slow_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it has connected, and not for ever."""
+
+    async def run() -> None:
+        monkeypatch.setattr(opening, "PATIENCE", 0.2)
+        connected, never = (ServerSession(name, Document()) for name in ("one", "other"))  # type: ignore[arg-type]
+        for session in (connected, never):
+            opening.keep_until_ready(session)
+            assert session.expiration_blocked
+        connected.document.callbacks.trigger_event(DocumentReady())
+        assert not connected.expiration_blocked and never.expiration_blocked
+        await asyncio.sleep(0.4)
+        assert not never.expiration_blocked and connected.expiration_blocked_count == 0
+
+    asyncio.run(run())
+
+
+def test_no_page_asks_another_host_for_its_styles(tmp_path: Path) -> None:
+    """Not even one that is built for a browser whose session is gone, which is never written out as HTML."""
+    from panel.io.state import set_curdoc
+
+    write_run(tmp_path, "r")
+    doc = Document()
+    with set_curdoc(doc):
+        session = Session(RunStore(tmp_path))
+        page = session.attach()
+        session.context.open_run("r", "overview")
+        page.server_doc(doc)
+    urls = {model.url for model in doc.models if isinstance(model, ImportedStyleSheet)}
+    assert urls and all(url.startswith("static/") for url in urls), urls
 
 
 @pytest.fixture

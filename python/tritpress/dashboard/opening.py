@@ -35,6 +35,9 @@ MARKS = ("<!--opening-->", "<!--scripts-->", "<!--opened-->")
 READY_AFTER = 2.5
 """Seconds without a new page until the next one is built: building holds the server for half a second."""
 
+PATIENCE = 60.0
+"""Seconds that a browser may take to connect to the session of the page it was sent; Bokeh gives it 15."""
+
 APPEARANCE = "tritpress-appearance"
 """The cookie that says whether the page is to be `dark`."""
 
@@ -155,7 +158,9 @@ class Opening(DocHandler):
         spare.later(READY_AFTER)
 
     async def get_session(self) -> ServerSession:  # type: ignore[override]
-        return self.spare.take(self) or await super().get_session()  # type: ignore[misc]
+        session = self.spare.take(self) or await super().get_session()  # type: ignore[misc]
+        keep_until_ready(session)
+        return session
 
     def write(self, chunk: Any) -> None:
         places = [chunk.find(mark) for mark in MARKS] if isinstance(chunk, str) else [-1]
@@ -182,6 +187,22 @@ class Opening(DocHandler):
         except Exception:  # the page itself may still open
             log.exception("what is shown of %s first could not be made", run or "the runs")
             return feed, str(shell(None, tab, [], dark))
+
+
+def keep_until_ready(session: ServerSession) -> None:
+    """Keep a page's session until its browser has connected to it, as long as that may take."""
+    session.block_expiration()
+    kept = True
+
+    def let_go(event: object) -> None:
+        nonlocal kept
+        if kept:
+            kept = False
+            timer.cancel()
+            session.unblock_expiration()
+
+    timer = asyncio.get_event_loop().call_later(PATIENCE, let_go, None)
+    session.document.on_event("document_ready", let_go)
 
 
 FAILED = """<script>

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, Template
+from panel.io.resources import LOCAL_DIST
 
 from tritpress.dashboard.components.html import MORPH, Markup, join
 from tritpress.dashboard.components.statusbar import status_bar
@@ -109,6 +110,8 @@ def _variables(palette: Mapping[str, Any], ink: str) -> str:
 def use_template(page: Any, doc: Any) -> None:
     """Serve `page` with the shell over it, a plain one where the server writes none of its own."""
     doc.template_variables.update(material=page._template, opening=shell(None, ""), morph=MORPH)
+    # Else what is built before the page is written out, or without that, asks another host for its styles.
+    doc.template_variables.setdefault("dist_url", LOCAL_DIST)
     page._template = _template()
 
 
