@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bokeh.document import Document
+from bokeh.document.events import ModelChangedEvent
 from bokeh.models import Column, Div
 from bokeh.protocol import Protocol
 from bokeh.server.connection import ServerConnection
@@ -93,7 +94,14 @@ async def order(in_order: bool, busy: bool, direct_first: bool) -> list[str]:
     if writing is not None:
         writing.__exit__(None, None, None)
     await task
-    await asyncio.sleep(0.05)
+    return await sent(socket, 2)
+
+
+async def sent(socket: Socket, count: int) -> list[str]:
+    """The changes that were sent, once there are so many."""
+    until = asyncio.get_running_loop().time() + 10
+    while len(changes_of(socket.sent)) < count and asyncio.get_running_loop().time() < until:
+        await asyncio.sleep(0.01)
     return changes_of(socket.sent)
 
 
@@ -125,8 +133,7 @@ def test_what_was_kept_and_forgotten_is_sent() -> None:
         await asyncio.sleep(0.05)
         assert changes_of(socket.sent) == []
         send_waiting(doc)
-        await asyncio.sleep(0.05)
-        assert changes_of(socket.sent) == ["children"]
+        assert await sent(socket, 1) == ["children"]
         send_waiting(doc)
         await asyncio.sleep(0.05)
         assert changes_of(socket.sent) == ["children"]
@@ -136,9 +143,9 @@ def test_what_was_kept_and_forgotten_is_sent() -> None:
 
 def test_a_browser_that_is_gone_breaks_nothing_and_the_lock_is_asked_for() -> None:
     async def run() -> None:
-        _, root, session, socket = served(True)
+        doc, root, session, socket = served(True)
         with pytest.raises(RuntimeError, match="lock"):
-            root.children = [Div()]
+            session._document_patched(ModelChangedEvent(doc, root, "children", []))
 
         def gone(message: Any, binary: bool = False) -> Any:
             raise WebSocketClosedError

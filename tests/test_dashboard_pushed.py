@@ -72,9 +72,11 @@ def test_a_refusal_names_the_field_of_the_entry() -> None:
     target = {"name": "t", "kind": "q", "rows": 4, "cols": 4, "layer": "x"}
     with pytest.raises(UsageError, match=r"event 3 .*'layer' in 'targets' is 'x', which the schema"):
         check_event({"seq": 3, "type": "model", "model": {}, "targets": [target]}, initial_state())
-    planned = {"name": "t", "planes": 2, "rows": None}
-    with pytest.raises(UsageError, match=r"'rows' in 'tensors' is None"):
+    planned = {"name": "t", "planes": None, "rows": 4}
+    with pytest.raises(UsageError, match=r"'planes' in 'tensors' is None"):
         check_event({"seq": 3, "type": "plan", "tensors": [planned]}, initial_state())
+    planned |= {"planes": 2, "rows": None}
+    check_event({"seq": 3, "type": "plan", "tensors": [planned]}, initial_state())
     target["layer"] = None
     check_event({"seq": 3, "type": "model", "model": {"mine": 1}, "targets": [target]}, initial_state())
 

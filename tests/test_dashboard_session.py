@@ -320,6 +320,15 @@ def test_a_missing_run_is_forgotten_when_the_page_goes_on(tmp_path: Path) -> Non
     assert session.context.missing == ""
 
 
+def test_a_missing_run_opens_once_it_is_there(tmp_path: Path) -> None:
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "later"})
+    assert session.feed is None and session.context.missing == "later"
+    write_run(tmp_path, "later")
+    session.context.open_run("later")
+    assert session.feed is not None and session.context.missing == "" and session.context.runs == ("later",)
+
+
 @pytest.mark.parametrize("odd", ["²", "1" * 5000, "-1", "0", "1e3", "nan", "", " 2", "٣"])
 def test_a_link_with_odd_numbers_opens_the_plain_view(tmp_path: Path, odd: str) -> None:
     write_run(tmp_path, "a-run")

@@ -356,7 +356,8 @@ def test_time_at_work_leaves_out_pauses_and_what_lies_between_two_workers() -> N
     state, log = initial_state("r"), []
     for t, kind, fields in [
         (100.0, "run.started", {}), (110.0, "run.paused", {}), (150.0, "run.resumed", {}),
-        (160.0, "run.finished", {"status": "stopped"}), (1000.0, "run.started", {}), (1005.0, "log", {}),
+        (160.0, "run.finished", {"status": "stopped"}), (1000.0, "run.started", {}),
+        (1005.0, "step.started", {"step": 1}), (8999.9, "command.ack", {"id": "1"}),
         (9000.0, "run.started", {}), (9003.0, "run.paused", {}), (9004.0, "log", {}),
     ]:  # fmt: skip
         log.append(t)

@@ -256,7 +256,6 @@ class CompressionConfig(BaseModel):
 def beyond_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of a configuration's JSON what differs from the defaults: what makes the same configuration again."""
     default = CompressionConfig().model_dump(mode="json")
-    # The filter's weight alone asks for its optimizer: beside it the one that was chosen is always said.
     found = {key: value for key, value in values.items() if value != default.get(key)}
     # The filter's weight alone asks for its optimizer: beside it the one that was chosen is always said.
     if "grokfast_lambda" in found and values.get("optimizer") is not None:

@@ -50,7 +50,7 @@ def send_in_order(doc: Document) -> None:
 
 def send_waiting(doc: Document) -> None:
     """Send what Panel has kept and, where two of its tasks met, forgotten; to be called now and then."""
-    if doc in _WRITE_MSGS:
+    if doc in _WRITE_MSGS and doc not in _WRITE_BLOCK:
         _WRITE_BLOCK[doc] = True
         _dispatch_write_task(doc, _dispatch_msgs, doc)
 

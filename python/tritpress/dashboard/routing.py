@@ -41,7 +41,7 @@ class Routing:
             keys = [tab.key for tab in session.tabs]
             session.shown_tabs.active = keys.index(wanted if wanted in keys else default_tab(bool(runs)))
             opened = session.feed.id if session.feed else session.context.missing
-            if first != opened:
+            if first != opened or (first and session.feed is None):  # a missing one may be there by now
                 session.open(first, runs)
             tab = session.tab
             tab.go({key: value for key, value in query.items() if key not in OWN})

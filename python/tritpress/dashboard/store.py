@@ -175,7 +175,8 @@ class Feed:
         if sign == self._labels_sign and gone == self.gone:
             return
         self._labels_sign = sign
-        labels, given = load_labels(self.path), _record(self.path).get("name") or self._given
+        labels = self.labels if gone else load_labels(self.path)
+        given = _record(self.path).get("name") or self._given
         if (labels, given, gone) == (self.labels, self._given, self.gone):  # a heartbeat in run.json
             return
         if gone != self.gone:

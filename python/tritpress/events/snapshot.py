@@ -63,6 +63,7 @@ def initial_state(run: str = "") -> State:
         "finished": None,
         "idle": 0.0,  # seconds in which no worker was at it, or one that was paused
         "idle_since": None,  # when the present pause began
+        "worked_at": None,  # the last word of the work itself: commands are heard before it begins again
         "out": None,
         "remote_out": None,  # of a run that is worked on elsewhere: its folder there
         "model": None,
@@ -122,6 +123,8 @@ def fold(state: State, event: dict[str, Any]) -> State:
     if handler is not None:
         handler(state, event)
     state["updated"] = event["t"]
+    if event["type"] in WORK or event["type"].startswith("run."):
+        state["worked_at"] = event["t"]
     return state
 
 
@@ -194,7 +197,7 @@ def _end_idle(state: State, event: dict[str, Any], since: float | None) -> None:
 
 def _run_started(state: State, event: dict[str, Any]) -> None:
     if state["started"] is not None:
-        _end_idle(state, event, state["idle_since"] or state["finished"] or state["updated"])
+        _end_idle(state, event, state["idle_since"] or state["finished"] or state["worked_at"])
     _end_running_step(state, "waiting")  # of a worker that died
     for step in state["steps"]:
         if step["state"] == "failed":

@@ -6,6 +6,7 @@ import functools
 import re
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, Literal, Union
 
 from tritpress.config import UNSAFE_OVER_API, CompressionConfig, make_config
@@ -97,7 +98,7 @@ def check_event(
                 raise UsageError(f"{what}: 'name' in {key!r} must be a text")
     for (of, key), parts_of in PARTS.items():
         if of == kind:
-            _check_parts(what, key, fields[key], typing.get_type_hints(parts_of))
+            _check_parts(what, key, fields[key], typing.get_type_hints(parts_of), ITEMS.get((of, key), ()))
     if isinstance(fields.get("name"), str) and len(fields["name"]) > NAME:
         raise UsageError(f"{what}: a name has at most {NAME} characters")
     if kind in CAPS:
@@ -168,10 +169,13 @@ def matches(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _check_parts(what: str, key: str, found: Any, parts: dict[str, Any]) -> None:
+def _check_parts(
+    what: str, key: str, found: Any, parts: dict[str, Any], needed: Collection[str]
+) -> None:
     for item in found if isinstance(found, list) else [found]:
         for part, hint in parts.items():
-            if part in item and not matches(item[part], hint):
+            left_out = item.get(part) is None and part not in needed  # null says as little as nothing
+            if not left_out and not matches(item.get(part), hint):
                 raise UsageError(
                     f"{what}: {part!r} in {key!r} is {_brief(item[part])}, which the schema does not allow"
                 )

@@ -303,7 +303,7 @@ def command(run: RunDirectory, name: str, args: dict[str, Any]) -> dict[str, Any
     if name == "resume" and not is_alive(run) and run.read_run().get("origin") != REMOTE:
         try:
             resume(run)
-        except UsageError as error:  # not what was asked, but how the run stands
+        except (InputError, UsageError) as error:  # not what was asked, but how the run or its model stands
             raise ApiError(409, str(error)) from None
         return {"run": run.id, "command": name, "id": None, "resumed": True}
     return {"run": run.id, "command": name, "id": send(run, name, **args)}

@@ -47,7 +47,7 @@ class Shown:
 
     @property
     def over(self) -> bool:
-        """No worker is at it."""
+        """No worker is at it, or has been yet."""
         return self.lost or self.gone or self.state["status"] not in ("created", "running", "paused")
 
 

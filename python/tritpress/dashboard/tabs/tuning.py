@@ -264,6 +264,8 @@ class Tuning(Tab):
 
     def _show_actions(self, shown: Shown, names: list[str]) -> None:
         why_not = "" if self.page.may_act else self.page.why_not or "This page only shows runs."
+        if shown.gone:
+            why_not = why_not or "This run's folder, and its plan with it, is no longer there."
         can = choice(shown.state, shown.lost, names, self.setting, why_not, shown.remote)
         for part in (self.apply, self.save):
             self._quietly(part, disabled=not can.new_run)
