@@ -244,13 +244,12 @@ def _beside_others(
     them, for the same inputs.
     """
     rows, cols = matrix.shape
+    slow: dict[str, list[float]] = {}
     if torch and (matrix.group_size, matrix.format, matrix.planes) == (64, "2bit", 1):  # once for each shape
         torch_copies = -(-MEMORY_BYTES // (4 * rows * cols)) + 1 if copies > 1 else 1
         torchs = _torch_runners(rows, cols, len(x), torch_copies, threads)
         slow = _slow(torchs)
         runners = runners | {name: run for name, run in torchs.items() if name not in slow}
-    else:
-        slow = {}
     times = race(runners) | slow
     if (matrix.format, matrix.planes) != ("2bit", 1):
         return times

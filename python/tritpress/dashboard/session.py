@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import panel as pn
@@ -261,13 +263,19 @@ class Session:
         tab.seen = version if feed is not None else -2
 
     def _show_standing(self) -> None:
-        """Above the tabs; where that fails the rest of the page goes on."""
-        try:
+        """Above the tabs, and in the browser's tab."""
+        with self._going_on("The line above the tabs"):
             self.bar.set(status_bar(self.feed, self.context.missing))
-        except Exception:
-            log.exception("the line above the tabs could not be made")
-            self._tell_broken("bar", "The line above the tabs")
         self._entitle()
+
+    @contextmanager
+    def _going_on(self, title: str) -> Iterator[None]:
+        """Where that part of the page fails, the rest goes on."""
+        try:
+            yield
+        except Exception:
+            log.exception("%s could not be made", title)
+            self._tell_broken(title, title)
 
     def _tell_broken(self, key: str, title: str) -> None:
         """Say once for each run that a part of the page does not show what came."""
@@ -291,14 +299,11 @@ class Session:
     def _entitle(self) -> None:
         """Say in the browser's tab how the run stands."""
         feed, unseen = self.feed, self.store.watch.number - self.seen_alert
-        try:
+        with self._going_on("The title of the browser's tab"):
             if feed is None:
                 self.viewport.tab_title = page_title(None, unseen=unseen)
             else:
                 self.viewport.tab_title = page_title(feed.state, feed.name, feed.lost, feed.gone, unseen)
-        except Exception:
-            log.exception("the title of the browser's tab could not be made")
-            self._tell_broken("title", "The title of the browser's tab")
 
     def apply_controls(self) -> None:
         feed = self.feed

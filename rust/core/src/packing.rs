@@ -56,15 +56,21 @@ vectorized! {
 
 #[inline(always)]
 fn unpack_row_inlined(codes: &[u8], out: &mut [i8]) {
+    each_code(codes, out, |code| code as i8 - 1);
+}
+
+/// `of` each code of a row.
+#[inline(always)]
+fn each_code<T>(codes: &[u8], out: &mut [T], of: impl Fn(u8) -> T) {
     debug_assert_eq!(codes.len(), row_bytes(out.len()));
     let whole = out.len() / 4;
     for (four, &byte) in out.chunks_exact_mut(4).zip(&codes[..whole]) {
-        for (s, t) in four.iter_mut().enumerate() {
-            *t = ((byte >> (2 * s)) & 3) as i8 - 1;
+        for (s, value) in four.iter_mut().enumerate() {
+            *value = of((byte >> (2 * s)) & 3);
         }
     }
-    for (s, t) in out[whole * 4..].iter_mut().enumerate() {
-        *t = ((codes[whole] >> (2 * s)) & 3) as i8 - 1;
+    for (s, value) in out[whole * 4..].iter_mut().enumerate() {
+        *value = of((codes[whole] >> (2 * s)) & 3);
     }
 }
 
@@ -75,13 +81,7 @@ vectorized! {
 
 #[inline(always)]
 fn mask_row_inlined(codes: &[u8], out: &mut [bool]) {
-    let (fours, rest) = out.as_chunks_mut::<4>();
-    for (four, &byte) in fours.iter_mut().zip(codes) {
-        *four = std::array::from_fn(|s| (byte >> (2 * s)) & 3 == 1);
-    }
-    for (s, zero) in rest.iter_mut().enumerate() {
-        *zero = (codes[codes.len() - 1] >> (2 * s)) & 3 == 1;
-    }
+    each_code(codes, out, |code| code == 1);
 }
 
 /// Pack rows of `cols` values each. Errors: a value outside {-1, 0, 1}.

@@ -131,32 +131,24 @@ fn best_rate(operations: f64, time: Duration, mut body: impl FnMut()) -> f64 {
     operations / best / 1e9
 }
 
+/// The rate of a loop on registers of a path, `operations` each turn.
+#[cfg(target_arch = "x86_64")]
+fn loop_rate(isa: Isa, operations: f64, time: Duration, body: unsafe fn(usize)) -> f64 {
+    assert!(isa.available());
+    // SAFETY: the CPU was just checked.
+    best_rate(20_000.0 * operations, time, || unsafe { body(20_000) })
+}
+
 fn unpack_rate(isa: Isa, time: Duration) -> f64 {
     match isa.for_tokens(1) {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Gfni => {
-            assert!(isa.available());
-            // SAFETY: the CPU was just checked.
-            best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx512_affine_loop(20_000) })
-        }
+        one @ Isa::Avx512Gfni => loop_rate(one, 512.0, time, loops::avx512_affine_loop),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => {
-            assert!(isa.available());
-            // SAFETY: the CPU was just checked.
-            best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx512_mask_loop(20_000) })
-        }
+        one @ Isa::Avx512Vnni => loop_rate(one, 512.0, time, loops::avx512_mask_loop),
         #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni => {
-            assert!(isa.available());
-            // SAFETY: the CPU was just checked.
-            best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx_vnni_unpack_loop(20_000) })
-        }
+        one @ Isa::AvxVnni => loop_rate(one, 512.0, time, loops::avx_vnni_unpack_loop),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => {
-            assert!(isa.available());
-            // SAFETY: the CPU was just checked.
-            best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx2_unpack_loop(20_000) })
-        }
+        one @ Isa::Avx2 => loop_rate(one, 512.0, time, loops::avx2_unpack_loop),
         // Elsewhere the path itself, with one scale a row, on a tile that stays in the first-level cache: what is
         // measured against it shows what memory, groups and threads add, not how good the inner step is.
         _ => {
@@ -220,23 +212,13 @@ pub fn affine_costs_no_more() -> bool {
 fn multiply_rate(isa: Isa, time: Duration) -> f64 {
     match isa.for_tokens(1) {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Gfni | Isa::Avx512Vnni => {
-            assert!(isa.available());
-            // SAFETY: the CPU was just checked.
-            best_rate(20_000.0 * 1536.0, time, || unsafe { loops::avx512_multiply_loop(20_000) })
+        one @ (Isa::Avx512Gfni | Isa::Avx512Vnni) => {
+            loop_rate(one, 1536.0, time, loops::avx512_multiply_loop)
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni => {
-            assert!(isa.available());
-            // SAFETY: the CPU was just checked.
-            best_rate(20_000.0 * 640.0, time, || unsafe { loops::avx_vnni_multiply_loop(20_000) })
-        }
+        one @ Isa::AvxVnni => loop_rate(one, 640.0, time, loops::avx_vnni_multiply_loop),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => {
-            assert!(isa.available());
-            // SAFETY: the CPU was just checked.
-            best_rate(20_000.0 * 512.0, time, || unsafe { loops::avx2_multiply_loop(20_000) })
-        }
+        one @ Isa::Avx2 => loop_rate(one, 512.0, time, loops::avx2_multiply_loop),
         _ => unpack_rate(isa, time),
     }
 }
@@ -311,7 +293,7 @@ mod loops {
     /// What the 256-bit paths do with a chunk (64 bytes, 512 operations), `count` times on registers: a shift and
     /// four masks for each half, products and sums by `$add` of a sum, codes and activations.
     macro_rules! unpack_loop_256 {
-        ($name:ident, $add:ident, [$($sum:ident),*]) => {
+        ($name:ident, $add:ident) => {
             #[target_feature(enable = "avx2")]
             pub fn $name(count: usize) {
                 // SAFETY: only registers are used; the caller checked the CPU.
@@ -328,7 +310,8 @@ mod loops {
                         count = inout(reg) count.max(1) => _,
                         w = out(ymm_reg) _, m0 = out(ymm_reg) _, m1 = out(ymm_reg) _,
                         m = out(ymm_reg) _, n = out(ymm_reg) _, p = out(ymm_reg) _, q = out(ymm_reg) _,
-                        $($sum = out(ymm_reg) _,)*
+                        a0 = out(ymm_reg) _, a1 = out(ymm_reg) _, b0 = out(ymm_reg) _, b1 = out(ymm_reg) _,
+                        c0 = out(ymm_reg) _, c1 = out(ymm_reg) _, d0 = out(ymm_reg) _, d1 = out(ymm_reg) _,
                         options(nomem, nostack),
                     );
                 }
@@ -357,8 +340,8 @@ mod loops {
             concat!("{{vex}} vpdpbusd {", $s, "}, {m}, {w}\n{{vex}} vpdpbusd {", $t, "}, {n}, {w}")
         };
     }
-    unpack_loop_256!(avx2_unpack_loop, maddubs, [a0, a1, b0, b1, c0, c1, d0, d1]);
-    unpack_loop_256!(avx_vnni_unpack_loop, dpbusd, [a0, a1, b0, b1, c0, c1, d0, d1]);
+    unpack_loop_256!(avx2_unpack_loop, maddubs);
+    unpack_loop_256!(avx_vnni_unpack_loop, dpbusd);
 
     /// `count` times ten 256-bit `vpdpbusd` (640 operations) on registers.
     #[target_feature(enable = "avx2")]
