@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,30 @@ def open_page(page: Any, url: str) -> None:
     page.goto(url)
     page.get_by_role("tab", name="Overview").wait_for()
     page.wait_for_selector("[data-check], [data-status]")
+
+
+@contextmanager
+def written_beside(runs_dir: Path, stem: str, **options: Any) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A run that another process writes, 120 events a second: its id (a new one in a second try), and what
+    lets it go on after its first tensor."""
+    run_id = f"{stem}-{time.monotonic_ns()}"
+    go_on = runs_dir.parent / f"{run_id}.go"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"
+        "from pathlib import Path; from dashboard_log import write_run;"
+        f"write_run(Path({str(runs_dir)!r}), {run_id!r}, rate=120, go_on=Path({str(go_on)!r}), **{options!r})"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 30
+        while not (runs_dir / run_id / "snapshot.json").exists():
+            assert writer.poll() is None and time.monotonic() < deadline, "the run did not begin"
+            time.sleep(0.1)
+        yield run_id, go_on.touch
+        writer.wait(60)
+    finally:
+        writer.kill()
+        writer.wait()
 
 
 def show(page: Any, tab: str) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -51,9 +52,10 @@ PARTS = {
 def make_run(
     runs_dir: Path, run_id: str, *, name: str = "a model", status: str = "running", **config: Any
 ) -> RunDirectory:
-    """A run's folder whose worker is this process."""
+    """A run's folder whose worker is this process; what a first try of the test left there is gone."""
     run = RunDirectory(runs_dir / run_id)
-    run.path.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run.path, ignore_errors=True)
+    run.path.mkdir(parents=True)
     run.write_run(
         {
             "v": 1,
@@ -407,9 +409,11 @@ def write_run(
     layers: int = 6,
     until: str | None = None,
     rate: float | None = None,
+    go_on: Path | None = None,
     **options: Any,
 ) -> RunDirectory:
-    """Write a run's log up to the first event of type `until`, at `rate` events a second."""
+    """Write a run's log up to the first event of type `until`, at `rate` events a second; once the first
+    tensor is pressed, wait for the file `go_on` (a page may take long to open)."""
     name = options.pop("name", "a model")
     run = make_run(runs_dir, run_id, name=name, **options.pop("config", {}))
     writer = EventWriter(run.path)
@@ -420,6 +424,11 @@ def write_run(
         writer.emit(kind, **fields)
         if rate:
             time.sleep(1 / rate)
+        if kind == "layer.finished" and go_on is not None:
+            writer.flush()
+            while not go_on.exists():
+                time.sleep(0.05)
+            go_on = None
     writer.close()
     run.update_run(status="finished", exit_code=0)
     return run

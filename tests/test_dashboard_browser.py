@@ -23,6 +23,7 @@ from browser_helpers import (
     status,
     wait_for_status,
     wait_until,
+    written_beside,
 )
 from dashboard_log import write_run
 
@@ -173,20 +174,10 @@ DRAWN = """() => Bokeh.documents.some((doc) => [...doc._all_models.values()].som
 
 def test_a_page_of_another_run_follows_its_log(page: Any, server: str, runs_dir: Path) -> None:
     """The log of a run that someone else started: the page opened early and the page opened late agree."""
-    tests = Path(__file__).parent
-    code = (
-        f"import sys; sys.path.insert(0, {str(tests)!r});"
-        "from pathlib import Path; from dashboard_log import write_run;"
-        f"write_run(Path({str(runs_dir)!r}), 'replay-40', layers=40, rate=120, name='Forty layers')"
-    )
-    writer = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        deadline = time.monotonic() + 30
-        while not (runs_dir / "replay-40" / "snapshot.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        page.goto(f"{server}?run=replay-40&tab=progress")
-        wait_for_status(page, "running", "finished", seconds=30)
+    with written_beside(runs_dir, "replay-40", layers=40, name="Forty layers") as (run_id, go_on):
+        page.goto(f"{server}?run={run_id}&tab=progress")
+        wait_for_status(page, "running", seconds=30)
+        go_on()
         seen = []
         deadline = time.monotonic() + 60
         while status(page) != "finished":
@@ -203,8 +194,6 @@ def test_a_page_of_another_run_follows_its_log(page: Any, server: str, runs_dir:
         wait_until(page, lambda: "page=2" in page.url, page.url)
         assert "Layers 32–39 of 40" in page.get_by_text("Layers 32").inner_text()
         wait_until(page, lambda: page.evaluate(DRAWN), "the browser answers once all is drawn")
-    finally:
-        writer.wait(60)
 
 
 def test_every_view_is_a_link_and_names_are_text(page: Any, server: str, runs_dir: Path) -> None:

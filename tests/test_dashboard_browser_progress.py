@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from browser_helpers import button, cells, filled, number, wait_for_status, wait_until
+from browser_helpers import button, cells, filled, number, wait_for_status, wait_until, written_beside
 from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.views import figures as fig
 from tritpress.events import EventWriter
@@ -324,26 +322,18 @@ def test_follow(page: Any, server: str, runs_dir: Path) -> None:
 
 def test_an_event_reaches_the_grid_as_it_was_written(page: Any, server: str, runs_dir: Path) -> None:
     """A log written at 120 events a second: the grid ends as the log does."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"
-        "from pathlib import Path; from dashboard_log import write_run;"
-        f"write_run(Path({str(runs_dir)!r}), 'fast', layers=33, steps=1, rate=120)"
-    )
-    writer = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        wait_until(page, lambda: (runs_dir / "fast" / "snapshot.json").exists(), "the run")
-        page.goto(f"{server}?run=fast&tab=progress")
+    with written_beside(runs_dir, "fast", layers=33, steps=1) as (run_id, go_on):
+        page.goto(f"{server}?run={run_id}&tab=progress")
+        go_on()
         wait_for_status(page, "finished", seconds=60)
         wait_until(page, lambda: filled(page) in (7, 224), "the whole grid")
-        layers = layers_of(RunDirectory(runs_dir / "fast"))
+        layers = layers_of(RunDirectory(runs_dir / run_id))
         for first in (0, 32):
             if rows(page)[0] != str(first):
                 page.get_by_label(f"Go to page {first // 32 + 1}").click()
             wait_until(page, lambda: rows(page)[0] == str(first), f"the page of layer {first}")  # noqa: B023
             for cell in cells(page):
                 assert cell["value"] == pytest.approx(layers[cell["name"]]["ratio"])
-    finally:
-        writer.wait(60)
 
 
 def test_a_style_sheet_that_stays_is_not_written_again(page: Any, server: str, big: RunDirectory) -> None:
