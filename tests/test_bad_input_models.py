@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +274,36 @@ def test_folders_made_for_an_output_that_failed_go_again(tmp_path: Path) -> None
         (tmp_path / "c" / "mine").write_text("x")
         raise RuntimeError
     assert list((tmp_path / "c").iterdir()) == [tmp_path / "c" / "mine"]
+
+
+def test_what_was_there_before_a_kill_comes_back(tmp_path: Path) -> None:
+    """Killed after the old directory was taken away and before the new one stood in its place."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for kind in ("old", "writing"):
+        (tmp_path / f".out.{kind}-{ended.pid}").mkdir()
+        (tmp_path / f".out.{kind}-{ended.pid}" / "file").write_text(kind)
+    with pytest.raises(InputError, match="is not empty"), new_directory(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_an_output_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("old")
+    rename = os.rename
+
+    def fails(source: Path, target: Path) -> None:
+        if "writing" in source.name:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(InputError), new_directory(tmp_path / "out", overwrite=True) as folder:
+        (folder / "file").write_text("new")
+    assert (tmp_path / "out" / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 # ------------------------------------------------------------------------------------------------ models

@@ -262,14 +262,25 @@ def test_streaming_refuses_what_it_cannot_read(tmp_path):
     source.write_bytes(bytes(64))
     target.write_bytes(b"")
     with pytest.raises(_core.CoreError, match="past the end of the file"):
-        _core.ternarize_stream(source, 0, "F32", 4, 5, False, target, 0, 0)
+        _core.ternarize_stream(source, 0, "F32", 4, 5, False, target, 0, 8)
     with pytest.raises(_core.CoreError, match="dtype must be"):
         _core.ternarize_stream(source, 0, "I8", 4, 4, False, target, 0, 0)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as missing:
         _core.ternarize_stream(tmp_path / "absent", 0, "F32", 4, 4, False, target, 0, 0)
+    assert str(missing.value) == f"[Errno 2] No such file or directory: '{tmp_path / 'absent'}'"
+    for codes, scales, words in (
+        (0, 3, "overlap"),
+        (2**64 - 1, 0, "beyond any file"),
+        (0, 2**64 - 2, "beyond any file"),
+    ):
+        with pytest.raises(_core.CoreError, match=words):
+            _core.ternarize_stream(source, 0, "F32", 4, 4, False, target, codes, scales)
+    with pytest.raises(_core.CoreError, match="cannot be source and target"):
+        _core.ternarize_stream(source, 0, "F32", 4, 4, False, source, 0, 100)
+    assert source.read_bytes() == bytes(64)
     source.write_bytes(np.array([0, np.nan], np.float32).tobytes())
     with pytest.raises(_core.CoreError, match="row 1, column 0 is NaN"):
-        _core.ternarize_stream(source, 0, "F32", 2, 1, False, target, 0, 0)
+        _core.ternarize_stream(source, 0, "F32", 2, 1, False, target, 0, 2)
 
 
 def header_file(path, header: bytes | dict, data: bytes = b"", length: int | None = None):
@@ -299,7 +310,8 @@ ONE = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     [
         (ONE, b"", None, "outside"),
         (ONE, bytes(5), None, "belong to no tensor"),
-        (ONE, bytes(4), 2**62, "claims"),
+        (ONE, bytes(4), 2**62, "more than the 100000000 that the format allows"),
+        (ONE, bytes(4), 90_000_000, "but the file has"),
         (ONE, bytes(4), 2**64 - 1, "claims"),
         (ONE, bytes(4), 3, "not valid"),
         (b"\xff\xfe", b"", None, "JSON object"),

@@ -111,6 +111,20 @@ def test_attributes_and_pickling():
         ({"scales": np.ones((1, 2, 1), np.float32)}, "scales must be float16, not float32"),
         ({"scales": np.array([[[1], [np.inf]]], np.float16)}, "scale inf at row 1"),
         ({"scales": np.array([[[np.nan], [1]]], np.float16)}, "scale NaN at row 0"),
+        (
+            {
+                "codes": np.array([[[85, 85]] * 2, [[85, 87], [85, 85]]], np.uint8),
+                "scales": np.ones((2, 2, 1), np.float16),
+            },
+            "code 3 at row 0 of plane 1, column 4",
+        ),
+        (
+            {
+                "codes": np.full((2, 2, 2), 0x55, np.uint8),
+                "scales": np.array([[[1], [1]], [[1], [-1]]], np.float16),
+            },
+            "scale -1 at row 1 of plane 1, group 0",
+        ),
         ({"shape": (3, 5)}, "codes have 2 rows, but shape says 3"),
         ({"group_size": 16}, "group_size must be"),
         ({"format": "3bit"}, "format must be"),
@@ -128,6 +142,52 @@ def test_bad_matrices_are_refused(change, words):
     with pytest.raises(_core.CoreError) as error:
         PackedMatrix(**(arguments | change))
     assert words in str(error.value)
+
+
+def test_rows_too_long_for_exact_sums_are_refused():
+    cols = (2**31 - 1) // 254
+    for wide, fits in ((cols, True), (cols + 1, False)):
+        codes = _core.pack(np.ones((1, 1, wide), np.int8))
+        arguments = (codes, np.ones((1, 1, 1), np.float16))
+        if fits:
+            product = PackedMatrix(*arguments, 0, (1, wide)).matvec(np.ones(wide, np.float32))
+            assert product == pytest.approx(wide, abs=4)
+        else:
+            with pytest.raises(_core.CoreError, match="too long for exact sums"):
+                PackedMatrix(*arguments, 0, (1, wide))
+            groups = -(-wide // 256)
+            PackedMatrix(codes, np.ones((1, 1, groups), np.float16), 256, (1, wide))
+
+
+def test_memory_that_is_not_there_is_a_memory_error():
+    rows = 2**60
+    empty = np.zeros((1, rows, 0), np.uint8), np.zeros((1, rows, 0), np.float16)
+    matrix = PackedMatrix(*empty, 64, (rows, 0))
+    for call in (
+        lambda: matrix.matvec(np.zeros(0, np.float32)),
+        lambda: matrix.matmul(np.zeros((99, 0), np.float32)),
+    ):
+        with pytest.raises(MemoryError, match="no memory for"):
+            call()
+
+
+def test_small_scales_count_where_a_thread_takes_subnormal_numbers_for_zero():
+    """A setting of the processor that libraries change: the smallest scales are subnormal as float16."""
+    torch = pytest.importorskip("torch")
+    w = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32) * np.float32(3e-5)
+    codes, scales = _core.ternarize(w)
+    weights = _core.dequantize(codes, scales, 256, 64)
+    assert scales.max() < 6.1e-5 and (weights != 0).mean() > 0.4
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such setting")
+    try:
+        for found, expected in zip(_core.ternarize(w, threads=1), (codes, scales), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(
+            _core.dequantize(codes, scales, 256, 64, threads=1).view(np.uint32), weights.view(np.uint32)
+        )
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_bad_activations_are_refused():

@@ -182,6 +182,10 @@ def test_streamed_text_is_the_text() -> None:
     assert "".join(pieces) == "n\ufffd"
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+QWEN2 = {"model_type": "qwen2", "num_key_value_heads": 2, "use_sliding_window": True}
+
+
 def test_what_a_config_means() -> None:
     told = read_architecture(LLAMA)
     assert (told.layers, told.kv_heads, told.head_size, told.tied, told.gpt2) == (2, 4, 16, False, False)
@@ -201,6 +205,7 @@ def test_what_a_config_means() -> None:
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (QWEN2 | {"layer_types": 3}, "layer_types"),
     ],
 )
 def test_what_is_left_to_transformers(change: dict, sentence: str) -> None:
@@ -217,6 +222,11 @@ def test_what_is_left_to_transformers(change: dict, sentence: str) -> None:
         ({"rope_theta": 0}, "rope_theta must be"),
         ({"rope_scaling": {"type": "linear"}}, "factor must be"),
         ({"vocab_size": None}, "vocab_size must be"),
+        ({"hidden_size": 2, "num_key_value_heads": 4}, "4 heads of 0"),
+        ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers is 2147483647, more than"),
+        ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": "abc"}}, "original_max_position"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "must differ"),
+        (QWEN2 | {"max_window_layers": "x"}, "max_window_layers"),
     ],
 )
 def test_a_config_that_makes_no_sense(change: dict, sentence: str) -> None:

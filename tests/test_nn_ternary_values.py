@@ -71,6 +71,16 @@ def test_they_are_not_used(name, place, value, words, bits):
         layer.dequantize()
 
 
+def test_other_activations_are_refused():
+    right = parts()
+    with pytest.raises(InputError, match="activation_bits must be 8 or None, not 4"):
+        ops.ternary_linear(tokens(70), right["codes"], right["scales"], 70, 32, 4)
+    x = tokens(70)
+    x.view(-1)[3] = float("nan")
+    with pytest.raises(InputError, match="position 3 is NaN"):
+        ops.ternary_linear(x, right["codes"], right["scales"], 70, 32, 8)
+
+
 def test_a_cast_that_overflows_is_seen():
     layer = build(**parts())
     with pytest.raises(InputError, match=r"lie between .* and inf"):

@@ -297,10 +297,13 @@ class PackedMatrix:
     "1.6bit" (five codes a byte, less to read from memory and more to compute; files stay 2-bit).
     Products quantize activations to int8 per token: x_scale = max|x| / 127 in float32,
     q = round_half_even(x / x_scale) within +-127; sums inside a group are exact.
-    The arrays given are read without a copy where they are C-contiguous, and not kept: codes and scales lie
-    once in memory, woven into the kernels' tiles. `memoryview(matrix)` is a read-only view of those tiles
-    without a copy (their layout: docs/kernels.md); `codes()` and `scales()` turn them back into new arrays.
-    Raises CoreError for shapes that disagree, code 3, bad padding, and scales negative, NaN or infinite.
+    The arrays given are read without a copy where they are C-contiguous (no other thread may write into them
+    meanwhile), and not kept: codes and scales lie once in memory, woven into the kernels' tiles.
+    `memoryview(matrix)` is a read-only view of those tiles without a copy (their layout: docs/kernels.md);
+    `codes()` and `scales()` turn them back into new arrays.
+    Raises CoreError for shapes that disagree, code 3, bad padding, scales negative, NaN or infinite, and for
+    whole rows of more than 8,454,660 inputs; here and where an array is made MemoryError if no memory is
+    left for it.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ fn products(c: &mut Criterion) {
         let groups = packing::groups_of(cols, group_size);
         let scales = vec![f32_to_f16(0.5); rows * groups];
         let matrix = Canonical::new(&codes, &scales, 1, (rows, cols), group_size, 1).unwrap();
-        let tiles = Tiles::pack(&matrix, 1);
+        let tiles = Tiles::pack(&matrix, 1).unwrap();
         let x = Activations::quantize(&noise(cols), &tiles.geometry).unwrap();
         let mut group = c.benchmark_group(format!("matvec {rows}x{cols}, groups of {group_size}"));
         group.throughput(Throughput::Elements(2 * (rows * cols) as u64));

@@ -80,6 +80,8 @@ def need(extra: str, purpose: str, *modules: str) -> None:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory for this here"
+    if type(error).__module__ == "tritpress._core":  # an option or an environment variable that it refuses
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     first_line = (str(error).strip().splitlines() or [""])[0]

@@ -14,6 +14,7 @@ from tritpress.errors import InputError
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 ACTIVATIONS = ("silu", "swish", "gelu_new", "gelu_pytorch_tanh", "relu")
 ROPE_TYPES = ("default", "linear", "llama3")
+MOST_LAYERS = 10_000
 
 
 class UnsupportedModel(Exception):
@@ -84,7 +85,7 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
 
 def _llama(config: dict[str, Any], kind: str) -> Architecture:
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    layers = _size(config, "num_hidden_layers")
+    layers = _layers(config, "num_hidden_layers")
     kv_default = {"llama": heads, "mistral": 8}.get(kind, 32)
     kv_heads = heads if config.get("num_key_value_heads", kv_default) is None else _size(
         config, "num_key_value_heads", kv_default
@@ -93,7 +94,7 @@ def _llama(config: dict[str, Any], kind: str) -> Architecture:
     if head_size is None:
         asked = config.get("head_dim") is not None and kind != "qwen2"
         head_size = _size(config, "head_dim") if asked else hidden // heads
-    if heads % kv_heads or head_size % 2:
+    if heads % kv_heads or head_size % 2 or not head_size:
         raise InputError(f"{heads} heads of {head_size} with {kv_heads} for keys do not make an attention")
     activation = _activation(config.get("hidden_act", "silu"))
     return Architecture(
@@ -116,7 +117,7 @@ def _llama(config: dict[str, Any], kind: str) -> Architecture:
 
 
 def _gpt2(config: dict[str, Any]) -> Architecture:
-    hidden, heads, layers = _size(config, "n_embd"), _size(config, "n_head"), _size(config, "n_layer")
+    hidden, heads, layers = _size(config, "n_embd"), _size(config, "n_head"), _layers(config, "n_layer")
     if config.get("add_cross_attention"):
         raise UnsupportedModel("cross attention is not part of this decoder")
     if hidden % heads:
@@ -161,14 +162,13 @@ def _rope(config: dict[str, Any]) -> Rope:
     length = config.get("original_max_position_embeddings", told.get("original_max_position_embeddings"))
     if length is None:
         length = config.get("max_position_embeddings", 2048)
-    return Rope(
-        "llama3",
-        theta,
-        _number(told, "factor"),
-        _number(told, "low_freq_factor"),
-        _number(told, "high_freq_factor"),
-        int(length),
-    )
+    if isinstance(length, float) and length.is_integer():
+        length = int(length)
+    low, high = _number(told, "low_freq_factor"), _number(told, "high_freq_factor")
+    if low == high:
+        raise InputError(f"config.json: low_freq_factor and high_freq_factor are both {low}, but must differ")
+    key = "original_max_position_embeddings"
+    return Rope("llama3", theta, _number(told, "factor"), low, high, _size({key: length}, key))
 
 
 def _windows(config: dict[str, Any], kind: str, layers: int) -> tuple[int | None, ...]:
@@ -185,8 +185,12 @@ def _windows(config: dict[str, Any], kind: str, layers: int) -> tuple[int | None
     types = config.get("layer_types")
     if types is None:
         first = config.get("max_window_layers", 28)
+        if type(first) is not int:
+            raise InputError(f"config.json: max_window_layers must be a whole number, not {first!r}")
         types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    if len(types) != layers or set(types) - {"sliding_attention", "full_attention"}:
+    if not isinstance(types, list) or any(t not in ("sliding_attention", "full_attention") for t in types):
+        types = []
+    if len(types) != layers:
         raise UnsupportedModel("layer_types other than full and sliding attention for each block")
     return tuple(window if t == "sliding_attention" else None for t in types)
 
@@ -195,6 +199,14 @@ def _activation(name: Any) -> str:
     if name not in ACTIVATIONS:
         raise UnsupportedModel(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return str(name)
+
+
+def _layers(config: dict[str, Any], key: str) -> int:
+    """Blocks of the model: something is held for each, so that a number beyond all models is refused."""
+    layers = _size(config, key)
+    if layers > MOST_LAYERS:
+        raise InputError(f"config.json: {key} is {layers}, more than {MOST_LAYERS}")
+    return layers
 
 
 def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:

@@ -41,10 +41,12 @@ class KVCache:
         told = self._told
         kept = self.capacity // BLOCK
         for layer in range(told.layers):
+            # Where memory ends in between, layers done have more room than `capacity` says, and a later call
+            # goes on from there.
             keys = np.zeros((blocks, told.kv_heads, told.head_size, BLOCK), dtype=self.dtype)
             values = np.zeros((blocks, told.kv_heads, BLOCK, told.head_size), dtype=self.dtype)
-            if kept:
-                keys[:kept], values[:kept] = self.keys[layer], self.values[layer]
+            if layer < len(self.keys):
+                keys[:kept], values[:kept] = self.keys[layer][:kept], self.values[layer][:kept]
                 self.keys[layer], self.values[layer] = keys, values
             else:
                 self.keys.append(keys)

@@ -67,8 +67,10 @@ def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Folders above it that had to be made are removed as well on an error, when nothing else is in them.
     An existing `final` that is not empty is refused without `overwrite`, with it replaced only after
-    everything new is on disk.
+    everything new is on disk. What was there before a process was killed in between comes back first.
     """
+    with disk_errors(final):
+        _clear_stale(final)
     if final.is_symlink() or (final.exists() and not final.is_dir()):
         raise InputError(f"{final} is there already and is not a directory")
     if not overwrite and final.exists() and any(final.iterdir()):
@@ -78,14 +80,17 @@ def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         with disk_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(final)
             temporary.mkdir()
             yield temporary
             sync_folder(temporary)
             if final.exists():
                 old = final.parent / f".{final.name}.old-{os.getpid()}"
                 os.rename(final, old)
-                os.rename(temporary, final)
+                try:
+                    os.rename(temporary, final)
+                except BaseException:
+                    os.rename(old, final)
+                    raise
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 os.rename(temporary, final)
@@ -98,14 +103,18 @@ def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise
 
 
-def _remove_stale(final: Path) -> None:
-    """Remove what a killed process left beside `final`; a live one's files stay."""
-    for kind in ("writing", "old"):
+def _clear_stale(final: Path) -> None:
+    """Remove what a killed process left beside `final`; a live one's files stay. Where one was killed between
+    taking the old directory away and putting the new one there the old one is put back."""
+    for kind in ("old", "writing"):
         start = f".{final.name}.{kind}-"
         for path in final.parent.glob(f"{glob.escape(start)}*"):
             pid = path.name.removeprefix(start)
             if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
-                shutil.rmtree(path, ignore_errors=True)
+                if kind == "old" and not os.path.lexists(final):
+                    os.rename(path, final)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:

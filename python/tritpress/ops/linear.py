@@ -118,12 +118,17 @@ def _ternary_linear(
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise InputError(_wrong_width(x, in_features))
     if activation_bits == 8 and x.device.type == "cpu":
+        from tritpress._core import CoreError
+
         matrix = packed_matrix(codes, scales, in_features, group_size, format)
         tokens = x.detach().reshape(-1, in_features).float().contiguous().numpy()
-        if tokens.shape[0] == 1:
-            y = matrix.matvec(tokens[0], threads=get_threads())
-        else:
-            y = matrix.matmul(tokens, threads=get_threads())
+        try:
+            if tokens.shape[0] == 1:
+                y = matrix.matvec(tokens[0], threads=get_threads())
+            else:
+                y = matrix.matmul(tokens, threads=get_threads())
+        except CoreError as error:
+            raise InputError(str(error)) from None
         return torch.from_numpy(y.reshape(*x.shape[:-1], codes.shape[-2])).to(x.dtype)
     values.check_once(codes, scales, in_features, group_size)
     weight = reference.dequantize(codes, scales, in_features, group_size)
@@ -193,7 +198,15 @@ def ternary_linear(
     through that rounding, and can be differentiated again. `format`: how the CPU kernels hold the codes; the
     result is the same bit for bit.
 
-    Raises `InputError` for x of another width, and at the first use of codes that hold a 3 or padding other
-    than 1 and of scales that are negative, NaN or infinite: those are read once, not at each call.
+    The CPU kernels add the planes' products in float32; the other ways multiply with the weight that stands
+    in dequantized files, the planes' sum rounded to float16 (a part in 2,048 of each weight at most, and
+    infinite beyond 65,504).
+
+    Raises `InputError` for x of another width, for `activation_bits` other than 8 and None, for NaN and
+    infinity in x where the CPU kernels round it (elsewhere they pass through), and at the first use of
+    codes that hold a 3 or padding other than 1 and of scales that are negative, NaN or infinite: those are
+    read once, not at each call.
     """
+    if activation_bits not in (8, None):
+        raise InputError(f"activation_bits must be 8 or None, not {activation_bits!r}")
     return _ternary_linear(x, codes, scales, in_features, group_size, activation_bits or 0, format)

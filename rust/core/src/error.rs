@@ -1,6 +1,7 @@
 //! The one error type of the crate. Messages are whole sentences that name what is wrong.
 
 use std::fmt;
+use std::path::PathBuf;
 
 #[derive(Debug)]
 pub enum Error {
@@ -12,8 +13,10 @@ pub enum Error {
     Data(String),
     /// A file that is not what it should be.
     Format(String),
-    /// Reading or writing failed; the string says what was being done.
-    Io(String, std::io::Error),
+    /// There is not so much memory to be had.
+    Memory(String),
+    /// A file could not be read or written: what was being done ("read"), the file, why.
+    Io(&'static str, PathBuf, std::io::Error),
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -36,8 +39,10 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Option(m) | Error::Shape(m) | Error::Data(m) | Error::Format(m) => f.write_str(m),
-            Error::Io(doing, source) => write!(f, "{doing}: {source}"),
+            Error::Option(m) | Error::Shape(m) | Error::Data(m) | Error::Format(m) | Error::Memory(m) => {
+                f.write_str(m)
+            }
+            Error::Io(doing, path, source) => write!(f, "cannot {doing} {}: {source}", path.display()),
         }
     }
 }
@@ -45,7 +50,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Io(_, source) => Some(source),
+            Error::Io(_, _, source) => Some(source),
             _ => None,
         }
     }

@@ -8,18 +8,24 @@ pub const F16_MAX: f64 = 65504.0;
 #[inline]
 pub fn f16_to_f32(h: u16) -> f32 {
     let sign = ((h & 0x8000) as u32) << 16;
-    let magnitude = (h & 0x7fff) as u32;
-    // Shifted into place the exponent is too small by 112; the product with 2^112 is exact and also
-    // normalises subnormal halves.
-    let scaled = f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23);
+    let magnitude = h & 0x7fff;
     let special = if magnitude >= 0x7c00 { 0x7f80_0000 } else { 0 };
-    f32::from_bits(sign | scaled.to_bits() | special)
+    f32::from_bits(sign | scale_to_f32(magnitude).to_bits() | special)
 }
 
 /// Finite fp16 bits that are not negative -> float32, exact and without a branch.
 #[inline(always)]
 pub fn scale_to_f32(h: u16) -> f32 {
-    f32::from_bits((h as u32) << 13) * f32::from_bits((127 + 112) << 23)
+    let bits = (h as u32) << 13;
+    // Shifted into place the exponent is too small by 112. A subnormal half is put on 2^-14, which is then taken
+    // off: no number on the way is subnormal, which a thread may be set to take for zero.
+    const LEAST: u32 = (127 - 14) << 23;
+    let small = f32::from_bits(bits + LEAST) - f32::from_bits(LEAST);
+    if h < 0x400 {
+        small
+    } else {
+        f32::from_bits(bits + (112 << 23))
+    }
 }
 
 /// float32 -> fp16 bits, round half to even; overflow gives infinity. Without a branch, so that loops vectorize.

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::kernel::trits::{self, Encoding, TritTiles};
 use crate::kernel::{self, Activations, Batch, Isa, Reading, TILES};
+use crate::memory;
 use crate::packing::{row_bytes, Canonical};
 use crate::pool;
 use crate::scratch::Scratch;
@@ -46,13 +47,20 @@ enum Codes {
 }
 
 impl PackedMatrix {
+    /// Errors: whole rows too long for sums in 32 bits, no memory, an unusable setting in the environment.
     pub fn new(from: &Canonical<'_>, format: Format, threads: usize) -> Result<Self> {
+        if from.group_size == 0 && from.cols > LONGEST {
+            return Err(Error::shape(format!(
+                "rows of {} inputs with one scale are too long for exact sums ({LONGEST} at most): use groups",
+                from.cols
+            )));
+        }
         let isa = kernel::isa()?;
         Reading::told()?;
-        let tiles = Tiles::pack(from, threads);
+        let tiles = Tiles::pack(from, threads)?;
         let codes = match format {
             Format::TwoBit => Codes::Two(tiles),
-            Format::OnePointSixBit => Codes::Five(TritTiles::pack(&tiles, Encoding::of(isa), threads)),
+            Format::OnePointSixBit => Codes::Five(TritTiles::pack(&tiles, Encoding::of(isa), threads)?),
         };
         Ok(PackedMatrix { codes, isa })
     }
@@ -94,28 +102,28 @@ impl PackedMatrix {
     }
 
     /// Codes in the canonical layout [planes, rows, ceil(cols / 4)].
-    pub fn codes(&self, threads: usize) -> Vec<u8> {
+    pub fn codes(&self, threads: usize) -> Result<Vec<u8>> {
         self.in_two_bits(threads, |tiles| tiles.codes(threads))
     }
 
     /// Scales in the canonical layout, fp16 bits [planes, rows, groups].
-    pub fn scales(&self, threads: usize) -> Vec<u16> {
+    pub fn scales(&self, threads: usize) -> Result<Vec<u16>> {
         self.in_two_bits(threads, |tiles| tiles.scales(threads))
     }
 
     /// What `take` finds in the tiles, written out for it where they hold five codes a byte.
-    fn in_two_bits<R>(&self, threads: usize, take: impl FnOnce(&Tiles) -> R) -> R {
+    fn in_two_bits<R>(&self, threads: usize, take: impl FnOnce(&Tiles) -> Result<R>) -> Result<R> {
         match &self.codes {
             Codes::Two(tiles) => take(tiles),
-            Codes::Five(trits) => take(&trits.expand(threads)),
+            Codes::Five(trits) => take(&trits.expand(threads)?),
         }
     }
 
     /// float32 [rows, cols], the sum over planes.
-    pub fn dequantize(&self, threads: usize) -> Vec<f32> {
+    pub fn dequantize(&self, threads: usize) -> Result<Vec<f32>> {
         let g = self.geometry();
         let (codes, scales) =
-            self.in_two_bits(threads, |tiles| (tiles.codes(threads), tiles.scales(threads)));
+            self.in_two_bits(threads, |tiles| Ok((tiles.codes(threads)?, tiles.scales(threads)?)))?;
         debug_assert_eq!(codes.len(), g.planes * g.rows * row_bytes(g.cols));
         let matrix = Canonical {
             codes: &codes,
@@ -157,12 +165,13 @@ impl PackedMatrix {
             })
             .collect::<Result<Vec<_>>>()?;
         if g.rows == 0 || n == 0 || g.cols == 0 {
-            return Ok(vec![0f32; n * g.rows]);
+            return memory::zeros(memory::area(n, g.rows)?);
         }
         let size = self.bytes() / g.tiles;
         let reading = Reading::of(self.isa, self.bytes());
         if n == 1 {
-            let mut out = vec![0f32; g.rows];
+            let mut out = memory::zeros(g.rows)?;
+            let threads = threads.min((self.bytes() / WORTH).max(1));
             let block = tiles_per_item(g.tiles, size, threads, reading.streams);
             pool::chunks_mut(&mut out, TILE * block, threads, |index, out| {
                 self.matvec_tiles(index * block, &tokens[0], out, reading);
@@ -171,7 +180,7 @@ impl PackedMatrix {
         }
         if self.one_by_one(n) {
             // Each few tiles come from memory once and are in a cache for the tokens after the first.
-            return Ok(pool::by_columns(n, g.rows, TILES * TILE, threads, |part, columns| {
+            return pool::by_columns(n, g.rows, TILES * TILE, threads, |part, columns| {
                 let first = TILES * part;
                 let mut row = [0f32; TILES * TILE];
                 let row = &mut row[..(TILES * TILE).min(g.rows - first * TILE)];
@@ -179,7 +188,7 @@ impl PackedMatrix {
                     self.matvec_tiles(first, token, row, reading);
                     columns.push(row);
                 }
-            }));
+            });
         }
         let ahead = match &self.codes {
             Codes::Two(_) => reading.ahead,
@@ -190,7 +199,7 @@ impl PackedMatrix {
         let batches: Vec<Batch> =
             tokens.chunks(most).map(|tokens| Batch::new(tokens, g, threads, ahead)).collect();
         // Some tiles at a time, for the paths that share broadcasts of activations among them.
-        Ok(pool::by_columns(n, g.rows, TILES * TILE, threads, |part, columns| {
+        pool::by_columns(n, g.rows, TILES * TILE, threads, |part, columns| {
             let first = TILES * part;
             let count = TILES.min(g.tiles - first);
             let rows = (TILES * TILE).min(g.rows - first * TILE);
@@ -217,7 +226,7 @@ impl PackedMatrix {
                     columns.push(&row[..rows]);
                 }
             }
-        }))
+        })
     }
 
     /// Whether `n` tokens are multiplied one after the other: writing out the four codes of a byte takes the time of
@@ -257,11 +266,18 @@ impl PackedMatrix {
     }
 }
 
+/// Inputs of a whole-row group at most: the sum of so many products of codes 0 to 2 and activations within +-127
+/// is below 2^31.
+const LONGEST: usize = i32::MAX as usize / (2 * 127);
+
 /// Tokens of the 1.6-bit format up to which none are multiplied together.
 const FEW: usize = 5;
 
 /// Tokens that are multiplied with a tile at a time: their sums stay in the first-level cache.
 const TOKENS: usize = 64;
+
+/// Bytes of a matrix for each thread at least: what is less takes one token no longer than to wake another thread.
+const WORTH: usize = 1 << 16;
 
 /// Tiles that a thread claims at a time: enough work to be worth it and some tiles for each stream that it reads,
 /// few enough to share the end of the loop.
@@ -295,14 +311,14 @@ mod tests {
             let canonical = Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size, 1).unwrap();
             let matrix = PackedMatrix::new(&canonical, Format::TwoBit, 2).unwrap();
             let five = PackedMatrix::new(&canonical, Format::OnePointSixBit, 2).unwrap();
-            assert_eq!(five.codes(2), t.codes);
-            assert_eq!(five.scales(2), t.scales);
+            assert_eq!(five.codes(2).unwrap(), t.codes);
+            assert_eq!(five.scales(2).unwrap(), t.scales);
             assert_eq!(five.matmul(&x, n, 2).unwrap(), matrix.matmul(&x, n, 2).unwrap());
             assert_eq!(five.matvec(&x[..cols], 2).unwrap(), matrix.matvec(&x[..cols], 1).unwrap());
-            assert_eq!(matrix.codes(1), t.codes);
-            assert_eq!(matrix.scales(1), t.scales);
-            let d = matrix.dequantize(2);
-            assert_eq!(d, canonical.dequantize(1));
+            assert_eq!(matrix.codes(1).unwrap(), t.codes);
+            assert_eq!(matrix.scales(1).unwrap(), t.scales);
+            let d = matrix.dequantize(2).unwrap();
+            assert_eq!(d, canonical.dequantize(1).unwrap());
             let y = matrix.matmul(&x, n, 2).unwrap();
             for i in 0..n {
                 let x = &x[i * cols..(i + 1) * cols];
@@ -350,8 +366,11 @@ mod tests {
                 let matrix = PackedMatrix::new(&canonical, format, 1).unwrap();
                 assert_eq!(matrix.matvec(&vec![1.0; cols], 1).unwrap(), vec![0.0; rows]);
                 assert!(matrix.matvec(&vec![1.0; cols + 1], 1).is_err());
-                assert_eq!((matrix.codes(2), matrix.scales(2)), (codes.clone(), scales.clone()));
-                assert_eq!(matrix.dequantize(2), vec![0.0; rows * cols]);
+                assert_eq!(
+                    (matrix.codes(2).unwrap(), matrix.scales(2).unwrap()),
+                    (codes.clone(), scales.clone())
+                );
+                assert_eq!(matrix.dequantize(2).unwrap(), vec![0.0; rows * cols]);
             }
         }
     }

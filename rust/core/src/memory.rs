@@ -1,5 +1,10 @@
 //! What is asked of the system's memory.
 
+use std::alloc::{alloc_zeroed, Layout};
+use std::fmt;
+
+use crate::error::{Error, Result};
+
 /// Bytes of a large page where they are usual.
 #[cfg(target_os = "linux")]
 const LARGE_PAGE: usize = 2 << 20;
@@ -21,11 +26,56 @@ fn prefer_large_pages<T>(values: &[T]) {
     let _ = values;
 }
 
-/// `len` zeros, on large pages where there are enough of them.
-pub fn zeros<T: Copy + Default>(len: usize) -> Vec<T> {
-    let out = vec![T::default(); len];
+/// A type whose zero is all bits zero.
+///
+/// # Safety
+/// All bits zero are a value.
+pub unsafe trait Zero: Copy {}
+
+// SAFETY: numbers, and false.
+unsafe impl Zero for u8 {}
+// SAFETY: as above.
+unsafe impl Zero for i8 {}
+// SAFETY: as above.
+unsafe impl Zero for u16 {}
+// SAFETY: as above.
+unsafe impl Zero for f32 {}
+// SAFETY: as above.
+unsafe impl Zero for bool {}
+
+/// The error of `count` elements of `size` bytes that are not to be had.
+fn missing(count: impl fmt::Display, size: usize) -> Error {
+    Error::Memory(format!("there is no memory for {count} values of {size} bytes"))
+}
+
+/// rows x cols, where an array of so many could be. Errors: more than any memory has.
+pub fn area(rows: usize, cols: usize) -> Result<usize> {
+    rows.checked_mul(cols).ok_or_else(|| missing(format_args!("{rows} x {cols}"), 1))
+}
+
+/// An empty vector with room for `len` elements. Errors: no memory for them.
+pub fn room<T>(len: usize) -> Result<Vec<T>> {
+    let mut out = Vec::new();
+    out.try_reserve_exact(len).map_err(|_| missing(len, size_of::<T>()))?;
+    Ok(out)
+}
+
+/// `len` zeros, on large pages where there are enough of them. Errors: no memory for them.
+pub fn zeros<T: Zero>(len: usize) -> Result<Vec<T>> {
+    let layout = Layout::array::<T>(len).map_err(|_| missing(len, size_of::<T>()))?;
+    if layout.size() == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the layout has a size; what the allocator gives for it, zeroed, is `len` values of T.
+    let out = unsafe {
+        let start = alloc_zeroed(layout).cast::<T>();
+        if start.is_null() {
+            return Err(missing(len, size_of::<T>()));
+        }
+        Vec::from_raw_parts(start, len, len)
+    };
     prefer_large_pages(&out);
-    out
+    Ok(out)
 }
 
 /// Hint that the line at an address will be wanted soon.
@@ -39,4 +89,25 @@ pub fn ask_for<T>(address: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error() {
+        assert_eq!(zeros::<u16>(3).unwrap(), [0; 3]);
+        assert!(zeros::<f32>(0).unwrap().is_empty());
+        for len in [usize::MAX, isize::MAX as usize / 4] {
+            let error = zeros::<f32>(len).unwrap_err();
+            assert!(
+                matches!(error, Error::Memory(_)) && error.to_string().contains(&len.to_string()),
+                "{error}"
+            );
+            assert!(matches!(room::<f32>(len), Err(Error::Memory(_))));
+        }
+        assert_eq!(area(3, 4).unwrap(), 12);
+        assert!(matches!(area(usize::MAX, 2), Err(Error::Memory(_))));
+    }
 }

@@ -88,7 +88,7 @@ fn mask_row_inlined(codes: &[u8], out: &mut [bool]) {
 pub fn pack(trits: &[i8], cols: usize, threads: usize) -> Result<Vec<u8>> {
     let rows = trits.len().checked_div(cols).unwrap_or(0);
     let bytes = row_bytes(cols);
-    let mut out = memory::zeros::<u8>(rows * bytes);
+    let mut out = memory::zeros::<u8>(rows * bytes)?;
     let first = First::default();
     pool::rows_mut(&mut out, bytes, cols.max(1), threads, |row, out| {
         let trits = &trits[row * cols..(row + 1) * cols];
@@ -109,30 +109,30 @@ pub fn pack(trits: &[i8], cols: usize, threads: usize) -> Result<Vec<u8>> {
 
 /// Unpack rows of `cols` codes each. Errors: code 3, padding that is not 1, a length that disagrees.
 pub fn unpack(codes: &[u8], cols: usize, threads: usize) -> Result<Vec<i8>> {
-    check_codes(codes, cols, threads)?;
-    Ok(each_row(codes, cols, threads, unpack_row))
+    check_codes(codes, cols, usize::MAX, threads)?;
+    each_row(codes, cols, threads, unpack_row)
 }
 
 /// Whether each code is zero, row by row. Errors: as [`unpack`].
 pub fn sparsity_mask(codes: &[u8], cols: usize, threads: usize) -> Result<Vec<bool>> {
-    check_codes(codes, cols, threads)?;
-    Ok(each_row(codes, cols, threads, mask_row))
+    check_codes(codes, cols, usize::MAX, threads)?;
+    each_row(codes, cols, threads, mask_row)
 }
 
 /// `row(codes, out)` for each row of `cols` codes.
-fn each_row<T: Copy + Default + Send>(
+fn each_row<T: memory::Zero + Send>(
     codes: &[u8],
     cols: usize,
     threads: usize,
     row: fn(&[u8], &mut [T]),
-) -> Vec<T> {
+) -> Result<Vec<T>> {
     let bytes = row_bytes(cols);
     let rows = codes.len().checked_div(bytes).unwrap_or(0);
-    let mut out = memory::zeros::<T>(rows * cols);
+    let mut out = memory::zeros::<T>(memory::area(rows, cols)?)?;
     pool::rows_mut(&mut out, cols, cols.max(1), threads, |at, out| {
         row(&codes[at * bytes..(at + 1) * bytes], out);
     });
-    out
+    Ok(out)
 }
 
 /// The first row (or other part) that any thread has found to be wrong.
@@ -163,8 +163,17 @@ impl First {
 /// Values or bytes that a thread looks at before it asks for more.
 const LOOK: usize = 1 << 16;
 
-/// Refuse what no writer of this format produces: the code 3, or padding other than 1.
-pub fn check_codes(codes: &[u8], cols: usize, threads: usize) -> Result<()> {
+/// Where row `row` of planes of `rows` rows each is, in words; more than one plane is named.
+fn place(row: usize, rows: usize, planes: usize) -> String {
+    if planes > 1 {
+        format!("row {} of plane {}", row % rows, row / rows)
+    } else {
+        format!("row {row}")
+    }
+}
+
+/// Refuse what no writer of this format produces: the code 3, or padding other than 1. Planes have `rows` rows.
+pub fn check_codes(codes: &[u8], cols: usize, rows: usize, threads: usize) -> Result<()> {
     let bytes = row_bytes(cols);
     if bytes == 0 {
         return if codes.is_empty() {
@@ -179,6 +188,7 @@ pub fn check_codes(codes: &[u8], cols: usize, threads: usize) -> Result<()> {
             codes.len()
         )));
     }
+    let planes = codes.len() / bytes / rows.max(1);
     let (three, padding) = (First::default(), First::default());
     let mask = if cols.is_multiple_of(4) { 0 } else { 0xffu8 << (2 * (cols % 4)) };
     let some = (LOOK / bytes).max(1);
@@ -198,12 +208,13 @@ pub fn check_codes(codes: &[u8], cols: usize, threads: usize) -> Result<()> {
     if let Some((row, at)) = three.within(bytes, |at| threes(codes[at]) != 0) {
         let slot = threes(codes[row * bytes + at]).trailing_zeros() as usize / 2;
         return Err(Error::data(format!(
-            "code 3 at row {row}, column {}: codes are 0, 1 or 2 (T + 1)",
+            "code 3 at {}, column {}: codes are 0, 1 or 2 (T + 1)",
+            place(row, rows, planes),
             at * 4 + slot
         )));
     }
     match padding.row() {
-        Some(row) => Err(Error::data(format!("row {row} has padding codes other than 1"))),
+        Some(row) => Err(Error::data(format!("{} has padding codes other than 1", place(row, rows, planes)))),
         None => Ok(()),
     }
 }
@@ -233,8 +244,8 @@ fn are_ternary_inlined(trits: &[i8]) -> bool {
     trits.iter().fold(0, |most, &t| most.max((t as u8).wrapping_add(1))) <= 2
 }
 
-/// Refuse scales that no writer produces: negative, NaN or infinite.
-pub fn check_scales(scales: &[u16], groups: usize, threads: usize) -> Result<()> {
+/// Refuse scales that no writer produces: negative, NaN or infinite. Planes have `rows` rows.
+pub fn check_scales(scales: &[u16], groups: usize, rows: usize, threads: usize) -> Result<()> {
     let first = First::default();
     pool::run(threads, scales.len().div_ceil(LOOK), |item| {
         if any_no_scale(scales.chunks(LOOK).nth(item).unwrap_or(&[])) {
@@ -247,9 +258,9 @@ pub fn check_scales(scales: &[u16], groups: usize, threads: usize) -> Result<()>
         return Ok(());
     };
     Err(Error::data(format!(
-        "scale {} at row {}, group {}: scales are finite and not negative",
+        "scale {} at {}, group {}: scales are finite and not negative",
         f16_to_f32(scales[bad]),
-        bad / groups.max(1),
+        place(bad / groups.max(1), rows, scales.len() / groups.max(1) / rows.max(1)),
         bad % groups.max(1)
     )))
 }
@@ -313,8 +324,8 @@ impl<'a> Canonical<'a> {
                 scales.len()
             )));
         }
-        check_codes(codes, cols, threads)?;
-        check_scales(scales, groups, threads)?;
+        check_codes(codes, cols, rows, threads)?;
+        check_scales(scales, groups, rows, threads)?;
         Ok(Canonical { codes, scales, planes, rows, cols, group_size })
     }
 
@@ -363,13 +374,13 @@ impl<'a> Canonical<'a> {
         }
     }
 
-    /// float32 [rows, cols].
-    pub fn dequantize(&self, threads: usize) -> Vec<f32> {
-        let mut out = memory::zeros::<f32>(self.rows * self.cols);
+    /// float32 [rows, cols]. Errors: no memory for them.
+    pub fn dequantize(&self, threads: usize) -> Result<Vec<f32>> {
+        let mut out = memory::zeros::<f32>(memory::area(self.rows, self.cols)?)?;
         pool::rows_mut(&mut out, self.cols, self.cols * self.planes, threads, |row, out| {
             self.dequantize_row(row, out);
         });
-        out
+        Ok(out)
     }
 }
 
@@ -449,7 +460,7 @@ mod tests {
         let half = |x: f32| crate::half::f32_to_f16(x);
         let scales = [half(2.0), half(0.5)];
         let matrix = Canonical::new(&codes, &scales, 2, (1, 3), 0, 1).unwrap();
-        assert_eq!(matrix.dequantize(1), vec![2.5, -1.5, -0.5]);
+        assert_eq!(matrix.dequantize(1).unwrap(), vec![2.5, -1.5, -0.5]);
         assert!(Canonical::new(&codes, &[0xbc00, 0], 2, (1, 3), 0, 1).is_err());
         assert!(Canonical::new(&codes, &[0x7c00, 0], 2, (1, 3), 0, 1).is_err());
     }

@@ -11,10 +11,12 @@ use std::collections::VecDeque;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::known::known;
+use crate::memory;
 
 /// More threads than this in one call are refused.
 pub const MAX_THREADS: usize = 1024;
@@ -22,16 +24,20 @@ pub const MAX_THREADS: usize = 1024;
 /// How long a helper looks out for the next loop before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 
-/// Threads used when a call does not say: `TRITPRESS_NUM_THREADS`, else what the system offers.
-pub fn default_threads() -> usize {
-    static DEFAULT: OnceLock<usize> = OnceLock::new();
-    *known(&DEFAULT, || {
-        std::env::var("TRITPRESS_NUM_THREADS")
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .filter(|n| (1..=MAX_THREADS).contains(n))
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
-    })
+/// Threads used when a call does not say: `TRITPRESS_NUM_THREADS` as it was at the first such call (empty is as
+/// if it were not set), else what the system offers.
+fn default_threads() -> Result<usize> {
+    static DEFAULT: OnceLock<std::result::Result<usize, String>> = OnceLock::new();
+    let default = known(&DEFAULT, || {
+        let told = std::env::var_os("TRITPRESS_NUM_THREADS").unwrap_or_default();
+        let told = told.to_string_lossy();
+        match told.trim().parse() {
+            Ok(n @ 1..=MAX_THREADS) => Ok(n),
+            _ if told.trim().is_empty() => Ok(thread::available_parallelism().map_or(1, |n| n.get())),
+            _ => Err(format!("TRITPRESS_NUM_THREADS must be a number from 1 to {MAX_THREADS}, not '{told}'")),
+        }
+    });
+    default.clone().map_err(Error::Option)
 }
 
 /// The thread count of a call. Errors: 0, more than [`MAX_THREADS`], an unusable `TRITPRESS_NUM_THREADS`.
@@ -39,12 +45,7 @@ pub fn resolve_threads(threads: Option<usize>) -> Result<usize> {
     match threads {
         Some(n) if (1..=MAX_THREADS).contains(&n) => Ok(n),
         Some(n) => Err(Error::option(format!("threads must be from 1 to {MAX_THREADS}, not {n}"))),
-        None => match std::env::var("TRITPRESS_NUM_THREADS") {
-            Ok(text) if !matches!(text.trim().parse(), Ok(1..=MAX_THREADS)) => Err(Error::option(format!(
-                "TRITPRESS_NUM_THREADS must be a number from 1 to {MAX_THREADS}, not '{text}'"
-            ))),
-            _ => Ok(default_threads()),
-        },
+        None => default_threads(),
     }
 }
 
@@ -70,6 +71,8 @@ struct Job {
     places: AtomicUsize,
     /// Helpers inside; raised under the queue's lock only.
     inside: AtomicUsize,
+    /// Who waits for them.
+    caller: Thread,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -156,7 +159,9 @@ impl Pool {
                     job.end();
                     *job.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(panic);
                 }
-                job.inside.fetch_sub(1, Ordering::Release);
+                if job.inside.fetch_sub(1, Ordering::Release) == 1 {
+                    job.caller.unpark(); // no call of the system unless it sleeps
+                }
                 continue;
             }
             if self.epoch.load(Ordering::Acquire) == seen {
@@ -209,6 +214,7 @@ impl Pool {
                 .collect(),
             places: AtomicUsize::new(helpers),
             inside: AtomicUsize::new(0),
+            caller: thread::current(),
             panic: Mutex::new(None),
         });
         let wake = {
@@ -216,7 +222,7 @@ impl Pool {
             while queue.helpers < helpers {
                 let number = queue.helpers;
                 let name = format!("tritpress-{number}");
-                let spawned = std::thread::Builder::new().name(name).spawn(move || self.helper(number));
+                let spawned = thread::Builder::new().name(name).spawn(move || self.helper(number));
                 if spawned.is_err() {
                     break; // no more threads to be had: the caller does the work
                 }
@@ -252,10 +258,10 @@ impl Drop for Leave<'_> {
         let mut turns = 0u32;
         while self.job.inside.load(Ordering::Acquire) > 0 {
             turns += 1;
-            if turns < 2_000 {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now(); // a helper may need this very core to finish its item
+            match turns {
+                ..2_000 => std::hint::spin_loop(),
+                ..2_100 => thread::yield_now(), // a helper may need this very core to finish its item
+                _ => thread::park(), // the last helper wakes it, and one that has left will not sleep
             }
         }
     }
@@ -345,21 +351,21 @@ impl<T: Copy> Columns<'_, T> {
 }
 
 /// A new array [rows, width], made by `body(part, columns)` for every `size` columns on up to `threads` threads.
-/// Memory is written once. Panics unless `body` writes all elements of its columns.
+/// Memory is written once. Errors: no memory. Panics unless `body` writes all elements of its columns.
 pub fn by_columns<T: Copy + Send>(
     rows: usize,
     width: usize,
     size: usize,
     threads: usize,
     body: impl Fn(usize, &mut Columns<'_, T>) + Sync,
-) -> Vec<T> {
-    let total = rows * width;
-    let mut out = Vec::with_capacity(total);
+) -> Result<Vec<T>> {
+    let total = memory::area(rows, width)?;
+    let mut out = memory::room(total)?;
     let base = Base(out.as_mut_ptr());
     write_columns(&base, rows, width, size, threads, body);
     // SAFETY: every part wrote all elements of its columns, and together they are all columns.
     unsafe { out.set_len(total) };
-    out
+    Ok(out)
 }
 
 /// As [`by_columns`] into an array that is there, [rows, width].
@@ -416,7 +422,7 @@ mod tests {
     #[test]
     fn many_threads_may_use_it_at_once_and_loops_may_nest() {
         let total = AtomicU64::new(0);
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..200 {
@@ -457,6 +463,7 @@ mod tests {
                     }
                 }
             });
+            let made = made.unwrap();
             assert_eq!(made, (0..rows * width).collect::<Vec<_>>());
             let mut there = vec![0; rows * width];
             columns_mut(&mut there, width, size, threads, |part, columns| {

@@ -358,7 +358,7 @@ mod tests {
         let t = ternarize(Weights::F32(&w), (rows, cols), None, &options, 1).unwrap();
         let matrix = Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size, 1).unwrap();
         let s = layer_statistics(Weights::F32(&w), &matrix, 2).unwrap();
-        let d = matrix.dequantize(1);
+        let d = matrix.dequantize(1).unwrap();
         let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
             w.iter().zip(&d).map(|(&a, &b)| f(a as f64, b as f64)).sum()
         };

@@ -53,8 +53,8 @@ pub fn ternarize_stream(
         other => return Err(Error::option(format!("dtype must be F32, F16 or BF16, not '{other}'"))),
     };
     let shown = source.path.display();
-    let read_error = |e| Error::Io(format!("cannot read {shown}"), e);
-    let write_error = |e| Error::Io(format!("cannot write {}", target.path.display()), e);
+    let read_error = |e| Error::Io("read", source.path.to_owned(), e);
+    let write_error = |e| Error::Io("write", target.path.to_owned(), e);
     let input = File::open(source.path).map_err(read_error)?;
     let size = input.metadata().map_err(read_error)?.len();
     let end = (rows as u64)
@@ -67,6 +67,7 @@ pub fn ternarize_stream(
             source.dtype, source.offset
         )));
     }
+    check_target(source, target, options)?;
     let output = OpenOptions::new().write(true).open(target.path).map_err(write_error)?;
     let band = band_rows(cols);
     let bands = if cols == 0 { 0 } else { rows.div_ceil(band) };
@@ -145,6 +146,29 @@ pub fn ternarize_stream(
         }
     }
     Ok(out)
+}
+
+/// Refuse a target whose codes and scales would lie over each other, over the source or beyond any file.
+fn check_target(source: &Source<'_>, target: &Target<'_>, options: &Options) -> Result<()> {
+    let many = options.planes.checked_mul(source.rows);
+    let end = |start: u64, bytes: usize| start.checked_add(many?.checked_mul(bytes)? as u64);
+    let codes = end(target.codes_offset, row_bytes(source.cols));
+    let scales =
+        groups_of(source.cols, options.group_size).checked_mul(2).and_then(|b| end(target.scales_offset, b));
+    let (Some(codes), Some(scales)) = (codes, scales) else {
+        return Err(Error::option("codes_offset or scales_offset is beyond any file"));
+    };
+    if target.codes_offset < scales && target.scales_offset < codes {
+        return Err(Error::option(format!(
+            "codes at [{}, {codes}) and scales at [{}, {scales}) overlap",
+            target.codes_offset, target.scales_offset
+        )));
+    }
+    let same = |path: &Path| std::fs::canonicalize(path).ok();
+    if same(source.path).is_some_and(|path| Some(path) == same(target.path)) {
+        return Err(Error::option(format!("{} cannot be source and target", source.path.display())));
+    }
+    Ok(())
 }
 
 /// The bytes of as many rows from `first` on as `raw` has place for; a transposed tensor's come as

@@ -197,6 +197,9 @@ fn descend_inner(
     }
 }
 
+/// Zero codes of a point at most: as many as it has planes, of which nobody asks for so many.
+const MOST_ZEROS: f32 = 64.0;
+
 /// The price on one zero code at which the weights [R, G], each with its cheapest point, have about `allowed`
 /// zeros: errors count with `importance` [G]. Without `both_ways` zeros may only be made dearer, and cost
 /// nothing where the free choice has no more than that.
@@ -213,6 +216,9 @@ pub fn zero_price(
     let count = points.zeros.len();
     if weights.len() != rows * width || points.table.len() != rows * count {
         return Err(Error::shape("weights, importance and points of a group do not fit each other"));
+    }
+    if points.zeros.iter().any(|&zeros| !(0.0..=MOST_ZEROS).contains(&zeros) || zeros.fract() != 0.0) {
+        return Err(Error::option(format!("zeros of a point must be whole numbers from 0 to {MOST_ZEROS}")));
     }
     let most = points.zeros.iter().fold(0.0f32, |a, &b| a.max(b)) as usize;
     // levels[row][z][column]: the least cost with z zero codes

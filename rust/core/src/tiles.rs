@@ -4,6 +4,7 @@
 //! 16 fp16 scales. In the 64 bytes, byte b of the 4-byte lane r holds at bits 2s the code (T + 1) of row r and
 //! input 4s + b. Rows beyond the matrix and inputs beyond the row have code 1; such rows have scale 0.
 
+use crate::error::Result;
 use crate::half::scale_to_f32;
 use crate::kernel::lay::{self, transpose, CHUNKS, ROW, SCALES};
 use crate::kernel::vectorized;
@@ -106,10 +107,11 @@ pub struct Aligned {
 }
 
 impl Aligned {
-    pub fn zeroed(len: usize) -> Self {
-        let bytes = memory::zeros::<u8>(len + 63);
+    /// Errors: no memory for them.
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let bytes = memory::zeros::<u8>(len.saturating_add(63))?;
         let start = bytes.as_ptr().align_offset(64).min(63);
-        Aligned { bytes, start, len }
+        Ok(Aligned { bytes, start, len })
     }
 
     pub fn as_slice(&self) -> &[u8] {
@@ -128,24 +130,24 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// Lay out checked codes and scales.
-    pub fn pack(from: &Canonical<'_>, threads: usize) -> Self {
+    /// Lay out checked codes and scales. Errors, here and of what turns them back: no memory.
+    pub fn pack(from: &Canonical<'_>, threads: usize) -> Result<Self> {
         let geometry = Geometry::new(from.rows, from.cols, from.planes, from.group_size);
-        let mut bytes = Aligned::zeroed(geometry.tiles * geometry.tile_bytes());
+        let mut bytes = Aligned::zeroed(memory::area(geometry.tiles, geometry.tile_bytes())?)?;
         let size = geometry.tile_bytes();
         if size > 0 {
             pool::rows_mut(bytes.as_mut_slice(), size, size * 4, threads, |tile, out| {
                 pack_tile(from, &geometry, tile, out);
             });
         }
-        Tiles { geometry, bytes }
+        Ok(Tiles { geometry, bytes })
     }
 
     /// Codes back in the canonical layout [planes, rows, ceil(cols / 4)].
-    pub fn codes(&self, threads: usize) -> Vec<u8> {
+    pub fn codes(&self, threads: usize) -> Result<Vec<u8>> {
         let g = &self.geometry;
         let bytes = row_bytes(g.cols);
-        let mut out = memory::zeros::<u8>(g.planes * g.rows * bytes);
+        let mut out = memory::zeros::<u8>(g.planes * g.rows * bytes)?;
         if bytes > 0 && g.rows > 0 {
             for (plane, out) in out.chunks_exact_mut(g.rows * bytes).enumerate() {
                 pool::chunks_mut(out, TILE * bytes, threads, |tile, rows| {
@@ -153,13 +155,13 @@ impl Tiles {
                 });
             }
         }
-        out
+        Ok(out)
     }
 
     /// Scales back in the canonical layout, fp16 bits [planes, rows, groups].
-    pub fn scales(&self, threads: usize) -> Vec<u16> {
+    pub fn scales(&self, threads: usize) -> Result<Vec<u16>> {
         let g = &self.geometry;
-        let mut out = memory::zeros::<u16>(g.planes * g.rows * g.groups);
+        let mut out = memory::zeros::<u16>(g.planes * g.rows * g.groups)?;
         if g.rows * g.groups > 0 {
             for (plane, out) in out.chunks_exact_mut(g.rows * g.groups).enumerate() {
                 // Some tiles an item: one has few scales.
@@ -171,7 +173,7 @@ impl Tiles {
                 });
             }
         }
-        out
+        Ok(out)
     }
 
     /// The bytes of one tile.
@@ -334,9 +336,9 @@ mod tests {
             let groups = groups_of(cols, group_size);
             let scales: Vec<u16> = (0..planes * rows * groups).map(|_| (next() % 0x7c00) as u16).collect();
             let from = Canonical::new(&codes, &scales, planes, (rows, cols), group_size, 1).unwrap();
-            let tiles = Tiles::pack(&from, 2);
-            prop_assert_eq!(tiles.codes(2), codes);
-            prop_assert_eq!(tiles.scales(2), scales);
+            let tiles = Tiles::pack(&from, 2).unwrap();
+            prop_assert_eq!(tiles.codes(2).unwrap(), codes);
+            prop_assert_eq!(tiles.scales(2).unwrap(), scales);
             prop_assert_eq!(tiles.bytes.as_slice().as_ptr() as usize % 64, 0);
             for _ in 0..20 {
                 if rows * cols == 0 { break; }

@@ -7,7 +7,7 @@ use numpy::{
     Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
     PyUntypedArrayMethods,
 };
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use tritpress_core::packing::{check_group_size, row_bytes, Canonical};
 use tritpress_core::ternary::Weights;
@@ -20,13 +20,20 @@ pyo3::create_exception!(
     "An argument, array or file that cannot be used; the message says which and what would be right."
 );
 
-/// An I/O failure becomes an `OSError` with its errno, anything else a `CoreError`.
+/// An I/O failure becomes an `OSError` with its errno and file, missing memory a `MemoryError`, anything else a
+/// `CoreError`.
 pub fn raise(error: Error) -> PyErr {
     match error {
-        Error::Io(doing, source) => match source.raw_os_error() {
-            Some(errno) => PyOSError::new_err((errno, format!("{doing}: {source}"))),
-            None => PyOSError::new_err(format!("{doing}: {source}")),
+        Error::Io(_, ref path, ref source) => match source.raw_os_error() {
+            Some(errno) => {
+                // "No such file or directory (os error 2)": the number stands beside it already.
+                let said = source.to_string();
+                let reason = said.split(" (os error").next().unwrap_or(&said).to_owned();
+                PyOSError::new_err((errno, reason, path.as_os_str().to_owned()))
+            }
+            None => PyOSError::new_err(error.to_string()),
         },
+        Error::Memory(message) => PyMemoryError::new_err(message),
         other => CoreError::new_err(other.to_string()),
     }
 }

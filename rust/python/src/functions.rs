@@ -169,7 +169,7 @@ pub fn dequantize<'py>(
     let arrays = PackedArrays::new(codes, scales, None, count("cols", cols)?, group_size)?;
     let (codes, scales) = arrays.slices()?;
     let canonical = arrays.canonical(threads);
-    let out = py.detach(|| canonical(codes, scales).map(|m| m.dequantize(threads))).map_err(raise)?;
+    let out = py.detach(|| canonical(codes, scales).and_then(|m| m.dequantize(threads))).map_err(raise)?;
     let (rows, cols) = arrays.shape();
     to_array(py, out, &[rows, cols])
 }

@@ -75,7 +75,9 @@ pub fn decode_trits(
     let trits = array::<i8>(trits, "trits", "int8")?;
     let scales = array::<f32>(scales, "scales", "float32")?;
     let mut out = target::<f32>(out, "out", 2, "float32")?;
-    let planes = trits.shape()[0];
+    let &[planes, ..] = trits.shape() else {
+        return refuse("trits must have the dimensions [planes, out, in]");
+    };
     let shape =
         Shape { rows: out.shape()[0], cols: out.shape()[1], group: count("group_size", group_size)?, planes };
     let (trits, scales, out) = (trits.as_slice()?, scales.as_slice()?, out.as_slice_mut()?);

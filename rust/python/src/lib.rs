@@ -47,7 +47,7 @@ fn default_threads() -> PyResult<usize> {
 fn machine_limits(py: Python<'_>, threads: Option<i64>) -> PyResult<Bound<'_, pyo3::types::PyDict>> {
     let threads = arrays::threads(threads)?;
     let isa = tritpress_core::kernel::isa().map_err(raise)?;
-    let limits = py.detach(|| tritpress_core::kernel::limits::measure(isa, threads));
+    let limits = py.detach(|| tritpress_core::kernel::limits::measure(isa, threads)).map_err(raise)?;
     let dict = pyo3::types::PyDict::new(py);
     dict.set_item("memory_gb_s", limits.memory.gb_s)?;
     dict.set_item("memory_streams", limits.memory.streams)?;
@@ -69,7 +69,7 @@ fn machine_limits(py: Python<'_>, threads: Option<i64>) -> PyResult<Bound<'_, py
 #[pyo3(signature = (nbytes, threads=None))]
 fn read_again(py: Python<'_>, nbytes: i64, threads: Option<i64>) -> PyResult<Bound<'_, pyo3::types::PyDict>> {
     let (nbytes, threads) = (arrays::count("nbytes", nbytes)?, arrays::threads(threads)?);
-    let read = py.detach(|| tritpress_core::kernel::limits::read_again(nbytes, threads));
+    let read = py.detach(|| tritpress_core::kernel::limits::read_again(nbytes, threads)).map_err(raise)?;
     let dict = pyo3::types::PyDict::new(py);
     dict.set_item("gb_s", read.gb_s)?;
     dict.set_item("streams", read.streams)?;

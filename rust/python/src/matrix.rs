@@ -89,7 +89,7 @@ impl PackedMatrix {
         threads: Option<i64>,
     ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         let threads = self::threads(threads)?;
-        let out = py.detach(|| self.inner.dequantize(threads));
+        let out = py.detach(|| self.inner.dequantize(threads)).map_err(raise)?;
         let (rows, cols) = self.shape();
         to_array(py, out, &[rows, cols])
     }
@@ -97,7 +97,7 @@ impl PackedMatrix {
     #[pyo3(signature = (threads=None))]
     fn codes<'py>(&self, py: Python<'py>, threads: Option<i64>) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
         let threads = self::threads(threads)?;
-        let out = py.detach(|| self.inner.codes(threads));
+        let out = py.detach(|| self.inner.codes(threads)).map_err(raise)?;
         let (rows, cols) = self.shape();
         to_array(py, out, &[self.planes(), rows, row_bytes(cols)])
     }
@@ -105,7 +105,7 @@ impl PackedMatrix {
     #[pyo3(signature = (threads=None))]
     fn scales<'py>(&self, py: Python<'py>, threads: Option<i64>) -> PyResult<Bound<'py, PyArrayDyn<f16>>> {
         let threads = self::threads(threads)?;
-        let out = py.detach(|| self.inner.scales(threads));
+        let out = py.detach(|| self.inner.scales(threads)).map_err(raise)?;
         to_half_array(py, out, &[self.planes(), self.shape().0, self.inner.geometry().groups])
     }
 

@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::{vectorized, Activations, Isa};
+use crate::error::Result;
 use crate::memory::ask_for;
 use crate::pool;
 use crate::tiles::{Aligned, Geometry, TILE};
@@ -35,15 +36,15 @@ pub struct Read {
     pub ahead: usize,
 }
 
-/// Measure for about a second. `isa` is the path whose instructions are timed.
-pub fn measure(isa: Isa, threads: usize) -> Limits {
-    Limits {
-        memory: bandwidth(256 << 20, threads, 3),
-        cache: read_again((last_level_cache() / 2).clamp(2 << 20, 16 << 20), threads),
+/// Measure for about a second. `isa` is the path whose instructions are timed. Errors: no memory (256 MB).
+pub fn measure(isa: Isa, threads: usize) -> Result<Limits> {
+    Ok(Limits {
+        memory: bandwidth(256 << 20, threads, 3)?,
+        cache: read_again((last_level_cache() / 2).clamp(2 << 20, 16 << 20), threads)?,
         unpack_gop_s: rate(threads, |time| unpack_rate(isa, time)),
         multiply_gop_s: rate(threads, |time| multiply_rate(isa, time)),
         matrix_gop_s: has_matrix_unit(isa).then(|| rate(threads, matrix_rate)),
-    }
+    })
 }
 
 /// Bytes of the last-level cache as Linux tells them; 32 MB where nothing does.
@@ -54,13 +55,13 @@ fn last_level_cache() -> usize {
 }
 
 /// When `bytes` are read again and again: what the caches that they fit in give.
-pub fn read_again(bytes: usize, threads: usize) -> Read {
+pub fn read_again(bytes: usize, threads: usize) -> Result<Read> {
     bandwidth(bytes, threads, ((128 << 20) / bytes.max(1)).clamp(5, 200))
 }
 
 /// Reading `bytes`, each thread its part, in the best of several ways.
-fn bandwidth(bytes: usize, threads: usize, rounds: usize) -> Read {
-    let mut words = Aligned::zeroed(bytes);
+fn bandwidth(bytes: usize, threads: usize, rounds: usize) -> Result<Read> {
+    let mut words = Aligned::zeroed(bytes)?;
     words.as_mut_slice().fill(1);
     let mut best = Read { gb_s: 0.0, streams: 1, ahead: 0 };
     for streams in [1, 2, 4, 8] {
@@ -75,7 +76,7 @@ fn bandwidth(bytes: usize, threads: usize, rounds: usize) -> Read {
             }
         }
     }
-    best
+    Ok(best)
 }
 
 /// Read all bytes (but for less than 256 a stream), each thread its part, `streams` places of it in turn.
@@ -153,8 +154,8 @@ fn unpack_rate(isa: Isa, time: Duration) -> f64 {
         // measured against it shows what memory, groups and threads add, not how good the inner step is.
         _ => {
             let geometry = Geometry::new(TILE, 2048, 1, 0);
-            let tiles = Aligned::zeroed(geometry.tile_bytes());
-            let Ok(x) = Activations::quantize(&[1.0; 2048], &geometry) else { return 0.0 };
+            let x = Activations::quantize(&[1.0; 2048], &geometry);
+            let (Ok(x), Ok(tiles)) = (x, Aligned::zeroed(geometry.tile_bytes())) else { return 0.0 };
             let mut out = [0f32; TILE];
             best_rate(100.0 * 2.0 * (TILE * 2048) as f64, time, || {
                 for _ in 0..100 {

@@ -349,6 +349,8 @@ pub fn matmul(isa: Isa, tiles: &[u8], geometry: &Geometry, x: &Batch, out: &mut 
     assert_eq!(out.len() * size, tiles.len() * x.n * TILE);
     assert_eq!(x.q.len(), geometry.padded_cols() * x.n + Batch::SPARE);
     assert_eq!(x.offsets.len(), geometry.groups * x.n + Batch::SPARE_TOKENS);
+    assert_eq!((x.scales.len(), x.step), (x.n, geometry.width.clamp(1, 64)));
+    assert_eq!(x.halves.len(), geometry.groups * x.n);
     match isa.for_tokens(x.n) {
         #[cfg(target_arch = "x86_64")]
         Isa::Amx => return amx::matmul(tiles, geometry, x, out),

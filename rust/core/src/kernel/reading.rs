@@ -121,11 +121,11 @@ fn measured(isa: Isa) -> Reading {
     let begin = Instant::now();
     let candidates = Reading::candidates(isa);
     let geometry = Geometry::new(32 * TILE, 4096, 1, 64);
-    let Ok(x) = Activations::quantize(&vec![1.0; geometry.cols], &geometry) else {
+    let size = geometry.tiles * geometry.tile_bytes();
+    let x = Activations::quantize(&vec![1.0; geometry.cols], &geometry);
+    let (Ok(x), Ok(mut tiles)) = (x, Aligned::zeroed(size * candidates.len())) else {
         return Reading::usual(isa);
     };
-    let size = geometry.tiles * geometry.tile_bytes();
-    let mut tiles = Aligned::zeroed(size * candidates.len());
     // Written once, so that every page is one of its own.
     tiles.as_mut_slice().fill(0x55);
     let mut out = vec![0f32; geometry.tiles * TILE];

@@ -47,7 +47,7 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
     let scales: Vec<u16> =
         (0..planes * rows * groups).map(|_| f32_to_f16((random.next() % 2000) as f32 / 700.0)).collect();
     let matrix = Canonical::new(&codes, &scales, planes, (rows, cols), group_size, 1).unwrap();
-    let tiles = Tiles::pack(&matrix, 1);
+    let tiles = Tiles::pack(&matrix, 1).unwrap();
     let second: Vec<f32> = match kind {
         Kind::Random => x.iter().map(|x| 3.0 - x / 2.0).collect(),
         _ => x.iter().map(|x| -x).collect(),
@@ -71,14 +71,14 @@ fn check(rows: usize, cols: usize, planes: usize, group_size: usize, seed: u64, 
         }
         let fastest = trits::Encoding::of(isa);
         for encoding in [trits::Encoding::Fraction, fastest] {
-            let five = trits::TritTiles::pack(&tiles, encoding, 1);
+            let five = trits::TritTiles::pack(&tiles, encoding, 1).unwrap();
             for (streams, ahead) in [(1, 0), (4, 1024)] {
                 let mut out = vec![0f32; tiles.geometry.tiles * TILE];
                 let reading = Reading { streams, ahead };
                 trits::matvec(isa, five.bytes.as_slice(), &five.layout, &x, &mut out, reading);
                 assert_eq!(&out[..rows], &expected[..], "{}: {encoding:?}, {rows}x{cols}", isa.name());
             }
-            assert_eq!(five.expand(1).bytes.as_slice(), tiles.bytes.as_slice());
+            assert_eq!(five.expand(1).unwrap().bytes.as_slice(), tiles.bytes.as_slice());
         }
         let others = naive::matvec(&matrix, &second);
         let many = if cols.is_multiple_of(4) { 31 } else { 17 };

@@ -13,6 +13,7 @@ use super::{
     trits_vbmi,
 };
 use super::{Activations, Isa, Reading};
+use crate::error::Result;
 use crate::kernel::vectorized;
 use crate::pool;
 use crate::tiles::{block_scales, Aligned, Geometry, Tiles, CHUNK_BYTES, SCALE_BYTES, TILE};
@@ -116,17 +117,18 @@ pub struct TritTiles {
 }
 
 impl TritTiles {
-    pub fn pack(from: &Tiles, encoding: Encoding, threads: usize) -> Self {
+    /// Errors, here and of [`expand`](Self::expand): no memory.
+    pub fn pack(from: &Tiles, encoding: Encoding, threads: usize) -> Result<Self> {
         let layout = Layout::new(from.geometry, encoding);
         let size = layout.tile_bytes();
-        let mut bytes = Aligned::zeroed(from.geometry.tiles * size);
+        let mut bytes = Aligned::zeroed(from.geometry.tiles * size)?;
         if size > 0 {
             let table = encoding.table();
             pool::rows_mut(bytes.as_mut_slice(), size, size * 4, threads, |tile, out| {
                 press(&layout, &table, from.tile(tile), out);
             });
         }
-        TritTiles { layout, bytes }
+        Ok(TritTiles { layout, bytes })
     }
 
     pub fn tile(&self, tile: usize) -> &[u8] {
@@ -135,16 +137,16 @@ impl TritTiles {
     }
 
     /// The same matrix with four codes a byte.
-    pub fn expand(&self, threads: usize) -> Tiles {
+    pub fn expand(&self, threads: usize) -> Result<Tiles> {
         let geometry = self.layout.geometry;
         let size = geometry.tile_bytes();
-        let mut bytes = Aligned::zeroed(geometry.tiles * size);
+        let mut bytes = Aligned::zeroed(geometry.tiles * size)?;
         if size > 0 {
             pool::rows_mut(bytes.as_mut_slice(), size, size * 4, threads, |tile, out| {
                 expand_tile(&self.layout, self.tile(tile), out);
             });
         }
-        Tiles { geometry, bytes }
+        Ok(Tiles { geometry, bytes })
     }
 }
 

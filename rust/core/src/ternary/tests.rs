@@ -27,8 +27,10 @@ fn error_of(
     h: Option<&[f32]>,
 ) -> f64 {
     let planes = t.codes.len() / (rows * row_bytes(cols)).max(1);
-    let back =
-        Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size, 1).unwrap().dequantize(1);
+    let back = Canonical::new(&t.codes, &t.scales, planes, (rows, cols), group_size, 1)
+        .unwrap()
+        .dequantize(1)
+        .unwrap();
     w.iter()
         .zip(&back)
         .enumerate()
