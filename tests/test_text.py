@@ -22,6 +22,7 @@ from tritpress.text import (
     split_of,
     token_windows,
 )
+from tritpress.text.documents import read_documents
 from tritpress.text.duplicates import drop_near_duplicates
 
 
@@ -273,12 +274,23 @@ def test_text_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 2 of .*a.jsonl is not JSON"), ('{"txt": 1}', 'no field "text"'), ("[1]", 'no field "text"')],
+    [
+        ("{", "line 2 of .*a.jsonl is not JSON"),
+        ('{"txt": 1}', 'no field "text"'),
+        ("[1]", 'no field "text"'),
+        (r'{"text": "half a \ud83d pair"}', "line 2 of .*a.jsonl: .*half of a surrogate pair"),
+        (r'{"text": "\ude00"}', "line 2 of .*a.jsonl: .*half of a surrogate pair"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + line)
     with pytest.raises(InputError, match=message):
         load_splits([tmp_path])
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(r'{"text": "\ud83d\ude00"}' + "\n")
+    assert read_documents([tmp_path])[0].text == "\U0001f600"
 
 
 def test_too_little_text_says_how_much_is_needed(tmp_path: Path) -> None:
