@@ -200,6 +200,17 @@ def test_a_tokenizer_without_eos_joins_directly() -> None:
     assert windows.tolist() == [[97, 98, 99, 100]]
 
 
+@pytest.mark.parametrize("windows", [token_windows, lambda *a, **k: TrainingWindows(*a, **k).take(0, 1)])
+def test_tokens_that_the_model_does_not_know(windows) -> None:
+    letters = Letters()
+    letters.eos_token_id = 200  # added to the tokenizer, not to the model: none is put between documents
+    docs = [Document("a", "ab"), Document("b", "cd")]
+    found = windows(letters, docs, window=4, vocabulary=200)
+    assert sorted(found[0].tolist()) == sorted(map(ord, "abcd"))
+    with pytest.raises(InputError, match=r"gives token 100 for the text b, the model knows 100 \(0 to 99\)"):
+        windows(letters, docs, window=4, vocabulary=100)
+
+
 def test_too_little_text_for_a_window() -> None:
     with pytest.raises(InputError, match="do not fill one window of 16"):
         token_windows(Letters(), [Document("a", "short")], window=16)

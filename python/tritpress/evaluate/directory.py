@@ -12,7 +12,7 @@ from tritpress.devices import choose_device
 from tritpress.errors import InputError
 from tritpress.evaluate.latency import decode_latency
 from tritpress.evaluate.perplexity import evaluate_model
-from tritpress.formats.huggingface import load_tokenizer
+from tritpress.formats.huggingface import embedded_tokens, load_tokenizer
 from tritpress.formats.packed_reader import is_packed
 from tritpress.loading import load
 from tritpress.text import FIELD, builtin_splits, load_splits, token_windows, windows_sha256
@@ -57,7 +57,9 @@ def evaluate_directory(
     settings: Any = model.config
     longest = getattr(settings, "max_position_embeddings", None) or window
     window = min(window, int(longest))
-    windows = token_windows(tokenizer, splits.held_out, window, max(1, tokens // window))
+    windows = token_windows(
+        tokenizer, splits.held_out, window, max(1, tokens // window), vocabulary=embedded_tokens(model)
+    )
     other = None
     if reference is not None:
         other = load(reference, device=device)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tritpress.errors import InputError
 from tritpress.evaluate.perplexity import batches_of, device_of, logits_of
 from tritpress.events.context import NullContext, RunContext
+from tritpress.formats.huggingface import embedded_tokens
 from tritpress.nn.paging import is_paged
 
 CHUNK_TOKENS = 16_384
@@ -52,7 +53,8 @@ class TaskModel(LM):
         self.vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 0) or 32_768)
         settings = getattr(model, "config", None)
         known = (tokenizer.bos_token_id, tokenizer.eos_token_id, getattr(settings, "bos_token_id", None))
-        self.first = next((int(token) for token in known if isinstance(token, int)), 0)
+        self.embedded = embedded_tokens(model) or 2**31
+        self.first = next((int(t) for t in known if isinstance(t, int) and t < self.embedded), 0)
 
     @property
     def max_length(self) -> int:
@@ -63,7 +65,13 @@ class TaskModel(LM):
         return str(getattr(self.tokenizer, "name_or_path", "")).replace("/", "__")
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if tokens and max(tokens) >= self.embedded:
+            raise InputError(
+                f"the tokenizer gives token {max(tokens)} for a task's text, the model knows {self.embedded}: "
+                "they do not fit"
+            )
+        return tokens
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """(log-probability of the continuation in nats, whether it is what greedy decoding gives) of each."""

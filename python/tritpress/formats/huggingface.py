@@ -104,6 +104,13 @@ def load_tokenizer(path: str | Path) -> Any:
         raise InputError(f"the tokenizer in {path} cannot be opened: {first_line(error)}") from error
 
 
+def embedded_tokens(model: Any) -> int | None:
+    """Tokens that a loaded model has an embedding for; None for a module that does not tell."""
+    found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weight = getattr(found, "weight", None)
+    return None if weight is None else int(weight.shape[0])
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error of transformers, whose messages run to pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -14,8 +14,9 @@ from tritpress.config import CompressionConfig
 from tritpress.devices import choose_device
 from tritpress.errors import InputError, UsageError
 from tritpress.events.context import RunContext
+from tritpress.formats.checks import text_config
 from tritpress.formats.output import write_atomically
-from tritpress.formats.source import SourceModel, TensorEntry, read_tensor, tensor_entries
+from tritpress.formats.source import INPUT_EMBEDDINGS, SourceModel, TensorEntry, read_tensor, tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import Target, embedding_targets
 from tritpress.plan import Plan
@@ -302,6 +303,7 @@ class Work:
                 limit=max(1, limit // self.window),
                 seed=self.config.seed,
                 part=split.replace("_", "-"),
+                vocabulary=self.vocabulary,
             )
             self._windows[split] = found
         return self._windows[split]
@@ -309,6 +311,16 @@ class Work:
     @cached_property
     def _windows(self) -> dict[str, np.ndarray]:
         return {}
+
+    @cached_property
+    def vocabulary(self) -> int | None:
+        """Tokens that the model has an embedding for; None where neither files nor config tell."""
+        found = embedding_targets(self.source)
+        rows = {target.rows for target in found if target.name.split(".")[-2] in INPUT_EMBEDDINGS}
+        if len(rows) == 1:
+            return rows.pop()
+        told = text_config(self.source).get("vocab_size")
+        return told if isinstance(told, int) else None
 
     @property
     def longest(self) -> int:
