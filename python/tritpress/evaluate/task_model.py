@@ -68,8 +68,8 @@ class TaskModel(LM):
         tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if tokens and max(tokens) >= self.embedded:
             raise InputError(
-                f"the tokenizer gives token {max(tokens)} for a task's text, the model knows {self.embedded}: "
-                "they do not fit"
+                f"the tokenizer gives token {max(tokens)} for a task's text, the model knows "
+                f"{self.embedded}: they do not fit"
             )
         return tokens
 

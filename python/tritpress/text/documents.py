@@ -88,8 +88,8 @@ def _read_file(path: Path, name: str, field: str) -> list[Document]:
             raise InputError(f'line {number} of {path} has no field "{field}" with a string{there}')
         if not _is_unicode(value[field]):
             raise InputError(
-                f'line {number} of {path}: field "{field}" holds half of a surrogate pair (\\ud800 to \\udfff '
-                "alone), which is no character; repair the line or leave it out"
+                f'line {number} of {path}: field "{field}" holds half of a surrogate pair (\\ud800 to '
+                "\\udfff alone), which is no character; repair the line or leave it out"
             )
         documents.append(Document(f"{name}#{number:08d}", value[field]))
     return documents

@@ -36,8 +36,8 @@ def _join(tokenizer: Any, documents: Sequence[Document], vocabulary: int | None)
     ):
         if vocabulary is not None and len(tokens) and int(tokens.max()) >= vocabulary:
             raise InputError(
-                f"the tokenizer gives token {int(tokens.max())} for the text {document.name}, the model knows "
-                f"{vocabulary} (0 to {vocabulary - 1}): tokenizer and model do not fit, or the text spells "
+                f"the tokenizer gives token {int(tokens.max())} for the text {document.name}, the model "
+                f"knows {vocabulary} (0 to {vocabulary - 1}): tokenizer and model do not fit, or the text spells "
                 "out a special token that the model has no embedding for"
             )
         if pieces and eos is not None:
@@ -63,9 +63,9 @@ def token_windows(
     """int64 [n, window]: the documents as windows of `window` tokens.
 
     To redo it: sort the documents by name, tokenize each without special tokens, put the tokenizer's eos
-    (if it has one, and the model knows it) between two, cut into consecutive windows and drop the remainder, which gives m windows.
-    With `limit` below m, window floor(i * m / limit) is taken for i = 0 .. limit - 1. Nothing is drawn by
-    chance (`seed` is accepted for the common signature and changes nothing).
+    (if it has one, and the model knows it) between two, cut into consecutive windows and drop the remainder,
+    which gives m windows. With `limit` below m, window floor(i * m / limit) is taken for i = 0 .. limit - 1.
+    Nothing is drawn by chance (`seed` is accepted for the common signature and changes nothing).
 
     Raises `InputError` when the text does not fill one window, naming `part` (of the text), and for a token
     beyond the `vocabulary` of the model (None: not looked at). Tokenizes every document: for fine-tuning text
