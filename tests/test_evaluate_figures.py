@@ -12,7 +12,7 @@ import transformers
 from tritpress.errors import InputError
 from tritpress.evaluate.bootstrap import mean_interval, perplexity_interval, ratio_interval
 from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms
-from tritpress.evaluate.latency import decode_latency
+from tritpress.evaluate.latency import decode_latency, kept
 from tritpress.evaluate.perplexity import Evaluation, evaluate_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,6 +107,23 @@ def test_latency_is_measured_and_stays_inside_the_positions(model):
     found = decode_latency(model, np.arange(100) % 80, tokens=20, warm_up=2)
     assert found.latency_ms > 0 and found.tokens == 20
     assert found.tokens_per_s == pytest.approx(1000 / found.latency_ms)
+
+
+def test_latency_of_a_model_that_keeps_states_instead_of_keys_and_values():
+    config = transformers.MambaConfig(vocab_size=80, hidden_size=16, state_size=4, num_hidden_layers=2)
+    model = transformers.MambaForCausalLM(config).eval()
+    found = decode_latency(model, np.arange(10), tokens=3, warm_up=1)
+    assert found is not None and found.latency_ms > 0 and found.tokens == 3
+    out = model(input_ids=torch.arange(10)[None], use_cache=True)
+    more = model(input_ids=torch.tensor([[10]]), use_cache=True, **kept(out))
+    whole = model(input_ids=torch.arange(11)[None]).logits
+    assert torch.allclose(more.logits[:, -1], whole[:, -1], atol=1e-4)
+
+
+def test_latency_of_a_model_that_keeps_nothing_is_not_made_up():
+    config = transformers.OpenAIGPTConfig(vocab_size=80, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    model = transformers.OpenAIGPTLMHeadModel(config).eval()
+    assert decode_latency(model, np.arange(10), tokens=3, warm_up=1) is None
 
 
 def test_gradient_norms_are_those_of_a_plain_backward_pass(model, windows):

@@ -24,6 +24,7 @@ EVALUATION_KEYS = (
     "bytes_fp32",
     "memory_bytes",
     "latency_ms",
+    "latency_reason",
     "tokens_per_s",
 )
 

@@ -29,6 +29,8 @@ def print_report(console: Console, report: dict[str, Any], run_path: Path | None
     console.print(headline(report))
     console.print()
     console.print(before_after(report))
+    if report["before"].get("latency_reason"):
+        console.print(f"Latency: not measured: {report['before']['latency_reason']}", highlight=False)
     if report.get("tasks"):
         console.print()
         console.print(tasks_table(report["tasks"]))

@@ -10,7 +10,7 @@ import torch
 
 from tritpress.devices import choose_device
 from tritpress.errors import InputError
-from tritpress.evaluate.latency import decode_latency
+from tritpress.evaluate.latency import NO_CACHE, decode_latency
 from tritpress.evaluate.perplexity import evaluate_model
 from tritpress.formats.huggingface import embedded_tokens, load_tokenizer
 from tritpress.formats.packed_reader import is_packed
@@ -84,7 +84,8 @@ def evaluate_directory(
         "kind": "packed" if is_packed(path) else "plain",
         "bytes": sum(file.stat().st_size for file in Path(path).glob("*.safetensors")),
         **found.figures(),
-        "latency_ms": latency.latency_ms,
+        "latency_ms": None if latency is None else latency.latency_ms,
+        "latency_reason": NO_CACHE if latency is None else None,
         "window": window,
         "windows_sha256": windows_sha256(windows),
         "tasks": scores,

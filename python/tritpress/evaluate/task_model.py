@@ -17,6 +17,7 @@ from lm_eval.api.model import LM
 from torch import Tensor, nn
 
 from tritpress.errors import InputError
+from tritpress.evaluate.latency import kept
 from tritpress.evaluate.perplexity import batches_of, device_of, logits_of
 from tritpress.events.context import NullContext, RunContext
 from tritpress.formats.huggingface import embedded_tokens
@@ -174,18 +175,20 @@ class TaskModel(LM):
         most = int(options.get("max_gen_toks") or options.get("max_new_tokens") or MAX_NEW_TOKENS)
         most = min(most, self.longest - 1)
         ids = (self.encode(context) or [self.first])[-(self.longest - most) :]
-        step, past = torch.tensor([ids], device=device_of(self.model)), None
+        step = torch.tensor([ids], device=device_of(self.model))
+        past: dict[str, Any] = {}
         made: list[int] = []
         while len(made) < most:
             self.context.check()
-            out = self.model(input_ids=step, past_key_values=past, use_cache=True)
-            past, token = out.past_key_values, int(out.logits[0, -1].argmax())
+            out = self.model(input_ids=step, use_cache=True, **past)
+            found, token = kept(out), int(out.logits[0, -1].argmax())
             made.append(token)
             text = self.tokenizer.decode(made)
             ends = [text.index(stop) for stop in stops if stop and stop in text]
             if ends or token == self.tokenizer.eos_token_id:
                 return text[: min(ends, default=len(text))]
-            step = torch.tensor([[token]], device=step.device)
+            new = torch.tensor([[token]], device=step.device)
+            step, past = (torch.cat((step, new), dim=1), {}) if found is None else (new, found)
         return self.tokenizer.decode(made)
 
 

@@ -168,6 +168,7 @@ class EvaluationDone(Event):
     top1_interval: NotRequired[list[float] | None]
     tokens: int
     latency_ms: float | None
+    latency_reason: NotRequired[str]  # why it is None
     tokens_per_s: float | None
     bytes: int
     memory_bytes: NotRequired[int | None]  # of the loaded model: parameters, buffers, kernels' copies

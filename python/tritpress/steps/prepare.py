@@ -133,7 +133,7 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
 
 def time_in_turns(
     work: Work, models: dict[str, Any], turns: int = 3
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """{name: {latency_ms, tokens_per_s}} of several models, timed one after the other again and again.
 
     In place of a model there may be a function that opens it. Such a model, and the weights of a paged one,
@@ -141,7 +141,8 @@ def time_in_turns(
     free is not timed (None), since reading from disk is not what is compared.
 
     The medians can be compared with each other, whatever else the machine did meanwhile. `latency_ms`: one
-    generated token (batch 1, key-value cache); `tokens_per_s`: whole windows at once, four in a batch (fewer
+    generated token (batch 1, key-value cache or states), None with `latency_reason` for a model that keeps
+    neither; `tokens_per_s`: whole windows at once, four in a batch (fewer
     where the vocabulary is large).
     """
     import statistics
@@ -150,7 +151,7 @@ def time_in_turns(
     import torch
 
     from tritpress.allocator import give_back_freed
-    from tritpress.evaluate.latency import decode_latency
+    from tritpress.evaluate.latency import NO_CACHE, decode_latency
     from tritpress.evaluate.perplexity import batches_of, logits_of
     from tritpress.nn.paging import holding, reading_rows
 
@@ -177,12 +178,14 @@ def time_in_turns(
                 del model
                 give_back_freed()
                 if turn:  # the first turn warms up
-                    found[name]["latency"].append(latency.latency_ms)
+                    if latency is not None:
+                        found[name]["latency"].append(latency.latency_ms)
                     found[name]["speed"].append(batch.numel() / seconds)
     return {
         name: {
             "latency_ms": statistics.median(times["latency"]) if times["latency"] else None,
             "tokens_per_s": statistics.median(times["speed"]) if times["speed"] else None,
+            **({"latency_reason": NO_CACHE} if times["speed"] and not times["latency"] else {}),
         }
         for name, times in found.items()
     }

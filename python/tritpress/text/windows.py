@@ -37,8 +37,8 @@ def _join(tokenizer: Any, documents: Sequence[Document], vocabulary: int | None)
         if vocabulary is not None and len(tokens) and int(tokens.max()) >= vocabulary:
             raise InputError(
                 f"the tokenizer gives token {int(tokens.max())} for the text {document.name}, the model "
-                f"knows {vocabulary} (0 to {vocabulary - 1}): tokenizer and model do not fit, or the text spells "
-                "out a special token that the model has no embedding for"
+                f"knows {vocabulary} (0 to {vocabulary - 1}): tokenizer and model do not fit, or the text "
+                "spells out a special token that the model has no embedding for"
             )
         if pieces and eos is not None:
             pieces.append(np.array([eos], dtype=np.int64))
