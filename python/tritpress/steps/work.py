@@ -103,6 +103,11 @@ class Work:
         return self.directory.read_run()
 
     @property
+    def kept(self) -> dict[str, Any]:
+        """What was chosen at the run's first start; nothing before that has ended its first step."""
+        return self.request.get("chosen") or {}
+
+    @property
     def out(self) -> Path:
         """Where the models and the report go."""
         return Path(self.request["out"])
@@ -169,14 +174,26 @@ class Work:
 
     @cached_property
     def device(self) -> str:
-        """The device, cpu or cuda. Raises `UsageError` when CUDA was asked for and is not there."""
+        """The device, cpu or cuda; a resumed run's is the one that it began on.
+
+        Raises `UsageError` when CUDA was asked for, or the run began on it, and it is not there.
+        """
+        wanted = self.kept.get("device") or self.config.device
         if self.torch_missing:
-            if self.config.device == "cuda":
+            if wanted == "cuda":
                 raise UsageError(f"--device cuda: {self.torch_missing}")
             return "cpu"
-        if self.config.device != "cpu":
+        if wanted != "cpu":
             load_torch()
-        return choose_device(self.config.device)
+        try:
+            return choose_device(wanted)
+        except UsageError:
+            if self.config.device == "cuda" or not self.kept:
+                raise
+            raise UsageError(
+                f"run {self.directory.id} began on a CUDA device, and torch finds none here: resume it where "
+                "there is one, or start a new run"
+            ) from None
 
     @cached_property
     def torch_missing(self) -> str | None:
