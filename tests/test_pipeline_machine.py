@@ -1,4 +1,4 @@
-"""Threads, device and kernels of a run: equal for all that is timed; a resumed run's are those of its start."""
+"""Threads, device and kernels of a run: equal for all that is timed; a resumed run has those of its start."""
 
 from __future__ import annotations
 
