@@ -81,6 +81,15 @@ def build_report(work: Work) -> dict[str, Any]:
     }
 
 
+def exit_code(report: dict[str, Any]) -> int:
+    """How a run that came to its end ends: 0, or 3 where a gate or a check of the handoff failed.
+
+    What was not judged (null) is neither passed nor failed.
+    """
+    judged = [*(report.get("gates") or ()), *(report.get("handoff") or ())]
+    return 3 if any(one.get("passed") is False for one in judged) else 0
+
+
 LAYER_KEYS = ("name", "kind", "rows", "cols", "planes", "group_size", "bits", "sparsity", "mse", "cosine")
 
 

@@ -49,7 +49,7 @@ class RunQueued(Event):
 
 class RunFinished(Event):
     status: Literal["finished", "stopped"]
-    exit_code: int | None  # 0 or 3; None for a stopped run
+    exit_code: int | None  # 0, or 3 where a gate or a check of the handoff failed; None for a stopped run
     report: str | None  # path of report.json
     write_seconds: float  # spent on events and snapshots in this process
     seconds: float  # this process was at work
