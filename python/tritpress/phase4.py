@@ -95,8 +95,8 @@ class Phase4Controller:
 
         Returns a dict with the keys success (no gate and no check of the handoff failed), phase,
         output_paths, pre_compression, post_compression, fine_tuning, gradient_flow_test, timing and
-        metrics. A run that cannot be done comes back as success False with the sentence under `error`; wrong values of the configuration raise
-        `UsageError`.
+        metrics. A run that cannot be done comes back as success False with the sentence under `error`; wrong
+        values of the configuration raise `UsageError`.
         """
         from tritpress.api import compress
 
