@@ -11,6 +11,7 @@ import torch
 import transformers
 from tritpress.errors import InputError
 from tritpress.evaluate.bootstrap import mean_interval, perplexity_interval, ratio_interval
+from tritpress.evaluate.gates import Measured, five_gates
 from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms
 from tritpress.evaluate.latency import decode_latency, kept
 from tritpress.evaluate.perplexity import Evaluation, evaluate_model
@@ -158,6 +159,18 @@ def test_gradient_flow_counts_the_sound_tensors():
     faults = dict(found.failing)
     assert "0.0099 times" in faults["c"] and "not finite" in faults["d"] and "no gradient" in faults["e"]
     assert gradient_flow({}, {}).share == 0.0
+
+
+def test_what_has_no_gradient_to_measure_is_named_and_not_passed():
+    found = gradient_flow({"a": 1.0}, {"a": 1.0}, ["a", "b", "c"])
+    assert found.share == pytest.approx(1 / 3) and found.unmeasured == ["b", "c"] and not found.failing
+    (gate,) = [g for g in five_gates(Measured(gradients=found)) if g["name"] == "gradient_flow"]
+    assert gate["passed"] is None and gate["actual"] is None
+    words = "2 of 3 pressed tensors have no gradient of their own in the loaded model: b, c"
+    assert gate["advice"] == f"not measured: {words}"
+    worse = gradient_flow({"a": 0.0}, {"a": 1.0}, ["a", "b", "c"])
+    (gate,) = [g for g in five_gates(Measured(gradients=worse)) if g["name"] == "gradient_flow"]
+    assert gate["passed"] is False and gate["actual"] == 0.0 and words in gate["advice"]
 
 
 def test_the_interval_is_paired_and_seeded():
