@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 SLOW, FAST, FAILS, CRASHES, WRONG_OPTION, FULL_DISK, GATE_FAILS, SLOWER = 0, 1, 2, 3, 4, 5, 6, 7
+UNJUDGED, CHECK_FAILS = 8, 9
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +63,16 @@ def pipeline(config, run, ctx) -> dict:
         "passed": config.seed != GATE_FAILS,
         "advice": "less",
     }
+    if config.seed in (UNJUDGED, CHECK_FAILS):
+        gate |= {"actual": None, "passed": None, "advice": "not measured: evaluation switched off"}
     ctx.emit("gate", **gate)
     report = {"run": run.id, "gates": [gate], "chosen": run.chosen}
+    if config.seed == CHECK_FAILS:
+        report["handoff"] = [
+            {"name": "size on disk", "passed": None, "detail": "not checked"},
+            {"name": "tokenizer round trips", "passed": False, "detail": "it differs"},
+        ]
+        ctx.emit("handoff", items=report["handoff"])
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report))
     return report

@@ -133,6 +133,14 @@ def test_a_failed_gate_is_exit_3(place: Path) -> None:
     assert answer.exit_code == 3 and json.loads(answer.stdout)["gates"][0]["passed"] is False
 
 
+@pytest.mark.parametrize("kind, code", [(helper.UNJUDGED, 0), (helper.CHECK_FAILS, 3)])
+def test_a_failed_check_of_the_handoff_is_exit_3_an_unjudged_gate_is_not(place: Path, kind, code) -> None:
+    answer = call("compress", place / "model", "-o", place / "out", "--seed", kind, "--json")
+    assert answer.exit_code == code and json.loads(answer.stdout)["gates"][0]["passed"] is None
+    helped = " ".join(call("--help").stdout.split())
+    assert "a check of the handoff failed" in helped and "every gate passes" not in helped
+
+
 @pytest.mark.parametrize(
     ("kind", "code", "sentence"),
     [

@@ -93,6 +93,13 @@ def test_what_was_not_measured_is_a_dash_or_left_out() -> None:
     bare["gates"] = [{**gate, "actual": None, "passed": None} for gate in bare["gates"]]
     text = shown(bare)
     assert "perplexity  " not in text.split("Gates")[0] and text.count("– not measured") == 5
+    for gate in bare["gates"]:
+        gate["advice"] = "not measured: evaluation switched off"
+    bare["gates"][0] |= {"actual": 6.5, "passed": True, "advice": None}
+    words = " ".join(shown(bare).split())
+    names = "accuracy kept, perplexity change, sparsity, gradient flow"
+    assert f"Not judged: 4 of 5 gates ({names}): evaluation switched off" in words
+    assert words.count("evaluation switched off") == 1
     assert "None" not in text and "nan" not in text
 
 

@@ -11,8 +11,9 @@ import torch
 import transformers
 from tritpress.errors import InputError
 from tritpress.evaluate.bootstrap import mean_interval, perplexity_interval, ratio_interval
+from tritpress.evaluate.gates import Measured, five_gates
 from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms
-from tritpress.evaluate.latency import decode_latency
+from tritpress.evaluate.latency import decode_latency, kept
 from tritpress.evaluate.perplexity import Evaluation, evaluate_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,6 +110,23 @@ def test_latency_is_measured_and_stays_inside_the_positions(model):
     assert found.tokens_per_s == pytest.approx(1000 / found.latency_ms)
 
 
+def test_latency_of_a_model_that_keeps_states_instead_of_keys_and_values():
+    config = transformers.MambaConfig(vocab_size=80, hidden_size=16, state_size=4, num_hidden_layers=2)
+    model = transformers.MambaForCausalLM(config).eval()
+    found = decode_latency(model, np.arange(10), tokens=3, warm_up=1)
+    assert found is not None and found.latency_ms > 0 and found.tokens == 3
+    out = model(input_ids=torch.arange(10)[None], use_cache=True)
+    more = model(input_ids=torch.tensor([[10]]), use_cache=True, **kept(out))
+    whole = model(input_ids=torch.arange(11)[None]).logits
+    assert torch.allclose(more.logits[:, -1], whole[:, -1], atol=1e-4)
+
+
+def test_latency_of_a_model_that_keeps_nothing_is_not_made_up():
+    config = transformers.OpenAIGPTConfig(vocab_size=80, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    model = transformers.OpenAIGPTLMHeadModel(config).eval()
+    assert decode_latency(model, np.arange(10), tokens=3, warm_up=1) is None
+
+
 def test_gradient_norms_are_those_of_a_plain_backward_pass(model, windows):
     names = [name for name, _ in model.named_parameters() if name.endswith("_proj.weight")]
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in names}
@@ -141,6 +159,18 @@ def test_gradient_flow_counts_the_sound_tensors():
     faults = dict(found.failing)
     assert "0.0099 times" in faults["c"] and "not finite" in faults["d"] and "no gradient" in faults["e"]
     assert gradient_flow({}, {}).share == 0.0
+
+
+def test_what_has_no_gradient_to_measure_is_named_and_not_passed():
+    found = gradient_flow({"a": 1.0}, {"a": 1.0}, ["a", "b", "c"])
+    assert found.share == pytest.approx(1 / 3) and found.unmeasured == ["b", "c"] and not found.failing
+    (gate,) = [g for g in five_gates(Measured(gradients=found)) if g["name"] == "gradient_flow"]
+    assert gate["passed"] is None and gate["actual"] is None
+    words = "2 of 3 pressed tensors have no gradient of their own in the loaded model: b, c"
+    assert gate["advice"] == f"not measured: {words}"
+    worse = gradient_flow({"a": 0.0}, {"a": 1.0}, ["a", "b", "c"])
+    (gate,) = [g for g in five_gates(Measured(gradients=worse)) if g["name"] == "gradient_flow"]
+    assert gate["passed"] is False and gate["actual"] == 0.0 and words in gate["advice"]
 
 
 def test_the_interval_is_paired_and_seeded():

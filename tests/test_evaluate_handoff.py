@@ -169,6 +169,21 @@ def test_leftovers_tokenizer_and_config(tiny_llama_dir, copy_of):
     assert failing(check(tiny_llama_dir, copy_of)) == {CONFIG}
 
 
+def test_tokenizer_files_of_other_names(tiny_llama_dir, tmp_path):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    (model / "tokenizer.model.v3").write_bytes(b"sentences")
+    (model / "tokenizer.json.bak").write_text("{}")  # nobody's: neither copied nor missed
+    (model / "tokenizer.model.py").write_text("print()")  # code never is copied
+    press(model, tmp_path)
+    for which in ("packed", "dequantized"):
+        names = {path.name for path in (tmp_path / which).glob("tokenizer*")}
+        assert names == {"tokenizer.json", "tokenizer_config.json", "tokenizer.model.v3"}
+    items = check(model, tmp_path)
+    assert failing(items) == set() and items[TOKENIZER]["detail"].startswith("3 files;")
+    (tmp_path / "dequantized" / "tokenizer.model.v3").unlink()
+    assert failing(check(model, tmp_path)) == {TOKENIZER}
+
+
 def test_a_missing_folder_fails_items_and_raises_nothing(tiny_llama_dir, copy_of):
     shutil.rmtree(copy_of / "packed")
     items = check_handoff(copy_of / "packed", copy_of / "dequantized", open_source(tiny_llama_dir))

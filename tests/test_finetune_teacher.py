@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -16,13 +18,16 @@ from tritpress.errors import InputError, StopRequested, UsageError
 from tritpress.evaluate.perplexity import logits_of
 from tritpress.events.context import NullContext
 from tritpress.finetune import teacher as teachers
+from tritpress.finetune.checkpoints import save_checkpoint
 from tritpress.finetune.losses import distillation_loss
 from tritpress.finetune.recipe import recipe_for
 from tritpress.finetune.teacher import CachedTeacher, TopTargets, cache_teacher, teacher_on_disk
 from tritpress.finetune.training_text import ShuffledWindows
 from tritpress.formats.source import open_source
 from tritpress.formats.targets import find_targets
+from tritpress.runs.worker import describe
 from tritpress.steps import training_memory
+from tritpress.ternarize.calibration import save_calibration
 
 FLOAT32 = {"muon": "float32", "autocast": "float32"}
 
@@ -130,6 +135,45 @@ def test_a_damaged_cache_and_a_full_disk_are_one_sentence(teacher, windows, tmp_
     monkeypatch.setattr(teachers.os, "statvfs", lambda folder: Disk)
     with pytest.raises(InputError, match="fewer --tokens"):
         cache_teacher(teacher, ShuffledWindows(windows).take, 40, tmp_path / "new")
+
+
+def test_the_room_of_the_cache_is_taken_before_it_is_filled(teacher, windows, tmp_path, monkeypatch):
+    text = ShuffledWindows(windows, seed=5)
+    with pytest.raises(StopRequested):
+        cache_teacher(teacher, text.take, 4000, tmp_path / "begun", ctx=StopAfter(0))
+    for name in ("logp.npy", "ids.npy"):
+        told = (tmp_path / "begun" / name).stat()
+        assert 512 * told.st_blocks >= told.st_size > 1 << 20
+
+    def full(descriptor: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(teachers.os, "posix_fallocate", full)
+    with pytest.raises(OSError) as caught:
+        cache_teacher(teacher, text.take, 4000, tmp_path / "full", ctx=StopAfter(0))
+    assert describe(caught.value).startswith("the disk is full (writing ") and "logp.npy" in str(caught.value)
+    assert not (tmp_path / "full" / "logp.npy").exists()
+
+
+@pytest.mark.parametrize("which", ["checkpoint", "calibration"])
+def test_a_disk_that_takes_no_more_is_told_as_one(which, tmp_path):
+    def save() -> None:
+        if which == "checkpoint":
+            save_checkpoint(tmp_path / "x.safetensors", {"x": torch.ones(1 << 18)}, {})
+        else:
+            ones = np.ones(1 << 18, np.float32)
+            save_calibration({"x": {"input_moment": ones, "output_grad_moment": ones}}, tmp_path / "x")
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # in place of a disk that is full
+    try:
+        with pytest.raises(OSError) as caught:
+            save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG and str(tmp_path) in caught.value.filename
+    assert not list(tmp_path.iterdir())
+    save()
 
 
 def test_a_budget_in_minutes_cannot_be_run_ahead(teacher, windows, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from tritpress import pipeline
 from tritpress.config import CompressionConfig
 from tritpress.costs import choice_costs, int8_losses
 from tritpress.evaluate import streamed
+from tritpress.evaluate.gradient_flow import gradient_norms, gradient_norms_by_block
 from tritpress.events.context import NullContext
-from tritpress.formats.huggingface import load_original, modules_of
+from tritpress.formats.huggingface import load_original, modules_of, parameters_of, tensors_among
 from tritpress.formats.paged import load_paged
 from tritpress.formats.source import open_source
 from tritpress.formats.targets import embedding_targets, find_targets
 from tritpress.nn import paging
 from tritpress.nn.surgery import find_blocks
-from tritpress.plan import TensorPlan, make_plan
+from tritpress.plan import Plan, TensorPlan, make_plan
 from tritpress.steps import work as work_module
 from tritpress.ternarize import embeddings
 
@@ -109,6 +111,73 @@ def test_the_same_bytes_and_figures_as_the_held_model(
         assert paged["gradient_norms"][name] == pytest.approx(norm, rel=1e-3), name
     assert [gate["passed"] for gate in paged["gates"]] == [gate["passed"] for gate in held["gates"]]
     assert all(item["passed"] for item in paged["handoff"]), paged["handoff"]
+
+
+@pytest.mark.parametrize("family", FAMILIES[:3])
+@pytest.mark.parametrize("smallest", [1 << 14, 1 << 30])
+def test_gradients_of_embeddings_and_head_block_by_block(
+    family: str, smallest: int, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(paging, "SMALLEST", smallest)
+    source = open_source(request.getfixturevalue(family))
+    names = [target.name for target in (*embedding_targets(source), *find_targets(source))]
+    windows = np.random.default_rng(0).integers(0, 2048, (3, 32))
+    held, paged = load_original(source), load_paged(source)
+    assert paged is not None
+    (places, stacked), (paged_places, _) = parameters_of(held, names), parameters_of(paged, names)
+    assert not stacked and list(places) == list(paged_places) == names
+    whole = gradient_norms(held, windows, {n: getattr(owner, key) for n, (owner, key) in places.items()})
+    found = gradient_norms_by_block(paged, windows, paged_places, folder=tmp_path)
+    assert found == pytest.approx(whole, rel=1e-4) and min(whole.values()) > 0
+    assert not any(p.requires_grad or p.grad is not None for p in paged.parameters())
+
+
+def test_gradients_of_stacked_experts_are_those_of_their_parts(tiny_moe_dir: Path) -> None:
+    source = open_source(tiny_moe_dir)
+    names = [target.name for target in (*embedding_targets(source), *find_targets(source))]
+    model: Any = load_original(source)
+    places, stacked = parameters_of(model, names)
+    assert len(stacked) == 4 and not any("expert" in name for name in places)
+    windows = np.random.default_rng(0).integers(0, 2048, (8, 64))
+    found = gradient_norms(
+        model, windows, {name: getattr(owner, key) for name, (owner, key) in places.items()},
+        stacked=stacked, apart=partial(tensors_among, model, names=names),
+    )  # fmt: skip
+    assert set(found) == set(names)
+    ids = torch.from_numpy(windows)
+    model(input_ids=ids, labels=ids).loss.backward()
+    experts = model.model.layers[1].mlp.experts
+    half = experts.gate_up_proj.shape[1] // 2
+    for expert in range(4):
+        parts = {
+            "w1": experts.gate_up_proj.grad[expert, :half],
+            "w3": experts.gate_up_proj.grad[expert, half:],
+            "w2": experts.down_proj.grad[expert],
+        }
+        for part, gradient in parts.items():
+            name = f"model.layers.1.block_sparse_moe.experts.{expert}.{part}.weight"
+            assert found[name] == pytest.approx(float(gradient.norm()), rel=1e-4), name
+    assert found["lm_head.weight"] == pytest.approx(float(model.lm_head.weight.grad.norm()), rel=1e-4)
+
+
+def test_the_gate_on_gradients_reads_every_pressed_tensor(
+    tiny_moe_dir: Path, text_dir: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    source = open_source(tiny_moe_dir)
+    targets = find_targets(source)
+    tensors = {
+        t.name: TensorPlan(name=t.name, rows=t.rows, cols=t.cols, planes=1, group_size=32)
+        for t in (*embedding_targets(source), *targets)
+    }
+    Plan(tensors=tensors).save(plan)
+    report = press(
+        tiny_moe_dir, tmp_path / "run", text_dir, method="fast", planes=None, plan=str(plan),
+        evaluation_tokens=1024,
+    )  # fmt: skip
+    assert set(report["gradient_norms"]) == set(tensors)
+    (gate,) = [gate for gate in report["gates"] if gate["name"] == "gradient_flow"]
+    assert gate["passed"] is not None
 
 
 @pytest.mark.parametrize("at_most, reads", [(None, 1), (0, 4)])

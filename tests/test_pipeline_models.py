@@ -59,3 +59,27 @@ def test_calibrated_and_generating(
     assert made["tokens"] == 8 or made["text"]
     quantized = json.loads((tmp_path / "out" / "packed" / "config.json").read_text())["quantization_config"]
     assert bool(quantized["transposed"]) == (family == "tiny_gpt2_dir")
+
+
+@pytest.mark.parametrize("family", ["mamba", "openai-gpt"])
+def test_models_without_keys_and_values_of_earlier_tokens(
+    family: str, text_dir: Path, tmp_path: Path
+) -> None:
+    """Mamba keeps states in their place and can be timed; GPT-1 keeps nothing and is not."""
+    from conftest import save_tiny_model
+    from transformers import AutoConfig
+
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 2} if family == "openai-gpt" else {
+        "hidden_size": 64, "state_size": 8, "num_hidden_layers": 2,
+    }  # fmt: skip
+    source = save_tiny_model(AutoConfig.for_model(family, vocab_size=2048, **sizes), tmp_path / "source")
+    config = tp.CompressionConfig(
+        planes=1, text=[str(text_dir)], finetune=False, calibration_tokens=1024, evaluation_tokens=2048,
+        window=64,
+    )  # fmt: skip
+    report = tp.compress(source, tmp_path / "out", config, runs_dir=tmp_path / "runs")
+    assert all(item["passed"] for item in report["handoff"]), report["handoff"]
+    for measured in (report["before"], *report["after"].values()):
+        assert measured["perplexity"] > 1 and measured["tokens_per_s"] > 0
+        assert (measured["latency_ms"] is None) == (family == "openai-gpt")
+        assert bool(measured["latency_reason"]) == (family == "openai-gpt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from test_paged_models import Folder, MostHeld
 from tritpress import steps
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError, TritpressError, UsageError
+from tritpress.formats.huggingface import load_tokenizer
 
 
 class Told(MostHeld):
@@ -121,3 +123,20 @@ def test_a_text_that_changed_since_the_run_began(tiny_qwen3_dir: Path, tmp_path:
         start()
     text.write_text("".join(lines))
     start()
+
+
+def test_a_special_token_that_the_model_has_no_embedding_for(
+    text_dir: Path, tiny_qwen3_dir: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_qwen3_dir, tmp_path / "model")
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_special_tokens({"eos_token": "<end-of-all>"})
+    tokenizer.save_pretrained(model)
+    assert load_tokenizer(model).eos_token_id == 2048
+    options = {"evaluation_tokens": 2048, "calibration_tokens": 1024, "window": 64}
+    work, _ = load(model, tmp_path / "a", text=[str(text_dir)], **options)
+    assert work.windows("held_out").max() < 2048  # nothing between documents, as for a tokenizer without
+    spelt = tmp_path / "spelt.txt"
+    spelt.write_text("".join(f"{' ' * 90}{i * 7919 % 977} {i}<end-of-all>\n" for i in range(2000)))
+    with pytest.raises(InputError, match=r"gives token 2048 for the text spelt\.txt.*the model knows 2048"):
+        load(model, tmp_path / "b", text=[str(spelt)], **options)

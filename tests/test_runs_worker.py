@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 import runs_helper as helper
 from tritpress.config import CompressionConfig
+from tritpress.console.progress import finding
+from tritpress.dashboard.views.runs import state_group
+from tritpress.dashboard.views.status import status_of
 from tritpress.errors import InputError, TritpressError, UsageError
 from tritpress.events import EventReader, EventWriter, StateReader
 from tritpress.runs import follow as following
@@ -75,6 +78,18 @@ def test_a_run_from_start_to_end(start) -> None:
 def test_a_failed_gate_is_exit_code_3(start) -> None:
     run = start(helper.GATE_FAILS)
     assert list(follow(run))[-1]["exit_code"] == 3 and run.read_run()["exit_code"] == 3
+
+
+@pytest.mark.parametrize("kind, code", [(helper.UNJUDGED, 0), (helper.CHECK_FAILS, 3)])
+def test_a_failed_check_counts_and_what_was_not_judged_does_not(start, kind, code) -> None:
+    run = start(kind)
+    assert list(follow(run))[-1]["exit_code"] == code and run.read_run()["exit_code"] == code
+    (listed,) = list_runs(run.path.parent)
+    assert state_group(listed) == ("gates" if code else "passed")
+    state = run_state(run)
+    told = status_of(state).sentence
+    assert ("1 check of the handoff failed: tokenizer round trips." in told) == bool(code)
+    assert finding(state, 7) == "0 of 1 gates pass, 1 not judged"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tritpress.text import (
     split_of,
     token_windows,
 )
+from tritpress.text.documents import read_documents
 from tritpress.text.duplicates import drop_near_duplicates
 
 
@@ -199,6 +200,17 @@ def test_a_tokenizer_without_eos_joins_directly() -> None:
     assert windows.tolist() == [[97, 98, 99, 100]]
 
 
+@pytest.mark.parametrize("windows", [token_windows, lambda *a, **k: TrainingWindows(*a, **k).take(0, 1)])
+def test_tokens_that_the_model_does_not_know(windows) -> None:
+    letters = Letters()
+    letters.eos_token_id = 200  # added to the tokenizer, not to the model: none is put between documents
+    docs = [Document("a", "ab"), Document("b", "cd")]
+    found = windows(letters, docs, window=4, vocabulary=200)
+    assert sorted(found[0].tolist()) == sorted(map(ord, "abcd"))
+    with pytest.raises(InputError, match=r"gives token 100 for the text b, the model knows 100 \(0 to 99\)"):
+        windows(letters, docs, window=4, vocabulary=100)
+
+
 def test_too_little_text_for_a_window() -> None:
     with pytest.raises(InputError, match="do not fill one window of 16"):
         token_windows(Letters(), [Document("a", "short")], window=16)
@@ -273,12 +285,23 @@ def test_text_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 2 of .*a.jsonl is not JSON"), ('{"txt": 1}', 'no field "text"'), ("[1]", 'no field "text"')],
+    [
+        ("{", "line 2 of .*a.jsonl is not JSON"),
+        ('{"txt": 1}', 'no field "text"'),
+        ("[1]", 'no field "text"'),
+        (r'{"text": "half a \ud83d pair"}', "line 2 of .*a.jsonl: .*half of a surrogate pair"),
+        (r'{"text": "\ude00"}', "line 2 of .*a.jsonl: .*half of a surrogate pair"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + line)
     with pytest.raises(InputError, match=message):
         load_splits([tmp_path])
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(r'{"text": "\ud83d\ude00"}' + "\n")
+    assert read_documents([tmp_path])[0].text == "\U0001f600"
 
 
 def test_too_little_text_says_how_much_is_needed(tmp_path: Path) -> None:

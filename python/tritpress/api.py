@@ -40,7 +40,8 @@ def compress(
     worker is asked to stop and the exception goes on to the caller.
 
     Raises `UsageError` and `InputError` for what cannot work, `StopRequested` when the run was stopped by
-    others, and `TritpressError` with the worker's own sentence for all else. A gate that fails is no error.
+    others, and `TritpressError` with the worker's own sentence for all else. A gate or a check of the
+    handoff that fails is no error.
     """
     run = launch(model, out, config, runs_dir)
     return wait(run, on_event)

@@ -311,7 +311,7 @@ def _reference(threads: int) -> list[Row]:
     gop_s and floor_us are null. No row where torch or transformers is not installed.
     """
     try:
-        import torch
+        import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError:
         return []
@@ -320,10 +320,9 @@ def _reference(threads: int) -> list[Row]:
     from tritpress.formats.huggingface import load_tokenizer
     from tritpress.generate import generate_with
     from tritpress.loading import load
-    from tritpress.ops.linear import get_threads, set_threads
+    from tritpress.ops.linear import get_threads, set_threads, use_threads
     from tritpress.reference import reference_model_path
 
-    torch.set_num_threads(threads)
     path = reference_model_path()
     tokenizer = load_tokenizer(path)
     original, ternary = load(path), load(path)
@@ -332,7 +331,7 @@ def _reference(threads: int) -> list[Row]:
     models = {"tritpress": ternary, "torch_fp32": original}
     rates: dict[str, list[float]] = {name: [] for name in models}
     before = get_threads()
-    set_threads(threads)
+    use_threads(threads)
     try:
         for _ in range(REFERENCE_TEXTS):
             for name, model in models.items():

@@ -70,12 +70,9 @@ def generate(
     from tritpress.loading import load
 
     if threads is not None:
-        import torch
+        from tritpress.ops.linear import use_threads
 
-        from tritpress.ops.linear import set_threads
-
-        torch.set_num_threads(threads)
-        set_threads(threads)
+        use_threads(threads)
     model = load(path, activation_bits=activation_bits, device=device, format=format)
     return generate_with(model, load_tokenizer(path), prompt, max_new_tokens, on_text=on_text, **drawing)
 

@@ -13,6 +13,9 @@ from tritpress.formats.source import row_chunks
 if TYPE_CHECKING:
     from torch import nn
 
+READ_BY_ITS_MODEL = ("dt_proj",)
+"""Linear layers of state-space models that are never called: their block multiplies by the weight itself."""
+
 
 def load(
     path: str | Path,
@@ -24,11 +27,11 @@ def load(
 
     A packed one gets a `TernaryLinear` in the place of every linear (or Conv1D) layer that was pressed;
     everything else is dense in float32 (int8 rows decoded; pressed tensors that have no linear layer of
-    their own, such as stacked experts, too). `activation_bits`: 8 runs the kernels with int8 activations,
-    None multiplies float32 activations and gives the dequantized model's logits. `format`: how the int8
-    kernels hold the codes in memory: "1.6bit" reads a fifth less and computes more, which is faster where
-    reading from memory is what takes the time; the results are the same bit for bit. A plain Hugging Face
-    directory is opened in float32.
+    their own, such as stacked experts, or whose weight their model reads itself, too). `activation_bits`: 8
+    runs the kernels with int8 activations, None multiplies float32 activations and gives the dequantized
+    model's logits. `format`: how the int8 kernels hold the codes in memory: "1.6bit" reads a fifth less and
+    computes more, which is faster where reading from memory is what takes the time; the results are the same
+    bit for bit. A plain Hugging Face directory is opened in float32.
 
     Nothing is downloaded and no code of the model's maker is run. Raises `InputError` for a directory that is
     damaged or that transformers cannot open, `UsageError` for an unknown format.
@@ -64,6 +67,7 @@ def _load_packed(packed: PackedModel, activation_bits: int | None, format: Memor
                 if is_linear(module)
                 and tuple(module.weight.shape) == packed.shape(name)  # type: ignore[arg-type,union-attr]
                 and name not in packed.tied  # the embedding needs its rows
+                and path.rpartition(".")[2] not in READ_BY_ITS_MODEL
             }
             model, told = model_class.from_pretrained(
                 None,

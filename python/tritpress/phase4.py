@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from tritpress.config import CompressionConfig, make_config
 from tritpress.errors import StopRequested, TritpressError, UsageError
+from tritpress.report import exit_code
 
 
 class Logger(Protocol):
@@ -92,10 +93,10 @@ class Phase4Controller:
         `progress_callback` gets each event of the run as a dict, `wandb_logger.log` the training figures as
         they come and the metrics at the end.
 
-        Returns a dict with the keys success (no gate failed), phase, output_paths, pre_compression,
-        post_compression, fine_tuning, gradient_flow_test, timing and metrics. A run that cannot be done comes
-        back as success False with the sentence under `error`; wrong values of the configuration raise
-        `UsageError`.
+        Returns a dict with the keys success (no gate and no check of the handoff failed), phase,
+        output_paths, pre_compression, post_compression, fine_tuning, gradient_flow_test, timing and
+        metrics. A run that cannot be done comes back as success False with the sentence under `error`; wrong
+        values of the configuration raise `UsageError`.
         """
         from tritpress.api import compress
 
@@ -173,7 +174,7 @@ def result(report: dict[str, Any], out: Path, seconds: float) -> dict[str, Any]:
     sizes = ("ratio_file", "ratio_layers", "ratio_disk", "bits_per_weight", "planes_mean", "sparsity")
     quality = ("perplexity_change", "perplexity_interval", "accuracy_kept")
     return {
-        "success": not any(gate["passed"] is False for gate in gates),
+        "success": exit_code(report) == 0,
         "phase": 4,
         "output_paths": {**paths, "report": str(out / "report.json")},
         "pre_compression": {**report["model"], **report["before"]},

@@ -24,6 +24,7 @@ EVALUATION_KEYS = (
     "bytes_fp32",
     "memory_bytes",
     "latency_ms",
+    "latency_reason",
     "tokens_per_s",
 )
 
@@ -78,6 +79,15 @@ def build_report(work: Work) -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(work),
     }
+
+
+def exit_code(report: dict[str, Any]) -> int:
+    """How a run that came to its end ends: 0, or 3 where a gate or a check of the handoff failed.
+
+    What was not judged (null) is neither passed nor failed.
+    """
+    judged = [*(report.get("gates") or ()), *(report.get("handoff") or ())]
+    return 3 if any(one.get("passed") is False for one in judged) else 0
 
 
 LAYER_KEYS = ("name", "kind", "rows", "cols", "planes", "group_size", "bits", "sparsity", "mse", "cosine")

@@ -14,8 +14,9 @@ app = Program(
     name="tritpress",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Press language models into ternary weights, measure what it cost, run them on a plain CPU.",
-    epilog="Exit codes: 0 done and every gate passes, 3 done but a gate failed, 2 wrong usage, 1 error or "
-    "interrupted. Errors are one line on stderr; with --json, stdout then stays empty.",
+    epilog="Exit codes: 0 done, nothing that was judged failed; 3 done, but a gate or a check of the handoff "
+    "failed; 2 wrong usage; 1 error or interrupted. Gates that could not be judged (--no-eval, no text) are "
+    "listed as such and do not count. Errors are one line on stderr; with --json, stdout then stays empty.",
 )
 
 app.add_typer(runs_app, name="runs")

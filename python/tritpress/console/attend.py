@@ -48,6 +48,7 @@ def _attend(run: RunDirectory, state: State, json: bool) -> int:
     """Follow a run with progress bars, print its report, return the exit code. `state` is that before it."""
     from tritpress.api import wait
     from tritpress.invocation import resume_line
+    from tritpress.report import exit_code
     from tritpress.runs.follow import worker_runs
 
     try:
@@ -60,7 +61,7 @@ def _attend(run: RunDirectory, state: State, json: bool) -> int:
         done = "is stopping by itself" if worker_runs(run) else "is stopped"
         complain(f"run {run.id} {done}; go on with: {resume_line(run.path)}")
         return INTERRUPTED
-    return 3 if any(gate["passed"] is False for gate in report["gates"]) else 0
+    return exit_code(report)
 
 
 def _wait_with_bars(run: RunDirectory, state: State) -> dict[str, Any]:

@@ -186,7 +186,9 @@ def finding(state: State, n: int) -> str:
         return f"{times(figures['ratio_file'])} smaller, {_planes_and_bits(figures)}"
     if n == 7 and state["gates"]:
         passed = sum(gate.get("passed") is True for gate in state["gates"].values())
-        return f"{passed} of {len(state['gates'])} gates pass"
+        unknown = sum(gate.get("passed") is None for gate in state["gates"].values())
+        words = f"{passed} of {len(state['gates'])} gates pass"
+        return f"{words}, {unknown} not judged" if unknown else words
     return ""
 
 

@@ -29,6 +29,8 @@ def print_report(console: Console, report: dict[str, Any], run_path: Path | None
     console.print(headline(report))
     console.print()
     console.print(before_after(report))
+    if report["before"].get("latency_reason"):
+        console.print(f"Latency: not measured: {report['before']['latency_reason']}", highlight=False)
     if report.get("tasks"):
         console.print()
         console.print(tasks_table(report["tasks"]))
@@ -222,12 +224,25 @@ def gate_words(gate: dict[str, Any]) -> tuple[str, str]:
 
 
 def advice(gates: list[dict[str, Any]]) -> list[Text]:
-    """What each gate has to say: how to make a failed one pass, why one was not measured."""
-    return [
-        Text.assemble((f"{GATE_NAMES.get(gate['name'], gate['name'])}: ", "bold"), str(gate["advice"]))
+    """What each judged gate has to say (how to make a failed one pass); which were not judged, and why."""
+    said = [
+        Text.assemble((f"{_gate_name(gate)}: ", "bold"), str(gate["advice"]))
         for gate in gates
-        if gate.get("advice")
+        if gate.get("advice") and gate["passed"] is not None
     ]
+    reasons: dict[str, list[str]] = {}
+    for gate in gates:
+        if gate["passed"] is None:
+            reason = str(gate.get("advice") or "no figure was taken").removeprefix("not measured: ")
+            reasons.setdefault(reason, []).append(_gate_name(gate))
+    for reason, names in reasons.items():
+        told = f"{len(names)} of {len(gates)} gates ({', '.join(names)}): "
+        said.append(Text.assemble(("Not judged: ", "bold"), told, reason))
+    return said
+
+
+def _gate_name(gate: dict[str, Any]) -> str:
+    return GATE_NAMES.get(gate["name"], str(gate["name"]))
 
 
 def _title(report: dict[str, Any]) -> str:

@@ -218,7 +218,9 @@ def print_evaluation(console: Console, found: dict[str, Any]) -> None:
         ("Tokens", None if found.get("tokens") is None else f"{found['tokens']:,}"),
         (
             "Latency",
-            None if found.get("latency_ms") is None else f"{figure(found['latency_ms'], 3)} ms a token",
+            found.get("latency_reason") and f"not measured: {found['latency_reason']}"
+            if found.get("latency_ms") is None
+            else f"{figure(found['latency_ms'], 3)} ms a token",
         ),
         ("Speed", None if not found.get("tokens_per_s") else f"{count(found['tokens_per_s'])} tokens/s"),
         ("Weight files", None if found.get("bytes") is None else size(found["bytes"])),

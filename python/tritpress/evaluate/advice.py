@@ -114,6 +114,8 @@ def for_gradients(m: Measured) -> str:
     failing = m.gradients.failing
     named = "; ".join(f"{name}: {fault}" for name, fault in failing[:NAMED])
     text = f"{len(failing)} of {m.gradients.tensors} tensors fail: {named}."
+    if m.gradients.unmeasured:
+        text += f" {m.gradients.unmeasured_words}."
     names = {name for name, _ in failing}
     with_more = [a for a in m.alternatives if names <= set(a.raised) and _passes(a)]
     found = max(with_more, key=lambda a: a.ratio, default=None) or passing_plan(m)

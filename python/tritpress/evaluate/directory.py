@@ -6,15 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tritpress.devices import choose_device
 from tritpress.errors import InputError
-from tritpress.evaluate.latency import decode_latency
+from tritpress.evaluate.latency import NO_CACHE, decode_latency
 from tritpress.evaluate.perplexity import evaluate_model
-from tritpress.formats.huggingface import load_tokenizer
+from tritpress.formats.huggingface import embedded_tokens, load_tokenizer
 from tritpress.formats.packed_reader import is_packed
 from tritpress.loading import load
+from tritpress.ops.linear import use_threads
 from tritpress.text import FIELD, builtin_splits, load_splits, token_windows, windows_sha256
 
 
@@ -39,13 +38,14 @@ def evaluate_directory(
     compared; `windows_sha256` of the result is the same where the same tokens were seen. `reference`: a model
     directory to measure `kl` and `agreement` against. `activation_bits`: 8 for the int8 activations of the
     kernels, None for float32 ones (packed models only). `tasks`: lm-eval tasks to score as well
-    (`evaluate.tasks`), on `task_limit` documents of each at most.
+    (`evaluate.tasks`), on `task_limit` documents of each at most. `threads`: of torch and of the kernels,
+    from then on in this process.
 
     Raises `InputError` for a directory or text that cannot be used, `UsageError` for a missing device.
     """
     device = choose_device(device)
     if threads:
-        torch.set_num_threads(threads)
+        use_threads(threads)
     opened = None
     if tasks:
         from tritpress.evaluate.tasks import open_tasks
@@ -57,7 +57,9 @@ def evaluate_directory(
     settings: Any = model.config
     longest = getattr(settings, "max_position_embeddings", None) or window
     window = min(window, int(longest))
-    windows = token_windows(tokenizer, splits.held_out, window, max(1, tokens // window))
+    windows = token_windows(
+        tokenizer, splits.held_out, window, max(1, tokens // window), vocabulary=embedded_tokens(model)
+    )
     other = None
     if reference is not None:
         other = load(reference, device=device)
@@ -82,7 +84,8 @@ def evaluate_directory(
         "kind": "packed" if is_packed(path) else "plain",
         "bytes": sum(file.stat().st_size for file in Path(path).glob("*.safetensors")),
         **found.figures(),
-        "latency_ms": latency.latency_ms,
+        "latency_ms": None if latency is None else latency.latency_ms,
+        "latency_reason": NO_CACHE if latency is None else None,
         "window": window,
         "windows_sha256": windows_sha256(windows),
         "tasks": scores,

@@ -108,7 +108,7 @@ def five_gates(measured: Measured) -> list[dict[str, Any]]:
         _gate(
             "gradient_flow",
             GRADIENT_FLOW,
-            None if m.gradients is None else m.gradients.share,
+            None if m.gradients is None else m.gradients.measured_share,
             m,
             m.gradients is not None and m.gradients.share >= GRADIENT_FLOW,
         ),
@@ -159,6 +159,8 @@ def _gate(
     passed = None if actual is None else bool(holds)
     if passed is None:
         own = measured.accuracy_reason if name == "accuracy" else None
+        if name == "gradient_flow" and measured.gradients is not None:
+            own = measured.gradients.unmeasured_words
         words: str | None = f"not measured: {own or measured.reason or 'no figure was taken'}"
     elif passed:
         words = crossing

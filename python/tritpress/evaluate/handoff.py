@@ -12,7 +12,7 @@ import numpy as np
 
 from tritpress.errors import TritpressError
 from tritpress.formats.source import SourceModel, TensorEntry, open_source, read_raw
-from tritpress.formats.writing import sha256_of
+from tritpress.formats.writing import NEVER_WRITTEN, companions, sha256_of
 
 if TYPE_CHECKING:
     from tritpress.formats.packed import PackedModel
@@ -21,6 +21,11 @@ LOGIT_TOLERANCE = 1e-3
 """Norm of the difference of the two models' float32 logits over the norm of the logits."""
 CHUNK = 4 * 1024 * 1024
 """Weights decoded at once, so that a large model is checked in little memory."""
+TOKENIZER_FILES = (
+    "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
+"""Files of tokenizers whose names do not begin with tokenizer."""
 SAMPLE = "def press(weights):\n    return [sign(w) for w in weights]  # naïve, but ternary\n"
 
 
@@ -156,7 +161,7 @@ class _Checks:
 
     def tokenizer(self) -> str:
         """The files are the source's own, and text survives encoding and decoding as with the source's."""
-        files = [p for p in self.source.path.iterdir() if p.is_file() and _is_tokenizer(p.name)]
+        files = [self.source.path / n for n in companions(self.source.path) if _is_tokenizer(n)]
         if not files:
             raise Unmeasured("the source has no tokenizer")
         for folder in (self.packed_dir, self.dequantized_dir):
@@ -178,10 +183,9 @@ class _Checks:
         )
 
     def clean(self) -> str:
-        bad = (".py", ".bin", ".pt", ".pth", ".pkl", ".part", ".tmp")
         paths = [p for folder in (self.packed_dir, self.dequantized_dir) for p in folder.rglob("*")]
         for path in paths:
-            if path.is_symlink() or path.suffix in bad:
+            if path.is_symlink() or path.suffix in NEVER_WRITTEN:
                 raise Failed(f"{path} does not belong there")
         return f"{len(paths)} files"
 
@@ -343,5 +347,5 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _is_tokenizer(name: str) -> bool:
-    return name.startswith("tokenizer") or name in ("vocab.json", "merges.txt", "special_tokens_map.json")
+    return name.startswith("tokenizer") or name in TOKENIZER_FILES
 

@@ -1,4 +1,4 @@
-"""Time of one generated token: batch 1, with the key-value cache, the way a user waits for it."""
+"""Time of one generated token: batch 1, with what is kept of earlier tokens, the way a user waits for it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,28 @@ class Latency:
     tokens: int
 
 
+CACHES = ("past_key_values", "cache_params")
+"""What an output may keep of earlier tokens, by the name that the next call takes it by: keys and values of
+attention, states of a state-space model."""
+
+NO_CACHE = "the model keeps nothing of earlier tokens, so one token cannot be timed alone"
+
+
+def kept(out: Any) -> dict[str, Any] | None:
+    """What the call for the next token is given of this output; None where the model keeps nothing."""
+    found = ((name, getattr(out, name, None)) for name in CACHES)
+    return next(({name: cache} for name, cache in found if cache is not None), None)
+
+
 @torch.inference_mode()
 def decode_latency(
     model: nn.Module, prompt: np.ndarray, *, tokens: int = 48, warm_up: int = 8, ctx: Any = None
-) -> Latency:
+) -> Latency | None:
     """Greedy decoding of `warm_up + tokens` tokens after `prompt` (int64 [T]); the median of the timed ones.
 
     The prompt is read once, untimed. A prompt too long for the model's positions is cut from the left. The
-    end-of-text token is not obeyed: what is timed is the machine, not the text.
+    end-of-text token is not obeyed: what is timed is the machine, not the text. None for a model that keeps
+    nothing of earlier tokens (`NO_CACHE` is the reason to give).
     """
     device, training = device_of(model), model.training
     limit = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
@@ -41,13 +55,15 @@ def decode_latency(
     model.eval()
     try:
         out = model(input_ids=torch.from_numpy(prompt.copy())[None].to(device), use_cache=True)
+        if kept(out) is None:
+            return None
         seconds = []
         for _ in range(warm_up + tokens):
             if ctx is not None:
                 ctx.check()
             started = time.perf_counter()
             next_B1 = out.logits[:, -1].argmax(dim=-1, keepdim=True)
-            out = model(input_ids=next_B1, past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=next_B1, use_cache=True, **(kept(out) or {}))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - started)

@@ -17,8 +17,10 @@ from lm_eval.api.model import LM
 from torch import Tensor, nn
 
 from tritpress.errors import InputError
+from tritpress.evaluate.latency import kept
 from tritpress.evaluate.perplexity import batches_of, device_of, logits_of
 from tritpress.events.context import NullContext, RunContext
+from tritpress.formats.huggingface import embedded_tokens
 from tritpress.nn.paging import is_paged
 
 CHUNK_TOKENS = 16_384
@@ -52,7 +54,8 @@ class TaskModel(LM):
         self.vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 0) or 32_768)
         settings = getattr(model, "config", None)
         known = (tokenizer.bos_token_id, tokenizer.eos_token_id, getattr(settings, "bos_token_id", None))
-        self.first = next((int(token) for token in known if isinstance(token, int)), 0)
+        self.embedded = embedded_tokens(model) or 2**31
+        self.first = next((int(t) for t in known if isinstance(t, int) and t < self.embedded), 0)
 
     @property
     def max_length(self) -> int:
@@ -63,7 +66,13 @@ class TaskModel(LM):
         return str(getattr(self.tokenizer, "name_or_path", "")).replace("/", "__")
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if tokens and max(tokens) >= self.embedded:
+            raise InputError(
+                f"the tokenizer gives token {max(tokens)} for a task's text, the model knows "
+                f"{self.embedded}: they do not fit"
+            )
+        return tokens
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """(log-probability of the continuation in nats, whether it is what greedy decoding gives) of each."""
@@ -166,18 +175,20 @@ class TaskModel(LM):
         most = int(options.get("max_gen_toks") or options.get("max_new_tokens") or MAX_NEW_TOKENS)
         most = min(most, self.longest - 1)
         ids = (self.encode(context) or [self.first])[-(self.longest - most) :]
-        step, past = torch.tensor([ids], device=device_of(self.model)), None
+        step = torch.tensor([ids], device=device_of(self.model))
+        past: dict[str, Any] = {}
         made: list[int] = []
         while len(made) < most:
             self.context.check()
-            out = self.model(input_ids=step, past_key_values=past, use_cache=True)
-            past, token = out.past_key_values, int(out.logits[0, -1].argmax())
+            out = self.model(input_ids=step, use_cache=True, **past)
+            found, token = kept(out), int(out.logits[0, -1].argmax())
             made.append(token)
             text = self.tokenizer.decode(made)
             ends = [text.index(stop) for stop in stops if stop and stop in text]
             if ends or token == self.tokenizer.eos_token_id:
                 return text[: min(ends, default=len(text))]
-            step = torch.tensor([[token]], device=step.device)
+            new = torch.tensor([[token]], device=step.device)
+            step, past = (torch.cat((step, new), dim=1), {}) if found is None else (new, found)
         return self.tokenizer.decode(made)
 
 

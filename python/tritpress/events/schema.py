@@ -49,7 +49,7 @@ class RunQueued(Event):
 
 class RunFinished(Event):
     status: Literal["finished", "stopped"]
-    exit_code: int | None  # 0 or 3; None for a stopped run
+    exit_code: int | None  # 0, or 3 where a gate or a check of the handoff failed; None for a stopped run
     report: str | None  # path of report.json
     write_seconds: float  # spent on events and snapshots in this process
     seconds: float  # this process was at work
@@ -168,6 +168,7 @@ class EvaluationDone(Event):
     top1_interval: NotRequired[list[float] | None]
     tokens: int
     latency_ms: float | None
+    latency_reason: NotRequired[str]  # why it is None
     tokens_per_s: float | None
     bytes: int
     memory_bytes: NotRequired[int | None]  # of the loaded model: parameters, buffers, kernels' copies

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tritpress.errors import InputError
+from tritpress.errors import InputError, writing_safetensors
 
 VERSION = "1"
 
@@ -20,12 +20,14 @@ VERSION = "1"
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
     """Write `tensors` and `state` (plain JSON values) under a temporary name, flush, rename.
 
-    A reader sees the old checkpoint or the new one, whole, whenever the process is killed.
+    A reader sees the old checkpoint or the new one, whole, whenever the process is killed. Raises `OSError`
+    where the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, temporary, metadata={"tritpress_checkpoint": VERSION, "state": json.dumps(state)})
+    with writing_safetensors(temporary):
+        save_file(plain, temporary, metadata={"tritpress_checkpoint": VERSION, "state": json.dumps(state)})
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -7,6 +7,7 @@ tokens are kept on disk.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -96,7 +97,8 @@ def cache_teacher(
     """Run `teacher` over windows 0 .. `windows` - 1 of `take(start, count)` and keep its likeliest tokens.
 
     Goes on where a killed call stopped, and reads what an earlier one finished. `ctx.check` is called before
-    every batch, `ctx.emit` gets the progress. Raises `InputError` when the disk does not hold it.
+    every batch, `ctx.emit` gets the progress. Raises `InputError` when the disk does not hold it, `OSError`
+    when it is found full.
     """
     if (folder / "facts.json").is_file():
         found = CachedTeacher(folder)
@@ -123,6 +125,8 @@ def cache_teacher(
         )
         for name, kind in (("logp.npy", np.float16), ("ids.npy", ids_type))
     ]
+    for name in ("logp.npy", "ids.npy"):
+        _claim(folder / name, keep=bool(done))
     size = len(batches_of(np.zeros((64, shape[1] + 1)), vocabulary, None)[0])
     with faster_modules(teacher):
         while done < windows:
@@ -144,6 +148,26 @@ def cache_teacher(
                 ctx.emit("step.progress", step=5, done=done, total=windows, detail="the original's logits")
     (folder / "facts.json").write_text(json.dumps({"windows": windows, "top": top}), encoding="utf-8")
     return CachedTeacher(folder)
+
+
+def _claim(path: Path, keep: bool) -> None:
+    """Take the disk space of a file that was made with holes: a write into a hole of a full disk is no error
+    but the process's end (SIGBUS). Raises `OSError` when there is no room; the file then goes unless `keep`.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "r+b") as file:
+        told = os.fstat(file.fileno())
+        if 512 * told.st_blocks >= told.st_size:
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, told.st_size)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
+                return
+            if not keep:
+                path.unlink()
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def teacher_on_disk(

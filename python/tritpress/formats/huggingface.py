@@ -104,6 +104,13 @@ def load_tokenizer(path: str | Path) -> Any:
         raise InputError(f"the tokenizer in {path} cannot be opened: {first_line(error)}") from error
 
 
+def embedded_tokens(model: Any) -> int | None:
+    """Tokens that a loaded model has an embedding for; None for a module that does not tell."""
+    found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weight = getattr(found, "weight", None)
+    return None if weight is None else int(weight.shape[0])
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error of transformers, whose messages run to pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -134,6 +141,43 @@ def file_tensors(model: nn.Module, parameters: Mapping[str, Any]) -> dict[str, A
 
     made: Any = model
     return dict(revert_weight_conversion(made, dict(parameters)))
+
+
+def parameters_of(
+    model: nn.Module, names: Iterable[str]
+) -> tuple[dict[str, tuple[nn.Module, str]], dict[str, Any]]:
+    """Where a loaded model has its source's tensors: ({tensor name: (module, name of the parameter in it)},
+    {name of a parameter in the model: parameter} of those that hold several tensors, such as the experts of a
+    block that transformers stacks when loading: `file_tensors` takes them apart). A name in neither has no
+    parameter.
+    """
+    import torch
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    own: dict[str, tuple[nn.Module, str]] = {}
+    taken, left = set(), []
+    for name in names:
+        known = model_name(model, name, parameters)
+        if known is None:
+            left.append(name)
+            continue
+        path, _, key = known.rpartition(".")
+        own[name] = model.get_submodule(path), key
+        taken.add(id(parameters[known]))
+    stacked = {}
+    for name, parameter in model.named_parameters() if left else ():
+        if id(parameter) not in taken and parameter.ndim > 1:
+            shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            if tensors_among(model, {name: shape}, left):
+                stacked[name] = parameter
+    return own, stacked
+
+
+def tensors_among(model: nn.Module, parameters: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of the tensors `names` that some of a loaded model's parameters hold (`file_tensors`)."""
+    made = file_tensors(model, parameters)
+    found = ((name, model_name(model, name, made)) for name in names)
+    return {name: made[known] for name, known in found if known is not None}
 
 
 def modules_of(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, nn.Module]]:

@@ -36,7 +36,10 @@ COPIED = (
     "chat_template.jinja", "chat_template.json", "generation_config.json",
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
 )  # fmt: skip
-"""Files taken over from the source as they are; code never is."""
+"""Files taken over from the source as they are, beside `tokenizer.model.v3` and the like; code never is."""
+
+NEVER_WRITTEN = (".py", ".bin", ".pt", ".pth", ".pkl", ".part", ".tmp")
+"""Endings of code, pickles and leftovers, which have no place in an output."""
 
 STEP = 6
 
@@ -130,11 +133,17 @@ def output_config(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def companions(source: Path) -> list[str]:
+    """Names of the files beside a model's weights that an output gets too: tokenizer, generation settings and
+    licence.
+    """
+    more = sorted(path.name for path in source.glob("tokenizer.model.*") if path.suffix not in NEVER_WRITTEN)
+    return [name for name in (*COPIED, *more) if (source / name).is_file()]
+
+
 def copy_companions(source: Path, folder: Path) -> None:
-    """Tokenizer, generation settings and licence, as they are. Links that leave the source are refused."""
-    for name in COPIED:
-        if not (source / name).exists():
-            continue
+    """Copy the `companions` as they are. Links that leave the source are refused."""
+    for name in companions(source):
         path = safe_file(source, name)
         if path.is_file():
             with open(path, "rb") as original, open(folder / name, "wb") as copied:

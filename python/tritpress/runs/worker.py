@@ -24,6 +24,7 @@ from tritpress.devices import wait_without_spinning
 from tritpress.errors import StopRequested, TritpressError
 from tritpress.events.context import RunContext
 from tritpress.events.writer import EventWriter
+from tritpress.report import exit_code
 from tritpress.runs.commands import CommandReader
 from tritpress.runs.control import WorkerContext
 from tritpress.runs.directory import RunDirectory, write_json
@@ -50,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def work(run: RunDirectory, pipeline: Pipeline | None = None) -> int:
-    """Do the run's work in this process and return its exit code: 0, 3 (a gate failed), 2, 1 (also: stopped).
+    """Do the run's work in this process and return its exit code: 0, 3 (a gate or a check of the handoff
+    failed), 2, 1 (also: stopped).
 
     `pipeline` None is `tritpress.pipeline.run`.
     """
@@ -139,8 +141,7 @@ def _run(
         _fail(run, context, sentence, code, type(error).__name__)
         return code
     before_end()
-    failed = any(gate.get("passed") is False for gate in report.get("gates", []))
-    code = 3 if failed else 0
+    code = exit_code(report)
     run.update_run(status="finished", exit_code=code, error=None, finished=time.time())
     context.emit(
         "run.finished",

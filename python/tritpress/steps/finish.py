@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tritpress.formats.writing import sha256_of
 from tritpress.report import plain, versions
 from tritpress.steps.alternatives import rerun, ways_out
 from tritpress.steps.places import dequantized_folder, packed_folder
-from tritpress.steps.prepare import emit_evaluation, measure, target_modules, time_in_turns
+from tritpress.steps.prepare import emit_evaluation, measure, time_in_turns
 from tritpress.steps.tasks import tasks_after
 from tritpress.steps.work import PAGED_FROM, Work
 
@@ -227,25 +228,33 @@ def _open_packed(work: Work) -> Any:
 
 def _measure_gradients(work: Work, dequantized: Any) -> Any:
     from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms, gradient_norms_by_block
+    from tritpress.formats.huggingface import parameters_of, tensors_among
     from tritpress.nn.paging import is_paged
 
     experts = any(target.kind == "expert" for target in work.targets)
     few = work.source.parameters >= PAGED_FROM and not experts
     windows = work.windows("held_out")[: GRADIENT_WINDOWS_LARGE if few else GRADIENT_WINDOWS]
     norms = {}
+    names = [target.name for target in work.pressed]
     for which, model in (("dequantized", dequantized), ("original", work.original)):
-        modules = target_modules(work, model)
-        if is_paged(model):
+        places, stacked = parameters_of(model, names)
+        if is_paged(model):  # its parameters are one to one the files' tensors
             norms[which] = gradient_norms_by_block(
-                model, windows, modules, folder=work.folder, ctx=work.context
+                model, windows, places, folder=work.folder, ctx=work.context
             )
             continue
-        weights = {name: module.weight for name, module in modules.items()}
-        norms[which] = gradient_norms(model, windows, weights, ctx=work.context)
+        norms[which] = gradient_norms(
+            model,
+            windows,
+            {name: getattr(owner, key) for name, (owner, key) in places.items()},
+            stacked=stacked,
+            apart=partial(tensors_among, model, names=names),
+            ctx=work.context,
+        )
     work.gradient_norms = norms["dequantized"]
     for name, norm in work.gradient_norms.items():
         work.context.emit("gradient", layer=name, norm=norm, original=norms["original"].get(name))
-    return gradient_flow(norms["dequantized"], norms["original"])
+    return gradient_flow(norms["dequantized"], norms["original"], names)
 
 
 def _prediction(work: Work) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 from tritpress.config import SELF_TEXT, CompressionConfig
@@ -33,10 +34,9 @@ def load(work: Work) -> None:
         reason = untrainable(work) if work.config.finetune else None
         if reason:
             raise UsageError(f"--finetune: {reason}")
-    if work.torch_missing or work.cannot_measure:  # otherwise all of it is looked at when the model is opened
-        pressed = {target.name for target in work.targets}
-        check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
-    work.chosen = work.directory.choose(**_measure_machine(work), text=_text_hashes(work))
+    pressed = {target.name for target in work.targets}
+    check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
+    _choose_by_machine(work)
     _check_same_text(work)
     work.context.emit("model", **model_found(work, work.targets))
     work.context.emit("figures", bytes=work.source.bytes_on_disk, bytes_fp32=work.source.bytes_fp32)
@@ -133,7 +133,7 @@ def measure(work: Work, model: Any, *, step: int, reference: Any = None) -> dict
 
 def time_in_turns(
     work: Work, models: dict[str, Any], turns: int = 3
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """{name: {latency_ms, tokens_per_s}} of several models, timed one after the other again and again.
 
     In place of a model there may be a function that opens it. Such a model, and the weights of a paged one,
@@ -141,7 +141,8 @@ def time_in_turns(
     free is not timed (None), since reading from disk is not what is compared.
 
     The medians can be compared with each other, whatever else the machine did meanwhile. `latency_ms`: one
-    generated token (batch 1, key-value cache); `tokens_per_s`: whole windows at once, four in a batch (fewer
+    generated token (batch 1, key-value cache or states), None with `latency_reason` for a model that keeps
+    neither; `tokens_per_s`: whole windows at once, four in a batch (fewer
     where the vocabulary is large).
     """
     import statistics
@@ -150,7 +151,7 @@ def time_in_turns(
     import torch
 
     from tritpress.allocator import give_back_freed
-    from tritpress.evaluate.latency import decode_latency
+    from tritpress.evaluate.latency import NO_CACHE, decode_latency
     from tritpress.evaluate.perplexity import batches_of, logits_of
     from tritpress.nn.paging import holding, reading_rows
 
@@ -177,12 +178,14 @@ def time_in_turns(
                 del model
                 give_back_freed()
                 if turn:  # the first turn warms up
-                    found[name]["latency"].append(latency.latency_ms)
+                    if latency is not None:
+                        found[name]["latency"].append(latency.latency_ms)
                     found[name]["speed"].append(batch.numel() / seconds)
     return {
         name: {
             "latency_ms": statistics.median(times["latency"]) if times["latency"] else None,
             "tokens_per_s": statistics.median(times["speed"]) if times["speed"] else None,
+            **({"latency_reason": NO_CACHE} if times["speed"] and not times["latency"] else {}),
         }
         for name, times in found.items()
     }
@@ -271,16 +274,18 @@ def _given_splits(work: Work) -> Splits:
         raise UsageError(f"--text self: {work.torch_missing}")
     from tritpress.steps.self_text import self_written_splits
 
-    _start_torch(config)
+    _start_torch(work)
     return self_written_splits(work)
 
 
-def _start_torch(config: CompressionConfig) -> None:
+def _start_torch(work: Work) -> None:
+    """Load torch; a resumed run computes with as many threads as at its start, others give other bits."""
     load_torch()
-    if config.threads:
+    threads = work.kept.get("threads") or work.config.threads
+    if threads:
         import torch
 
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(threads)
 
 
 def _choose_method(work: Work) -> None:
@@ -291,7 +296,7 @@ def _choose_method(work: Work) -> None:
     can_calibrate = work.splits is not None and not missing
     work.method = config.method if config.method != "auto" else ("gptq" if can_calibrate else "fast")
     if work.needs_torch:
-        _start_torch(config)
+        _start_torch(work)
         import torch
 
         torch.manual_seed(config.seed)
@@ -337,6 +342,33 @@ def _check_same_text(work: Work) -> None:
             f"the text has changed since run {work.directory.id} began ({parts}): put it back as it was, or "
             "start a new run"
         )
+
+
+def _choose_by_machine(work: Work) -> None:
+    """Measure this machine and keep what is chosen by it; a resumed run takes what was kept.
+
+    The kernels' path is the machine's alone (all give the same bits): where a run goes on by another one than
+    it began with, `chosen` says both.
+    """
+    now = _measure_machine(work)
+    work.chosen = work.directory.choose(**now, text=_text_hashes(work))
+    began, path = work.chosen.get("kernel"), now["kernel"]
+    if began != path:
+        work.chosen = {**work.chosen, "kernel": path, "kernel_at_start": began}
+        work.context.emit(
+            "log",
+            message=f"the run began with the kernels' path {began}; on this machine it goes on with {path}",
+        )
+    if work.needs_torch:
+        _use_threads_alike(work)
+
+
+def _use_threads_alike(work: Work) -> None:
+    """As many threads for the kernels as for torch, unless `TRITPRESS_NUM_THREADS` says how many they get."""
+    if work.config.threads or not os.environ.get("TRITPRESS_NUM_THREADS"):
+        from tritpress.ops.linear import use_threads
+
+        use_threads(int(work.chosen["threads"]))
 
 
 def _measure_machine(work: Work) -> dict[str, Any]:

@@ -47,7 +47,13 @@ def fine_tuning(work: Work) -> str | None:
     from tritpress.text import TrainingWindows
 
     assert work.splits is not None and work.plan is not None
-    text = TrainingWindows(work.tokenizer, work.splits.fine_tuning, work.window, work.config.seed)
+    text = TrainingWindows(
+        work.tokenizer,
+        work.splits.fine_tuning,
+        work.window,
+        work.config.seed,
+        vocabulary=work.vocabulary,
+    )
     epoch_tokens = text.epoch_windows() * text.window if work.config.epochs else None
     planes = float(np.mean([work.plan.tensors[target.name].planes for target in work.targets]))
     recipe = recipe_for(work.config, work.window, work.chosen["number_formats"], epoch_tokens, planes)

@@ -100,9 +100,10 @@ def _write(work: Work, part_number: int, needed: dict[str, int]) -> Iterator[dic
 
 def _start_token(work: Work) -> int | None:
     """What a text begins with; None where the model has no such token and a drawn one must do."""
+    known = work.vocabulary
     for name in ("bos_token_id", "eos_token_id"):
         found = getattr(work.tokenizer, name, None)
-        if isinstance(found, int):
+        if isinstance(found, int) and (known is None or found < known):
             return found
     return None
 
@@ -124,7 +125,7 @@ def _sample(work: Work, start: int | None, length: int) -> list[tuple[str, int]]
         top_k=0,
         top_p=1.0,
         max_new_tokens=length,
-        pad_token_id=end if end is not None else 0,
+        pad_token_id=end if end is not None and end < vocabulary else 0,
     )
     skip = 0 if start is None else 1
     texts = []

@@ -14,8 +14,9 @@ from tritpress.config import CompressionConfig
 from tritpress.devices import choose_device
 from tritpress.errors import InputError, UsageError
 from tritpress.events.context import RunContext
+from tritpress.formats.checks import text_config
 from tritpress.formats.output import write_atomically
-from tritpress.formats.source import SourceModel, TensorEntry, read_tensor, tensor_entries
+from tritpress.formats.source import INPUT_EMBEDDINGS, SourceModel, TensorEntry, read_tensor, tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import Target, embedding_targets
 from tritpress.plan import Plan
@@ -102,6 +103,11 @@ class Work:
         return self.directory.read_run()
 
     @property
+    def kept(self) -> dict[str, Any]:
+        """What was chosen at the run's first start; nothing before that has ended its first step."""
+        return self.request.get("chosen") or {}
+
+    @property
     def out(self) -> Path:
         """Where the models and the report go."""
         return Path(self.request["out"])
@@ -168,14 +174,26 @@ class Work:
 
     @cached_property
     def device(self) -> str:
-        """The device, cpu or cuda. Raises `UsageError` when CUDA was asked for and is not there."""
+        """The device, cpu or cuda; a resumed run's is the one that it began on.
+
+        Raises `UsageError` when CUDA was asked for, or the run began on it, and it is not there.
+        """
+        wanted = self.kept.get("device") or self.config.device
         if self.torch_missing:
-            if self.config.device == "cuda":
+            if wanted == "cuda":
                 raise UsageError(f"--device cuda: {self.torch_missing}")
             return "cpu"
-        if self.config.device != "cpu":
+        if wanted != "cpu":
             load_torch()
-        return choose_device(self.config.device)
+        try:
+            return choose_device(wanted)
+        except UsageError:
+            if self.config.device == "cuda" or not self.kept:
+                raise
+            raise UsageError(
+                f"run {self.directory.id} began on a CUDA device, and torch finds none here: resume it where "
+                "there is one, or start a new run"
+            ) from None
 
     @cached_property
     def torch_missing(self) -> str | None:
@@ -302,6 +320,7 @@ class Work:
                 limit=max(1, limit // self.window),
                 seed=self.config.seed,
                 part=split.replace("_", "-"),
+                vocabulary=self.vocabulary,
             )
             self._windows[split] = found
         return self._windows[split]
@@ -309,6 +328,16 @@ class Work:
     @cached_property
     def _windows(self) -> dict[str, np.ndarray]:
         return {}
+
+    @cached_property
+    def vocabulary(self) -> int | None:
+        """Tokens that the model has an embedding for; None where neither files nor config tell."""
+        found = embedding_targets(self.source)
+        rows = {target.rows for target in found if target.name.split(".")[-2] in INPUT_EMBEDDINGS}
+        if len(rows) == 1:
+            return rows.pop()
+        told = text_config(self.source).get("vocab_size")
+        return told if isinstance(told, int) else None
 
     @property
     def longest(self) -> int:

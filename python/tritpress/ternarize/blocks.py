@@ -150,8 +150,8 @@ class BlockRunner:
     def _run(self, number: int, block: nn.Module, hidden: Tensor) -> Tensor:
         call = self._calls[len(hidden)][number]
         out = block(hidden, *call.args, **call.kwargs)
-        self._gives_tuples = isinstance(out, tuple)
-        return out[0] if isinstance(out, tuple) else out
+        self._gives_tuples = isinstance(out, tuple | list)
+        return out[0] if self._gives_tuples else out
 
     def step(self, number: int, hidden: Tensor) -> Tensor:
         """One batch of hidden states through a block, gradients following where they are asked for."""

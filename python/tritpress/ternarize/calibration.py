@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 import numpy as np
 
 from tritpress.config import CompressionConfig
-from tritpress.errors import InputError
+from tritpress.errors import InputError, writing_safetensors
 from tritpress.events.context import RunContext
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _hook(inputs: _Mean, gradients: _Mean) -> Any:
 
 
 def save_calibration(moments: Mapping[str, Moments], path: str | Path) -> None:
-    """Write the moments as a safetensors file, whole or not at all."""
+    """Write the moments as a safetensors file, whole or not at all; `OSError` where the disk is full."""
     from safetensors.numpy import save_file
 
     arrays = {
@@ -213,7 +213,8 @@ def save_calibration(moments: Mapping[str, Moments], path: str | Path) -> None:
     }
     path = Path(path)
     beside = path.with_suffix(".tmp")
-    save_file(arrays, beside)
+    with writing_safetensors(beside):
+        save_file(arrays, beside)
     beside.replace(path)
 
 

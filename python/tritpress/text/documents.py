@@ -28,7 +28,7 @@ def read_documents(paths: Sequence[str | Path], field: str = FIELD) -> list[Docu
 
     A document's name is the path relative to the folder given, with `#row` for a row of a file of rows.
     Raises `InputError` for a missing path, a file that cannot be read or is not what its ending says, and a
-    row without `field`.
+    row without `field` or with what is no Unicode text in it.
     """
     documents: dict[str, Document] = {}
     read: set[Path] = set()
@@ -86,8 +86,22 @@ def _read_file(path: Path, name: str, field: str) -> list[Document]:
         if not isinstance(value, dict) or not isinstance(value.get(field), str):
             there = f"; its fields are {', '.join(map(str, value))}" if isinstance(value, dict) else ""
             raise InputError(f'line {number} of {path} has no field "{field}" with a string{there}')
+        if not _is_unicode(value[field]):
+            raise InputError(
+                f'line {number} of {path}: field "{field}" holds half of a surrogate pair (\\ud800 to '
+                "\\udfff alone), which is no character; repair the line or leave it out"
+            )
         documents.append(Document(f"{name}#{number:08d}", value[field]))
     return documents
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8: JSON may escape half of a surrogate pair, which cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet_rows(path: Path, name: str, field: str) -> Iterator[Document]:
@@ -111,5 +125,5 @@ def _parquet_rows(path: Path, name: str, field: str) -> Iterator[Document]:
                     number += 1
                     if value:
                         yield Document(f"{name}#{number:08d}", value)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None

@@ -21,11 +21,25 @@ def tokenize(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
     return [np.asarray(one, dtype=np.int64) for one in ids]
 
 
-def _join(tokenizer: Any, documents: Sequence[Document]) -> np.ndarray:
-    """The documents' tokens in the order given, with the tokenizer's eos (if any) between two documents."""
+def _join(tokenizer: Any, documents: Sequence[Document], vocabulary: int | None) -> np.ndarray:
+    """The documents' tokens in the order given, with the tokenizer's eos (if any) between two documents.
+
+    An eos that is none of the model's `vocabulary` (one added to the tokenizer alone) is left out; any other
+    such token is an `InputError`.
+    """
     eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is not None and vocabulary is not None and eos >= vocabulary:
+        eos = None
     pieces: list[np.ndarray] = []
-    for tokens in tokenize(tokenizer, [document.text for document in documents]):
+    for document, tokens in zip(
+        documents, tokenize(tokenizer, [document.text for document in documents]), strict=True
+    ):
+        if vocabulary is not None and len(tokens) and int(tokens.max()) >= vocabulary:
+            raise InputError(
+                f"the tokenizer gives token {int(tokens.max())} for the text {document.name}, the model "
+                f"knows {vocabulary} (0 to {vocabulary - 1}): tokenizer and model do not fit, or the text "
+                "spells out a special token that the model has no embedding for"
+            )
         if pieces and eos is not None:
             pieces.append(np.array([eos], dtype=np.int64))
         pieces.append(tokens)
@@ -44,18 +58,20 @@ def token_windows(
     limit: int | None = None,
     seed: int = 0,
     part: str = "",
+    vocabulary: int | None = None,
 ) -> np.ndarray:
     """int64 [n, window]: the documents as windows of `window` tokens.
 
     To redo it: sort the documents by name, tokenize each without special tokens, put the tokenizer's eos
-    (if it has one) between two, cut into consecutive windows and drop the remainder, which gives m windows.
-    With `limit` below m, window floor(i * m / limit) is taken for i = 0 .. limit - 1. Nothing is drawn by
-    chance (`seed` is accepted for the common signature and changes nothing).
+    (if it has one, and the model knows it) between two, cut into consecutive windows and drop the remainder,
+    which gives m windows. With `limit` below m, window floor(i * m / limit) is taken for i = 0 .. limit - 1.
+    Nothing is drawn by chance (`seed` is accepted for the common signature and changes nothing).
 
-    Raises `InputError` when the text does not fill one window, naming `part` (of the text). Tokenizes every
-    document: for fine-tuning text use `TrainingWindows`.
+    Raises `InputError` when the text does not fill one window, naming `part` (of the text), and for a token
+    beyond the `vocabulary` of the model (None: not looked at). Tokenizes every document: for fine-tuning text
+    use `TrainingWindows`.
     """
-    tokens = _join(tokenizer, sorted(docs, key=lambda d: d.name))
+    tokens = _join(tokenizer, sorted(docs, key=lambda d: d.name), vocabulary)
     count = len(tokens) // window
     if count == 0:
         what = f"{part} text" if part else "text"
@@ -74,14 +90,14 @@ class TrainingWindows:
     Window i depends on the documents, the tokenizer, `window` and `seed` alone, so a resumed run asks for
     the same numbers and gets the same tokens. In each epoch the documents are shuffled and taken in pools
     of about `pool_characters`; a pool is tokenized, joined with eos, cut into windows (remainder dropped)
-    and its windows are shuffled.
+    and its windows are shuffled. A token beyond the model's `vocabulary` is refused as in `token_windows`.
     """
 
     def __init__(
         self, tokenizer: Any, docs: Sequence[Document], window: int = 256, seed: int = 0,
-        pool_characters: int = 1_000_000,
+        pool_characters: int = 1_000_000, vocabulary: int | None = None,
     ) -> None:  # fmt: skip
-        self._tokenizer = tokenizer
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._docs = sorted(docs, key=lambda d: d.name)
         self.window, self.seed, self._pool_characters = window, seed, pool_characters
         self._starts = [0]  # windows before pool k
@@ -154,7 +170,7 @@ class TrainingWindows:
         if self._cached is None or self._cached[0] != pool:
             epoch, begin, end = self._pools[pool]
             order = self._epoch_order(epoch)
-            tokens = _join(self._tokenizer, [self._docs[i] for i in order[begin:end]])
+            tokens = _join(self._tokenizer, [self._docs[i] for i in order[begin:end]], self._vocabulary)
             count = len(tokens) // self.window
             windows = tokens[: count * self.window].reshape(count, self.window)
             shuffled = np.random.default_rng([self.seed, epoch, begin]).permutation(count)

@@ -154,8 +154,8 @@ def _started(event: Event) -> Described:
 def _finished(event: Event) -> Described:
     if event.get("status") == "stopped":
         return "run", "warning", "The run was stopped"
-    gates = "a gate failed" if event.get("exit_code") else "no gate failed"
-    return "run", "info", f"The run is finished: {gates}"
+    failed = "a gate or a check of the handoff failed" if event.get("exit_code") else "nothing judged failed"
+    return "run", "info", f"The run is finished: {failed}"
 
 
 def _failed(event: Event) -> Described:

@@ -35,8 +35,8 @@ WORDS = {
 STATES = {
     "": "Any state",
     "live": "At work or queued",
-    "passed": "Finished, no gate failed",
-    "gates": "Finished, a gate failed",
+    "passed": "Finished, nothing failed",
+    "gates": "Finished, a gate or check failed",
     "failed": "Failed or worker gone",
     "stopped": "Stopped",
 }
@@ -120,7 +120,8 @@ def state_group(run: Run) -> str:
     if status in LIVE:
         return "live"
     if status == "finished":
-        return "gates" if False in (run.get("gates") or {}).values() else "passed"
+        failed = False in (run.get("gates") or {}).values() or run.get("exit_code") == 3
+        return "gates" if failed else "passed"
     return "stopped" if status == "stopped" else "failed"
 
 

@@ -107,6 +107,15 @@ def _finished(state: State) -> Status:
             "!",
             f"{plural(len(failed), 'gate')} failed: {names}.{written_words(state)}",
         )
+    broken = [str(item.get("name")) for item in state.get("handoff") or () if item.get("passed") is False]
+    if broken:
+        return Status(
+            "Finished",
+            "warning",
+            "!",
+            f"{plural(len(broken), 'check')} of the handoff failed: {', '.join(broken)}."
+            f"{written_words(state)}",
+        )
     if unmeasured:
         return Status(
             "Finished", "good", "✓", f"No gate failed; {plural(len(unmeasured), 'gate')} not measured."
