@@ -260,7 +260,7 @@ impl Drop for Leave<'_> {
             turns += 1;
             match turns {
                 ..2_000 => std::hint::spin_loop(),
-                ..2_100 => thread::yield_now(), // a helper may need this very core to finish its item
+                2_000..2_100 => thread::yield_now(), // a helper may need this very core to finish its item
                 _ => thread::park(), // the last helper wakes it, and one that has left will not sleep
             }
         }
