@@ -18,7 +18,7 @@ from tritpress.dashboard.views.figures import (
 )
 from tritpress.dashboard.views.written import models_written
 from tritpress.events.schema import ENDED
-from tritpress.events.snapshot import worked
+from tritpress.events.snapshot import step_worked, worked
 
 State = dict[str, Any]
 
@@ -222,19 +222,19 @@ def seconds_left(
     """Seconds until the running step is done at the pace so far; None while that cannot be said.
 
     `base` is the time and the amount done at the step's first report, so that work taken over from an earlier
-    start of the run is not counted as speed.
+    start of the run is not counted as speed; a pause since has moved it on. No pause counts as work.
     """
     if not step or not known(step.get("total")) or not known(step.get("done")):
         return None
-    started, before = base if base else (step.get("started"), 0.0)
-    if not known(started):
+    spent, before = (now - base[0], base[1]) if base else (step_worked(step, now), 0.0)
+    if spent is None:
         return None
     done = step["done"] - before
     if done <= 0 and base and known(step.get("started")):
-        started, done = step["started"], step["done"]
-    if done <= 0 or now <= started:
+        spent, done = step_worked(step, now) or 0.0, step["done"]
+    if done <= 0 or spent <= 0:
         return None
-    return max((now - started) * (step["total"] - step["done"]) / done, 0.0)
+    return max(spent * (step["total"] - step["done"]) / done, 0.0)
 
 
 Samples = Mapping[int, Sequence[tuple[float, float]]]
