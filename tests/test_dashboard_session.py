@@ -398,3 +398,21 @@ def test_a_plan_or_a_model_of_few_words_is_shown_as_far_as_it_goes(tmp_path: Pat
         assert tab.built
     none = {"tensors": [{"name": "t", "planes": 2, "rows": 0, "cols": 0, "bits": 1}], "predicted_ratio": 6.0}
     assert headline({**session.feed.state, "plan": none}).bits == "–"
+
+
+def test_runs_worked_on_elsewhere_are_no_reason_to_queue(tmp_path: Path) -> None:
+    pushed = write_run(tmp_path, "pushed", until="gate")
+    pushed.update_run(origin="remote", host="remote", pid=0, heartbeat=time.time())
+    session: Any = Session(RunStore(tmp_path))
+    session.store.refresh_list()
+    assert [(run["alive"], run["status"]) for run in session.store.runs] == [(True, "running")]
+    started, asked = [], []
+    session.starting._launch = lambda wanted, queue: started.append((wanted.name, queue))
+    session.starting.question.ask = asked.append
+    session.starting.start_run("/models/m", {}, "beside it")
+    assert (started, asked) == ([("beside it", False)], [])
+    write_run(tmp_path, "here", name="mine", until="gate")
+    session.starting.start_run("/models/m", {}, "asked about")
+    assert len(started) == 1
+    (question,) = asked
+    assert "1 run is" in question and "<b>mine</b>" in question
