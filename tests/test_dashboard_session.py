@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -416,3 +417,35 @@ def test_runs_worked_on_elsewhere_are_no_reason_to_queue(tmp_path: Path) -> None
     assert len(started) == 1
     (question,) = asked
     assert "1 run is" in question and "<b>mine</b>" in question
+
+
+def test_of_two_pages_that_pause_at_once_the_second_resumes_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    pages: list[Any] = [Session(store := RunStore(tmp_path)), Session(store)]
+    with closing(EventWriter(run.path)) as writer:
+        writer.emit("run.started", model="/models/m", out="o", config={})
+        for page in pages:
+            page.context.open_run("r")
+        feed = pages[0].feed
+        assert pages[1].feed is feed and pages[1].sidebar.toggle.label == "Pause"
+
+        def sent() -> list[str]:
+            lines = run.commands_path.read_text().splitlines() if run.commands_path.exists() else []
+            return [json.loads(line)["command"] for line in lines]
+
+        pages[0].steering.toggle()
+        pages[0].steering.toggle()
+        assert sent() == ["pause"], "a second click while the first is awaited is none"
+        writer.emit("run.paused")
+        feed.poll(time.monotonic() + 60)
+        pages[1].steering.toggle()  # before its button was changed
+        assert sent() == ["pause"]
+        assert told(pages[1].toasts)[-1][1] == "Nothing was sent, as the run changed meanwhile: paused."
+        assert pages[1].sidebar.toggle.label == "Resume"
+        pages[1].steering.toggle()
+        assert sent() == ["pause", "resume"]
+        writer.emit("run.finished", status="finished", exit_code=0)
+        feed.poll(time.monotonic() + 120)
+        pages[1].steering.pending = None
+        pages[1].steering.toggle()
+        assert sent() == ["pause", "resume"] and "finished" in told(pages[1].toasts)[-1][1]

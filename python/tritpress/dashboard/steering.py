@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritpress.dashboard.components.dialogs import Question
 from tritpress.dashboard.components.html import Markup
+from tritpress.dashboard.views.status import status_of
 from tritpress.errors import TritpressError
 from tritpress.events.schema import ENDED
 
@@ -88,14 +89,21 @@ class Steering:
     # Commands
 
     def toggle(self) -> None:
-        """Pause, or go on."""
+        """Pause, or go on: what the button said when it was pressed. Another page may have been faster; then
+        nothing is sent.
+        """
         feed = self.session.feed
-        if feed is None:
+        if feed is None or self.waiting:
             return
-        if feed.lost or feed.state["status"] in ("stopped", "failed"):
+        resume, status = self.session.sidebar.toggle.label == "Resume", feed.state["status"]
+        if resume and (feed.lost or status in ("stopped", "failed")):
             self.act(self._take_up, "The run could not be taken up again")
+        elif not feed.lost and status == ("paused" if resume else "running"):
+            self.send(feed.id, "resume" if resume else "pause")
         else:
-            self.send(feed.id, "resume" if feed.state["status"] == "paused" else "pause")
+            now = status_of(feed.state, feed.lost).label.lower()
+            self.say("warning", f"Nothing was sent, as the run changed meanwhile: {now}.")
+            self.session.apply_controls()
 
     def _take_up(self) -> None:
         from tritpress.runs.directory import RunDirectory
