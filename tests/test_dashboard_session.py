@@ -449,3 +449,25 @@ def test_of_two_pages_that_pause_at_once_the_second_resumes_nothing(tmp_path: Pa
         pages[1].steering.pending = None
         pages[1].steering.toggle()
         assert sent() == ["pause", "resume"] and "finished" in told(pages[1].toasts)[-1][1]
+
+
+def test_a_reset_says_only_of_a_run_that_was_asked_to_stop_that_it_was(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", name="mine", until="gate")
+    session: Any = Session(RunStore(tmp_path))
+    session.context.open_run("r")
+    session.feed.path.joinpath("run.json").unlink()
+    session.steering._stop_and_reset()
+    said = told(session.toasts)
+    assert session.feed is not None and said and not any("was asked to stop" in words for _, words in said)
+
+    write_run(tmp_path, "s", name="other", until="gate")
+    session.context.open_run("s")
+    session.steering._stop_and_reset()
+    assert session.feed is None and "other was asked to stop" in told(session.toasts)[-1][1]
+
+    watcher: Any = Session(RunStore(tmp_path), may_act=False, why_not="only to be looked at")
+    watcher.context.open_run("s")
+    asked: list[Any] = []
+    watcher.steering.question.ask = asked.append
+    watcher.steering.ask_reset()
+    assert not asked and watcher.feed is None

@@ -120,14 +120,14 @@ class Steering:
             steers=True,
         )
 
-    def stop(self) -> None:
-        """Ask the worker to stop; the run can be resumed."""
-        if self.session.feed is not None:
-            self.send(self.session.feed.id, "stop")
+    def stop(self) -> bool:
+        """Ask the worker to stop; the run can be resumed. Whether it was asked."""
+        feed = self.session.feed
+        return feed is not None and self.send(feed.id, "stop")
 
-    def send(self, run_id: str, command: str, **args: Any) -> None:
-        """Send a command to that run's worker and wait for its answer."""
-        self.act(lambda: self._send(run_id, command, args), f"The {command} command could not be sent")
+    def send(self, run_id: str, command: str, **args: Any) -> bool:
+        """Send a command to that run's worker and wait for its answer. Whether it was sent."""
+        return self.act(lambda: self._send(run_id, command, args), f"The {command} command could not be sent")
 
     def _send(self, run_id: str, command: str, args: dict[str, Any]) -> None:
         from tritpress.errors import InputError
@@ -174,7 +174,12 @@ class Steering:
     def ask_reset(self) -> None:
         """Go back to the empty page; a run at work that could be stopped is asked about first."""
         feed = self.session.feed
-        if feed is not None and not (feed.lost or feed.remote) and feed.state["status"] in AT_WORK:
+        if (
+            feed is not None
+            and self.context.may_act
+            and not (feed.lost or feed.remote)
+            and feed.state["status"] in AT_WORK
+        ):
             self.question.ask(
                 Markup(
                     "<p>A stopped run keeps what is finished and can be resumed. "
@@ -192,8 +197,7 @@ class Steering:
 
     def _stop_and_reset(self) -> None:
         feed = self.session.feed
-        if feed is not None:
-            self.stop()
+        if feed is not None and self.stop():  # else it was said why not, of the run that stays open
             self._reset()
             self.say("warning", f"{feed.name} was asked to stop; it stays in the list and can be resumed.")
 
@@ -218,12 +222,16 @@ class Steering:
         if not self.context.may_act:
             raise TritpressError(self.context.why_not or "this page only shows runs")
 
-    def act(self, action: Callable[[], None], what: str) -> None:
-        """Do it; what goes wrong is said in one sentence, `what` before it where it explains itself badly."""
+    def act(self, action: Callable[[], None], what: str) -> bool:
+        """Do it; what goes wrong is said in one sentence, `what` before it where it explains itself badly.
+        Whether it was done.
+        """
         try:
             action()
+            return True
         except TritpressError as error:
             self.say("bad", str(error))
         except (OSError, ValueError, KeyError) as error:
             log.exception("%s", what)
             self.say("bad", f"{what}: {error}")
+        return False
