@@ -15,7 +15,7 @@ from dashboard_log import write_run
 from runs_helper import tiny_model
 from server_helper import TOKEN, ask, port_and_log, refusal, serve_command, serving
 from tritpress.client import Client, Pusher, progress_callback
-from tritpress.client.http import Server
+from tritpress.client.http import ClientError, Server
 from tritpress.config import CompressionConfig
 from tritpress.dashboard.api.checks import check_event, check_values, matches
 from tritpress.errors import UsageError
@@ -219,6 +219,45 @@ def test_a_controller_that_is_silent(port: int, client: Client, runs: Path) -> N
     assert (state["alive"], state["status"]) == (False, "died")
     assert push(port, "silent", [metric(2)], source="after a restart")[0] == 200
     assert client.run("silent")["alive"] is True
+
+
+def test_a_controller_that_was_restarted_is_shown_again(
+    port: int, client: Client, runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tritpress.client.push.RETRY_MOST", 0.1)
+    assert push(port, "restarted", [metric(1)], source="before the restart")[0] == 200
+    status, answer = push(port, "restarted", [], source="after the restart")
+    assert status == 409 and answer["until_silent"] == 30
+    with client.push("again", run_id="restarted") as pusher:
+        deadline = time.monotonic() + 10
+        while "until that one is silent" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert push(port, "restarted", [metric(2)], source="before the restart")[0] == 200
+        assert pusher.error is None and not pusher.flush(0.5)
+        RunDirectory(runs / "restarted").update_run(heartbeat=time.time() - 31)
+        assert pusher.flush(20)
+    assert pusher.error is None
+    events = client.events("restarted")
+    assert [(e["seq"], e["type"]) for e in events] == list(
+        enumerate(["metric", "metric", "run.started", "run.finished"], 1)
+    )
+
+
+def test_a_second_controller_beside_a_living_one_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, asked = Server("http://127.0.0.1:1", TOKEN), []
+
+    def ask(method: str, *_: Any, **__: Any) -> dict[str, Any]:
+        asked.append(method)
+        if method == "GET":
+            return {"seq": 7}
+        raise ClientError(409, "another controller is pushing", {"until_silent": 0.05})
+
+    monkeypatch.setattr(server, "ask", ask)
+    monkeypatch.setattr("tritpress.client.push.RETRY_FIRST", 0.01)
+    pusher = Pusher(server, "second", run_id="r")
+    pusher.emit("metric", name="loss", value=1.0)
+    assert not pusher.flush(20) and pusher.error is not None and asked[:4] == ["GET", "POST"] * 2
 
 
 def test_a_torn_log_and_a_new_server(runs: Path, tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ ENDS = ("run.finished", "run.failed")
 FATAL = (400, 401, 403, 404, 409, 413, 415)
 """Answers that the same push would get again."""
 
+SILENT = "until_silent"
+"""In the answer to the push of a second sender: the seconds after which it is taken if the first is gone."""
+
 
 class Pusher:
     """Sends events from a thread of its own: `emit` never waits and never raises for the server's sake.
@@ -154,6 +157,7 @@ class Pusher:
 
     def _run(self) -> None:
         pause, last = RETRY_FIRST, 0.0
+        kept_out: float | None = None  # since when another sender, which may be gone, has the run
         while self.error is None:
             with self._changed:
                 if self._closing:
@@ -168,7 +172,16 @@ class Pusher:
             try:
                 self._push()
             except ClientError as error:
-                if error.status in FATAL:
+                if SILENT in error.body:
+                    now = time.monotonic()
+                    if kept_out is None:
+                        kept_out = now
+                        log.warning("%s: tried again until that one is silent", error)
+                    if now - kept_out > 2 * float(error.body[SILENT]):
+                        self._give_up(error)
+                        break
+                    self._seq = None  # it may push more before it is
+                elif error.status in FATAL:
                     self._give_up(error)
                     break
                 with self._changed:
@@ -176,7 +189,7 @@ class Pusher:
                         self._changed.wait(pause)
                 pause = min(2 * pause, RETRY_MOST)
                 continue
-            pause, last = RETRY_FIRST, time.monotonic()
+            pause, last, kept_out = RETRY_FIRST, time.monotonic(), None
             with self._changed:
                 self._changed.notify_all()
                 if not self._closing and len(self._waiting) < EVENTS:

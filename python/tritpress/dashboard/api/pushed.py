@@ -21,7 +21,7 @@ from tritpress.events.reader import StateReader
 from tritpress.events.schema import ENDED, encode, make_event
 from tritpress.events.snapshot import fold, save_snapshot
 from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id, write_json
-from tritpress.runs.liveness import is_alive_record
+from tritpress.runs.liveness import HEARTBEAT_STALE, is_alive_record
 
 EVENTS_A_PUSH = 10_000
 LOG_SIZE = 2 << 30
@@ -105,7 +105,9 @@ class PushedLog:
         record = self.run.read_run()
         known = record.get("source")
         if known not in (None, body["source"]) and is_alive_record(record):
-            raise ApiError(409, f"another controller is pushing run {self.run.id} already")
+            raise ApiError(
+                409, f"another controller is pushing run {self.run.id} already", until_silent=HEARTBEAT_STALE
+            )
         lines, changes, ended = self._fold(body["events"])
         data = b"".join(lines)
         if self.size + len(data) > LOG_SIZE:
