@@ -120,10 +120,10 @@ class Steering:
             steers=True,
         )
 
-    def stop(self) -> bool:
-        """Ask the worker to stop; the run can be resumed. Whether it was asked."""
-        feed = self.session.feed
-        return feed is not None and self.send(feed.id, "stop")
+    def stop(self) -> None:
+        """Ask the worker to stop; the run can be resumed."""
+        if self.session.feed is not None:
+            self.send(self.session.feed.id, "stop")
 
     def send(self, run_id: str, command: str, **args: Any) -> bool:
         """Send a command to that run's worker and wait for its answer. Whether it was sent."""
@@ -197,7 +197,7 @@ class Steering:
 
     def _stop_and_reset(self) -> None:
         feed = self.session.feed
-        if feed is not None and self.stop():  # else it was said why not, of the run that stays open
+        if feed is not None and self.send(feed.id, "stop"):  # else it was said why not, of the run that stays open
             self._reset()
             self.say("warning", f"{feed.name} was asked to stop; it stays in the list and can be resumed.")
 
