@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tritpress.dashboard import webhooks
 from tritpress.dashboard.components.dialogs import Question
 from tritpress.dashboard.components.html import Markup, join
 from tritpress.dashboard.folders import refused
@@ -130,8 +131,14 @@ class Starting:
                 self.context.open_run(run.id)
 
         runs_dir = self.context.store.runs_dir
+
+        def launched() -> Any:
+            if (why := webhooks.refusal(wanted.config)) is not None:
+                raise UsageError(why)
+            return launch(wanted.model, None, wanted.config, runs_dir, name=wanted.name, queue=queue)
+
         self.session.steering.background(
-            lambda: launch(wanted.model, None, wanted.config, runs_dir, name=wanted.name, queue=queue),
+            launched,
             started,
             "The run goes into the queue." if queue else "The worker process is starting.",
             FAILED,

@@ -197,7 +197,7 @@ class Steering:
 
     def _stop_and_reset(self) -> None:
         feed = self.session.feed
-        if feed is not None and self.send(feed.id, "stop"):  # else it was said why not, of the run that stays open
+        if feed is not None and self.send(feed.id, "stop"):  # else the run stays open; it was said why
             self._reset()
             self.say("warning", f"{feed.name} was asked to stop; it stays in the list and can be resumed.")
 
