@@ -110,9 +110,10 @@ class Work:
         """The plan that the run was given, held against the model: as it was when the run was made, where its
         folder has that. Raises `UsageError` naming the file that was given, and the tensor that does not fit.
         """
-        given, kept = self.config.plan, self.directory.path / KEPT_PLAN
+        given = self.config.plan
         if given is None:
             return None
+        kept = self.directory.path / KEPT_PLAN
         if not kept.is_file():  # the run is of an older version, or none
             return read_plan(given, self.source, self.targets)
         try:
