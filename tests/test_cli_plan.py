@@ -11,6 +11,7 @@ import tritpress as tp
 from tritpress.cli import app
 from tritpress.plan import Plan
 from tritpress.reference import reference_model_path
+from tritpress.runs.launch import _start
 from typer.testing import CliRunner
 
 REFERENCE = reference_model_path()
@@ -80,7 +81,9 @@ def test_a_plan_given_back_is_foretold_with_the_zeros_it_asks_for(
         assert again["predicted_loss"] == pytest.approx(made["predicted_loss"], rel=1e-4)
 
 
-def test_an_edited_plan_is_looked_at_again_and_pressed(saved: Path, tmp_path: Path) -> None:
+def test_an_edited_plan_is_looked_at_again_and_pressed(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = json.loads(saved.read_text())
     was = plan["tensors"][FIRST]
     other = 3 if was["planes"] != 3 else 1
@@ -91,7 +94,11 @@ def test_an_edited_plan_is_looked_at_again_and_pressed(saved: Path, tmp_path: Pa
     assert (by_name[FIRST]["planes"], by_name[FIRST]["group_size"]) == (other, 32)
     assert by_name[FIRST]["predicted_loss"] != was["predicted_loss"]
     config = tp.CompressionConfig(plan=str(saved), method="fast", finetune=False, evaluate=False)
+    monkeypatch.setattr(
+        "tritpress.runs.launch._start", lambda run: (saved.write_text("of another run"), _start(run))
+    )
     report = tp.compress(REFERENCE, tmp_path / "out", config, runs_dir=tmp_path / "runs")
+    assert report["config"]["plan"] == str(saved), "it is named, and the run's own copy is read"
     layers = {layer["name"]: layer for layer in report["layers"]}
     assert (layers[FIRST]["planes"], layers[FIRST]["group_size"]) == (other, 32)
     assert layers[FIRST]["sparsity"] == pytest.approx(0.3, abs=0.005)

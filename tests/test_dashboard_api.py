@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from runs_helper import SLOW, tiny_model
 from server_helper import TOKEN, ask, refusal
 from tritpress.client import Client
-from tritpress.client.http import Server
+from tritpress.client.http import ClientError, Server
 from tritpress.client.websocket import masked
 from tritpress.dashboard.api.handlers import error_answer, start
 from tritpress.dashboard.api.seek import offset_after, read_lines
@@ -146,9 +147,42 @@ def test_following_a_run_as_it_goes(client: Client, runs: Path) -> None:
         written = time.monotonic()
         assert next(stream)["value"] == value
         assert time.monotonic() - written < 5
+    run.update_run(status="finished")  # as a worker does
     writer.emit("run.finished", status="finished", exit_code=0, report=None)
     assert [event["type"] for event in stream] == ["run.finished"]
     writer.close()
+
+
+def test_following_goes_on_over_the_end_of_an_earlier_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client("http://127.0.0.1:1")
+    log = [{"seq": seq, "type": kind} for seq, kind in enumerate(
+        ["run.started", "run.finished", "run.started", "metric", "run.failed"], 1
+    )]  # fmt: skip
+    monkeypatch.setattr("tritpress.client.client.RETRY", 0.0)
+
+    def follow(ends: list[Any], **options: Any) -> list[Any]:
+        """What is followed when the stream ends so after each connection's events."""
+        told = iter(ends)
+
+        def stream(run_id: str, after: int) -> Iterator[dict[str, Any]]:
+            yield from log[after:]
+            end = next(told)
+            if isinstance(end, Exception):
+                raise end
+            yield {"standing": end}
+
+        client._stream = stream  # type: ignore[method-assign]
+        return list(client.follow("r", **options))
+
+    broken = ClientError(0, "broken off")
+    assert follow(["over"]) == log and follow(["over"], after=4) == log[4:]
+    assert follow(["gone"]) == log, "the last that was heard is an end"
+    assert follow([broken, broken, broken], retries=2) == log
+    assert follow([broken, "over"]) == log
+    log.pop()
+    for end in ("gone", broken):
+        with pytest.raises(TritpressError):
+            follow([end], retries=0)
 
 
 def test_a_worker_that_is_gone(client: Client, runs: Path) -> None:

@@ -78,6 +78,22 @@ def test_nothing_is_promised_on_the_page_or_in_the_report(
 
 
 @pytest.mark.parametrize("how", ENDS)
+def test_a_run_worked_on_elsewhere_is_not_told_to_be_resumed_here(tmp_path: Path, how: str) -> None:
+    run = broken(tmp_path, how, "layer.started")
+    gone = {"pid": 0, "heartbeat": 0.0} if how == "lost" else {}
+    run.update_run(origin="remote", host="remote", **gone)
+    session: Any = Session(RunStore(tmp_path))
+    session.context.open_run(how)
+    session.feed.poll(time.monotonic() + 60)
+    assert session.feed.remote and session.feed.lost == (how == "lost")
+    for key in ("overview", "progress", "outputs", "diff", "tuning"):
+        session.context.open_run(how, key)
+        text = " ".join(words_of(pane.object) for tab in session.tabs for pane in tab.holder.select(Html))
+        assert text and not re.search(r"Resume|on disk|worker\.log|worker process", text), text
+    assert "Resume" not in words_of(report_html(read_facts(run.path)))
+
+
+@pytest.mark.parametrize("how", ENDS)
 def test_page_and_report_say_the_same_of_a_run_that_broke_off(tmp_path: Path, how: str) -> None:
     facts = read_facts(broken(tmp_path, how, "layer.finished", 11).path)
     cards = quality.gate_cards(facts.state, facts.lost)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dashboard_log import write_run
 from runs_helper import tiny_model
 from server_helper import TOKEN, ask, port_and_log, refusal, serve_command, serving
 from tritpress.client import Client, Pusher, progress_callback
-from tritpress.client.http import Server
+from tritpress.client.http import ClientError, Server
 from tritpress.config import CompressionConfig
 from tritpress.dashboard.api.checks import check_event, check_values, matches
 from tritpress.errors import UsageError
@@ -219,6 +220,71 @@ def test_a_controller_that_is_silent(port: int, client: Client, runs: Path) -> N
     assert (state["alive"], state["status"]) == (False, "died")
     assert push(port, "silent", [metric(2)], source="after a restart")[0] == 200
     assert client.run("silent")["alive"] is True
+
+
+def test_a_controller_that_was_restarted_is_shown_again(
+    port: int, client: Client, runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tritpress.client.push.RETRY_MOST", 0.1)
+    assert push(port, "restarted", [metric(1)], source="before the restart")[0] == 200
+    status, answer = push(port, "restarted", [], source="after the restart")
+    assert status == 409 and answer["until_silent"] == 30
+    with client.push("again", run_id="restarted") as pusher:
+        deadline = time.monotonic() + 10
+        while "until that one is silent" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert push(port, "restarted", [metric(2)], source="before the restart")[0] == 200
+        assert pusher.error is None and not pusher.flush(0.5)
+        RunDirectory(runs / "restarted").update_run(heartbeat=time.time() - 31)
+        assert pusher.flush(20)
+    assert pusher.error is None
+    events = client.events("restarted")
+    assert [(e["seq"], e["type"]) for e in events] == list(
+        enumerate(["metric", "metric", "run.started", "run.finished"], 1)
+    )
+
+
+def test_a_second_controller_beside_a_living_one_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, asked = Server("http://127.0.0.1:1", TOKEN), []
+
+    def ask(method: str, *_: Any, **__: Any) -> dict[str, Any]:
+        asked.append(method)
+        if method == "GET":
+            return {"seq": 7}
+        raise ClientError(409, "another controller is pushing", {"until_silent": 0.05})
+
+    monkeypatch.setattr(server, "ask", ask)
+    monkeypatch.setattr("tritpress.client.push.RETRY_FIRST", 0.01)
+    pusher = Pusher(server, "second", run_id="r")
+    pusher.emit("metric", name="loss", value=1.0)
+    assert not pusher.flush(20) and pusher.error is not None and asked[:4] == ["GET", "POST"] * 2
+
+
+def test_a_model_of_many_experts_and_an_event_that_is_too_large(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"model.layers.{i // 384}.mlp.experts.{i % 384}.gate_proj.weight" for i in range(48 * 384)]
+    one = {"layer": 7, "kind": "gate", "rows": 768, "cols": 2048}
+    planned = {**one, "planes": 2, "group_size": 64, "bits": 4.5, "threshold": 0.5, "sparsity": None}
+    planned |= {"error": 0.012345678901234567, "importance": 0.012345678901234567, "max_sparsity": 0.44}
+    with client.push("experts") as pusher:
+        pusher.emit("model", model={"path": "m"}, targets=[{"name": name, **one} for name in names])
+        pusher.emit("plan", tensors=[{"name": name, **planned} for name in names], predicted_ratio=7.0)
+        for size in (1 << 20, 2 << 20):
+            pusher.emit("metric", name="loss", value=1.0, note="x" * size)
+        pusher.emit("metric", name="loss", value=0.5)
+        pusher.report({"text": "x" * (8 << 20)})
+        pusher.report({"text": "x" * (5 << 20)})
+    assert pusher.error is None and pusher.oversize == 3
+    events = client.events(pusher.run_id)
+    kinds = ["run.started", "model", "plan", "log", "metric", "run.finished"]
+    assert [event["type"] for event in events] == kinds
+    assert [len(events[1]["targets"]), len(events[2]["tensors"])] == [len(names)] * 2
+    assert len(json.dumps(events[2])) > 4 << 20 and len(json.dumps(events[1])) > 1 << 20
+    assert re.search(r"The event 'metric' of 1,048,\d+ bytes .* is left out", events[3]["message"])
+    assert caplog.text.count("is left out") == 1
+    assert len(client.report(pusher.run_id)["text"]) == 5 << 20
 
 
 def test_a_torn_log_and_a_new_server(runs: Path, tmp_path: Path) -> None:

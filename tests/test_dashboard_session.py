@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +399,75 @@ def test_a_plan_or_a_model_of_few_words_is_shown_as_far_as_it_goes(tmp_path: Pat
         assert tab.built
     none = {"tensors": [{"name": "t", "planes": 2, "rows": 0, "cols": 0, "bits": 1}], "predicted_ratio": 6.0}
     assert headline({**session.feed.state, "plan": none}).bits == "–"
+
+
+def test_runs_worked_on_elsewhere_are_no_reason_to_queue(tmp_path: Path) -> None:
+    pushed = write_run(tmp_path, "pushed", until="gate")
+    pushed.update_run(origin="remote", host="remote", pid=0, heartbeat=time.time())
+    session: Any = Session(RunStore(tmp_path))
+    session.store.refresh_list()
+    assert [(run["alive"], run["status"]) for run in session.store.runs] == [(True, "running")]
+    started, asked = [], []
+    session.starting._launch = lambda wanted, queue: started.append((wanted.name, queue))
+    session.starting.question.ask = asked.append
+    session.starting.start_run("/models/m", {}, "beside it")
+    assert (started, asked) == ([("beside it", False)], [])
+    write_run(tmp_path, "here", name="mine", until="gate")
+    session.starting.start_run("/models/m", {}, "asked about")
+    assert len(started) == 1
+    (question,) = asked
+    assert "1 run is" in question and "<b>mine</b>" in question
+
+
+def test_of_two_pages_that_pause_at_once_the_second_resumes_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    pages: list[Any] = [Session(store := RunStore(tmp_path)), Session(store)]
+    with closing(EventWriter(run.path)) as writer:
+        writer.emit("run.started", model="/models/m", out="o", config={})
+        for page in pages:
+            page.context.open_run("r")
+        feed = pages[0].feed
+        assert pages[1].feed is feed and pages[1].sidebar.toggle.label == "Pause"
+
+        def sent() -> list[str]:
+            lines = run.commands_path.read_text().splitlines() if run.commands_path.exists() else []
+            return [json.loads(line)["command"] for line in lines]
+
+        pages[0].steering.toggle()
+        pages[0].steering.toggle()
+        assert sent() == ["pause"], "a second click while the first is awaited is none"
+        writer.emit("run.paused")
+        feed.poll(time.monotonic() + 60)
+        pages[1].steering.toggle()  # before its button was changed
+        assert sent() == ["pause"]
+        assert told(pages[1].toasts)[-1][1] == "Nothing was sent, as the run changed meanwhile: paused."
+        assert pages[1].sidebar.toggle.label == "Resume"
+        pages[1].steering.toggle()
+        assert sent() == ["pause", "resume"]
+        writer.emit("run.finished", status="finished", exit_code=0)
+        feed.poll(time.monotonic() + 120)
+        pages[1].steering.pending = None
+        pages[1].steering.toggle()
+        assert sent() == ["pause", "resume"] and "finished" in told(pages[1].toasts)[-1][1]
+
+
+def test_a_reset_says_only_of_a_run_that_was_asked_to_stop_that_it_was(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", name="mine", until="gate")
+    session: Any = Session(RunStore(tmp_path))
+    session.context.open_run("r")
+    session.feed.path.joinpath("run.json").unlink()
+    session.steering._stop_and_reset()
+    said = told(session.toasts)
+    assert session.feed is not None and said and not any("was asked to stop" in words for _, words in said)
+
+    write_run(tmp_path, "s", name="other", until="gate")
+    session.context.open_run("s")
+    session.steering._stop_and_reset()
+    assert session.feed is None and "other was asked to stop" in told(session.toasts)[-1][1]
+
+    watcher: Any = Session(RunStore(tmp_path), may_act=False, why_not="only to be looked at")
+    watcher.context.open_run("s")
+    asked: list[Any] = []
+    watcher.steering.question.ask = asked.append
+    watcher.steering.ask_reset()
+    assert not asked and watcher.feed is None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from bokeh.models import ColumnDataSource
 from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.app import app_path
@@ -20,7 +21,10 @@ from tritpress.dashboard.components.sources import sync
 from tritpress.dashboard.kept import GRAVE, RECENT, Kept
 from tritpress.dashboard.session import Session
 from tritpress.dashboard.store import Feed, RunStore
+from tritpress.dashboard.views.eta import TimeLeft, run_left
 from tritpress.dashboard.views.events import SHOWN, EventSearch, event_lines, left_out_words
+from tritpress.dashboard.views.overview import step_lines
+from tritpress.dashboard.views.status import seconds_left, step_left
 from tritpress.events import EventWriter, StateReader
 from tritpress.runs.labels import edit_labels
 
@@ -60,6 +64,37 @@ def test_a_feed_follows_the_log(tmp_path: Path) -> None:
     store.close(feed)
     assert store.open("r") is not feed
     store.leave()
+
+
+def test_a_pause_is_no_slow_work(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    with closing(EventWriter(run.path)) as writer:
+        writer.emit("run.started", model="/models/m", out="o", config={})
+    feed, log = Feed(run.path), []
+
+    def tell(t: float, type: str, **fields: object) -> None:
+        log.append({"v": 1, "run": "r", "seq": len(log) + 2, "t": t, "type": type, **fields})
+
+    tell(1000.0, "step.started", step=4)
+    for k in range(6):
+        tell(1010.0 + 10 * k, "step.progress", step=4, done=k + 1, total=10)
+    tell(1061.0, "run.paused")
+    tell(5061.0, "run.resumed", seconds=4000.0)
+    tell(5069.0, "step.progress", step=4, done=7, total=10)
+    with open(run.events_path, "a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in log)
+    assert feed.poll(time.monotonic() + 60)
+    state, base = feed.state, feed.progress_base
+    left = step_left(state["steps"][3], 5069.0, base[4], feed.samples[4])
+    assert left is not None and left.low is not None
+    assert 25 < left.low <= left.seconds <= (left.high or 0.0) < 35
+    assert seconds_left(state["steps"][3], 5069.0, base[4]) == pytest.approx((59 / 6) * 3)
+    assert seconds_left(state["steps"][3], 5069.0) == pytest.approx((69 / 7) * 3)
+    assert step_lines(state, 5069.0)[3].time == "1 min 09 s"
+    took = [None, None, None, 100.0, 1.0, 1.0, 1.0]
+    assert run_left(state["steps"], 5069.0, None, [took]) is None  # steps 1 to 3 are still to come
+    took[:3] = [0.0, 0.0, 0.0]
+    assert run_left(state["steps"], 5069.0, None, [took]) == TimeLeft(31 + 3)
 
 
 def test_paths_stay_inside(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -107,6 +108,24 @@ def test_status_in_words(tmp_path: Path) -> None:
     assert status.elapsed(running, running["started"] + 7) == 7
     waits = {**initial_state("r"), "status": "queued", "after": ["a", "b", "c", "d"]}
     assert "4 runs (Llama, b, c, …)" in status.status_of(waits, names={"a": "Llama", "d": "no"}).sentence
+
+
+def test_words_of_a_run_worked_on_elsewhere_promise_nothing_of_this_machine(tmp_path: Path) -> None:
+    running = state_until(tmp_path, "layer.finished", 3)
+    running["outputs"] = []
+    for kind in ("created", "queued", "running", "paused", "stopped", "failed", "lost"):
+        lost = kind == "lost"
+        state = {**running, "status": "running" if lost else kind, "after": ["a"]}
+        said = [
+            status.status_of(state, lost, remote=True).sentence,
+            status.next_words(state, lost, remote=True),
+            outputs.standing(state, lost, remote=True)[1],
+        ]
+        assert all(said), (kind, said)
+        untrue = r"Resume|worker\.log|on disk|stop it|process|Nothing was written"
+        assert not re.search(untrue, " ".join(said)), said
+    assert "Resume goes on" in status.status_of(running, lost=True).sentence
+    assert "worker.log" in status.next_words(running, lost=True)
 
 
 def test_eta_from_the_pace_so_far() -> None:

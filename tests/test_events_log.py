@@ -30,7 +30,7 @@ from tritpress.events import (
     initial_state,
     load_snapshot,
 )
-from tritpress.events.snapshot import FINETUNE_POINTS, worked
+from tritpress.events.snapshot import FINETUNE_POINTS, step_worked, worked
 
 
 def lines(run: Path) -> list[bytes]:
@@ -366,6 +366,22 @@ def test_time_at_work_leaves_out_pauses_and_what_lies_between_two_workers() -> N
     fold(state, {"type": "run.finished", "seq": 10, "t": 9500.0, "run": "r", "status": "stopped"})
     assert worked(state, state["finished"]) == 28
     assert worked(initial_state("r"), 5.0) is None
+
+
+def test_time_of_a_running_step_leaves_out_its_pauses() -> None:
+    state = initial_state("r")
+    for seq, (t, kind) in enumerate(
+        [(90.0, "run.started"), (91.0, "run.paused"), (95.0, "run.resumed"), (100.0, "step.started"),
+         (110.0, "run.paused"), (150.0, "run.resumed"), (160.0, "run.paused")]
+    ):  # fmt: skip
+        fold(state, {"type": kind, "seq": seq, "t": t, "run": "r", "step": 4})
+    step = state["steps"][3]
+    assert step_worked(step, 9999.0, state["idle_since"]) == 20
+    fold(state, {"type": "run.resumed", "seq": 8, "t": 1160.0, "run": "r"})
+    assert step_worked(step, 1165.0, state["idle_since"]) == 25
+    fold(state, {"type": "step.started", "seq": 9, "t": 1170.0, "run": "r", "step": 4})
+    assert step_worked(step, 1171.0, state["idle_since"]) == 1
+    assert step_worked(state["steps"][4], 1171.0) is None
 
 
 def test_the_state_tells_how_a_run_went() -> None:

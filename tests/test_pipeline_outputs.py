@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tritpress import pipeline
@@ -79,3 +81,31 @@ def test_a_kill_between_the_renaming_and_the_note_of_it(run) -> None:
     (out / "dequantized").rename(out / "aside")
     pipeline.run(config, directory, At(0))
     assert (out / "dequantized" / "model.safetensors").is_file()
+
+
+class Paused(At):
+    """A context that is paused for 100 seconds at every check, by a clock that moves at no other time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_at: int = 0) -> None:
+        super().__init__(stop_at, lambda: setattr(self, "stop", True))
+        self.now = self.paused_seconds = 0.0
+        self.stop = False
+        monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def check(self) -> None:
+        self.now += 100
+        self.paused_seconds += 100
+        if self.stop:
+            raise StopRequested("stopped while paused")
+
+
+def test_the_times_of_the_steps_are_without_pauses(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, directory, _ = run
+    stopped = Paused(monkeypatch, stop_at=4)
+    with pytest.raises(StopRequested):
+        pipeline.run(config, directory, stopped)
+    assert json.loads((directory.work / "step4.partial.json").read_text()) == {"seconds": 0.0}
+    context = Paused(monkeypatch)
+    pipeline.run(config, directory, context)
+    records = [json.loads((directory.work / f"step{n}.json").read_text()) for n in range(1, 8)]
+    assert context.paused_seconds > 1000 and [record["seconds"] for record in records] == [0.0] * 7

@@ -193,6 +193,20 @@ def test_no_progress_and_pauses() -> None:
     assert len(told) == 2
 
 
+def test_a_run_that_waits_in_the_queue_does_not_stall() -> None:
+    seen, told, now = watch("stalled:10")
+    seen.see("run.queued", {"after": ["a"]})
+    now[0] = 5000
+    seen.tick()
+    seen.see("run.started", {"config": {}})
+    now[0] = 5599
+    seen.tick()
+    assert not told
+    now[0] = 5601
+    seen.tick()
+    assert len(told) == 1
+
+
 def test_a_broken_rule_or_receiver_never_reaches_the_run(capfd: pytest.CaptureFixture[str]) -> None:
     def fail(_: dict[str, Any]) -> None:
         raise RuntimeError("of all things")

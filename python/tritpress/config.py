@@ -42,6 +42,9 @@ def size_class(parameters: int) -> str:
     return next(name for name, (limit, _) in SIZE_CLASSES.items() if parameters < limit)
 
 
+KEPT_PLAN = "given-plan.json"
+"""In a run's folder: the plan that it was given, as it was when the run was made."""
+
 SELF_TEXT = "self"
 """Given as text: the model writes it."""
 

@@ -74,18 +74,23 @@ def _carry_out(
     earlier: dict[str, Any] | None,
 ) -> dict[str, Any]:
     before = _read_partial(work.folder, number) if earlier is None else 0.0
-    started = time.perf_counter()
+    started = _worked(work.context)
     try:
         skipped = function(work)
     except StopRequested:
         _write_json(
-            work.folder / f"step{number}.partial.json", {"seconds": before + time.perf_counter() - started}
+            work.folder / f"step{number}.partial.json", {"seconds": before + _worked(work.context) - started}
         )
         raise
-    seconds = before + time.perf_counter() - started
+    seconds = before + _worked(work.context) - started
     record = {"n": number, "name": name, "seconds": round(seconds, 3), "skipped": skipped}
     _write_json(work.folder / f"step{number}.json", record)
     return record
+
+
+def _worked(context: RunContext) -> float:
+    """Seconds on a clock that stands still while the run is paused (only a worker's context pauses)."""
+    return time.perf_counter() - float(getattr(context, "paused_seconds", 0.0))
 
 
 def _read_record(folder: Path, number: int) -> dict[str, Any] | None:

@@ -66,6 +66,15 @@ def dashboard(
             "[dim](default: anywhere on 127.0.0.1, else the working folder)[/dim]",
         ),
     ] = None,
+    allow_webhook: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-webhook",
+            metavar="HOST",
+            help="Alerts of runs started here may go to it, though it is in this machine's network. Can be "
+            "repeated. [dim](default: anywhere on 127.0.0.1)[/dim]",
+        ),
+    ] = None,
     run: Annotated[
         str | None, typer.Option("--run", metavar="RUN", help="Open the page on this run.")
     ] = None,
@@ -103,6 +112,7 @@ def dashboard(
             require_token=not no_token,
             hosts=allow_host or (),
             folders=allow_folder or (),
+            webhook_hosts=allow_webhook or (),
             run=find_run(run, folder).id if run is not None else None,
             announce=announce,
         )

@@ -54,30 +54,33 @@ class Client:
     def follow(
         self, run_id: str, after: int = 0, *, forever: bool = False, retries: int = 5
     ) -> Iterator[dict[str, Any]]:
-        """Yield events with a `seq` above `after`, those to come too, until the run is over.
+        """Yield events with a `seq` above `after`, those to come too, until the run is over: the end of an
+        earlier worker does not end this when the run was resumed since.
 
         A connection that breaks off is taken up again where it was, up to `retries` times in a row. Raises
         `TritpressError` when the worker is gone without a last event. With `forever` neither the run's end
         nor its worker's ends this: a run may be resumed.
         """
-        failed = 0
+        failed, ended = 0, False
         while True:
             try:
                 for event in self._stream(run_id, after):
                     if "standing" in event:
-                        if event["standing"] == "over" and not forever:
+                        over = event["standing"] == "over" or (ended and event["standing"] == "gone")
+                        if over and not forever:
                             return
                         if event["standing"] == "gone" and not forever:
                             raise TritpressError(f"the worker of run {run_id} is gone without a last word")
                         continue
                     failed = 0
                     after = event["seq"]
+                    ended = event["type"] in ENDS
                     yield event
-                    if event["type"] in ENDS and not forever:
-                        return
                 raise ClientError(0, f"{self.server.address} ended the stream")
             except ClientError as error:
                 if error.status != 0 or failed >= retries:
+                    if ended and not forever:  # the last that was heard is an end
+                        return
                     raise
             failed += 1
             time.sleep(RETRY)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tritpress.client.http import ClientError, Server
 from tritpress.errors import UsageError
-from tritpress.events.schema import Event, encode
+from tritpress.events.schema import Event, encode, most_bytes
 from tritpress.runs.directory import check_run_id, new_run_id
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,13 @@ BUFFER = 100_000
 """Events that are kept while the server cannot be reached; beyond them the oldest are given up."""
 
 EVENTS, SIZE = 2000, 2 << 20
-"""Events and bytes of one push, at most."""
+"""Events and bytes of one push, at most; one event may be larger and then goes alone."""
+
+REPORT = 7 << 20
+"""Bytes of a report that the server takes."""
+
+COMMON = 300
+"""Bytes of the common keys of an event, at most."""
 
 EVERY = 0.2
 """Seconds between two pushes."""
@@ -38,6 +44,9 @@ ENDS = ("run.finished", "run.failed")
 FATAL = (400, 401, 403, 404, 409, 413, 415)
 """Answers that the same push would get again."""
 
+SILENT = "until_silent"
+"""In the answer to the push of a second sender: the seconds after which it is taken if the first is gone."""
+
 
 class Pusher:
     """Sends events from a thread of its own: `emit` never waits and never raises for the server's sake.
@@ -45,7 +54,7 @@ class Pusher:
     As a context manager it begins the run (`run.started`) and ends it (`run.finished`, or `run.failed` with
     the exception's sentence), unless such an event was emitted, and flushes at the end. What the server
     refuses for good is kept in `error` and logged once; events given up for want of room are counted in
-    `dropped` and told in the run's log.
+    `dropped` and told in the run's log, and so are those too large to be taken, in `oversize`.
     """
 
     def __init__(
@@ -60,10 +69,11 @@ class Pusher:
         self.server = server
         self.run_id = check_run_id(run_id) if run_id is not None else new_run_id()
         self.error: ClientError | None = None
-        self.dropped = 0
+        self.dropped = self.oversize = 0
         self.ended = False
         self._about = {"source": secrets.token_hex(16), "name": name, "model": model, "config": config}
         self._report: dict[str, Any] | None = None
+        self._report_size = 0
         self._waiting: deque[str] = deque()  # encoded, without their number
         self._batch: list[str] = []  # on its way: sent again as it is until it is answered
         self._seq: int | None = None  # of the last event that the server has; None: not asked yet
@@ -96,6 +106,9 @@ class Pusher:
         if taken:
             raise UsageError(f"event {type!r}: the field {sorted(taken)[0]!r} is one of the common keys")
         text = encode({"type": type, "t": time.time(), **fields})
+        if len(text) > (most := most_bytes(type) - COMMON):
+            self._leave_out(f"the event {type!r} of {len(text):,} bytes ({most:,} at most)")
+            return
         with self._changed:
             if self._closing:
                 return
@@ -123,15 +136,19 @@ class Pusher:
             except (OSError, ValueError) as error:
                 log.warning("the report of run %s is not pushed: %s", self.run_id, error)
                 return
+        size = len(encode(report))
+        if size > REPORT:
+            self._leave_out(f"the report of {size:,} bytes ({REPORT:,} at most)")
+            return
         with self._changed:
-            self._report = dict(report)  # type: ignore[arg-type]
+            self._report, self._report_size = dict(report), size  # type: ignore[arg-type]
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was emitted has arrived; False when it did not within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         with self._changed:
             self._changed.notify_all()
-            while (self._waiting or self._batch) and self.error is None and self._thread is not None:
+            while self._to_send and self.error is None and self._thread is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
@@ -154,13 +171,14 @@ class Pusher:
 
     def _run(self) -> None:
         pause, last = RETRY_FIRST, 0.0
+        kept_out: float | None = None  # since when another sender, which may be gone, has the run
         while self.error is None:
             with self._changed:
                 if self._closing:
                     break
-                if not self._waiting and not self._batch:
+                if not self._to_send:
                     self._changed.wait(EVERY)
-                wanted = bool(self._waiting or self._batch) or (
+                wanted = self._to_send or (
                     time.monotonic() - last > HEARTBEAT and not self.ended
                 )
             if not wanted:
@@ -168,7 +186,16 @@ class Pusher:
             try:
                 self._push()
             except ClientError as error:
-                if error.status in FATAL:
+                if SILENT in error.body:
+                    now = time.monotonic()
+                    if kept_out is None:
+                        kept_out = now
+                        log.warning("%s: tried again until that one is silent", error)
+                    if now - kept_out > 2 * float(error.body[SILENT]):
+                        self._give_up(error)
+                        break
+                    self._seq = None  # it may push more before it is
+                elif error.status in FATAL:
                     self._give_up(error)
                     break
                 with self._changed:
@@ -176,7 +203,7 @@ class Pusher:
                         self._changed.wait(pause)
                 pause = min(2 * pause, RETRY_MOST)
                 continue
-            pause, last = RETRY_FIRST, time.monotonic()
+            pause, last, kept_out = RETRY_FIRST, time.monotonic(), None
             with self._changed:
                 self._changed.notify_all()
                 if not self._closing and len(self._waiting) < EVENTS:
@@ -190,6 +217,8 @@ class Pusher:
             if not self._batch:
                 self._batch = self._take()
             batch, report = self._batch, self._report
+            if batch and sum(map(len, batch)) + self._report_size > REPORT:
+                report = None  # it goes after them
         first = self._seq + 1
         events = [{**json.loads(text), "seq": seq} for seq, text in enumerate(batch, first)]
         body: dict[str, Any] = {**self._about, "events": events}
@@ -200,7 +229,7 @@ class Pusher:
         with self._changed:
             self._seq = int(answer["seq"])
             self._batch = []
-            if self._report is report:
+            if report is not None and self._report is report:
                 self._report = None
 
     def _begin(self) -> int:
@@ -219,10 +248,25 @@ class Pusher:
             missing, self._told = self.dropped - self._told, self.dropped
             lost = f"{missing:,} events were given up while the dashboard could not be reached"
             batch.append(encode({"type": "log", "t": time.time(), "message": lost}))
-        while self._waiting and len(batch) < EVENTS and size < SIZE:
+        while self._waiting and len(batch) < EVENTS:
             size += len(self._waiting[0])
+            if batch and size > SIZE:
+                break
             batch.append(self._waiting.popleft())
         return batch
+
+    @property
+    def _to_send(self) -> bool:
+        return bool(self._waiting or self._batch or self._report is not None)
+
+    def _leave_out(self, what: str) -> None:
+        """Go on without what the server would not take, and say so once."""
+        self.oversize += 1
+        if self.oversize > 1:
+            return
+        words = f"{what[0].upper()}{what[1:]} is left out: a dashboard does not take so much at once"
+        log.warning("run %s: %s", self.run_id, words)
+        self.emit("log", level="warning", message=words)
 
     def _give_up(self, error: ClientError) -> None:
         log.warning("run %s is no longer pushed to %s: %s", self.run_id, self.server.address, error)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tritpress.console.numbers import count, duration, figure, percent, planes, times
-from tritpress.events.snapshot import State, fold
+from tritpress.events.snapshot import State, fold, step_worked
 
 MARKS = {"waiting": ("·", "dim"), "done": ("✓", "green"), "skipped": ("–", "yellow"), "failed": ("✗", "red")}
 
@@ -147,7 +147,7 @@ def _row(
         pulse=not known,
         animation_time=now,
     )
-    elapsed = now - step["started"] if step["started"] else None
+    elapsed = step_worked(step, now, state.get("idle_since"))
     pause = state["status"] == "paused"
     mark_shown: RenderableType = Text("‖", style="yellow") if pause else spinner or Text("›")
     return mark_shown, name, bar, Text(duration(elapsed)), Text(current(state, step), style="cyan")

@@ -67,6 +67,7 @@ def serve(
     require_token: bool = True,
     hosts: Collection[str] = (),
     folders: Collection[str | Path] = (),
+    webhook_hosts: Collection[str] = (),
     run: str | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> None:
@@ -74,8 +75,9 @@ def serve(
 
     Nothing is answered without `token` (None makes one) or, where there is one, `password`; `require_token`
     False is for loopback alone. `hosts` are further names that the server is reached by, `folders` those in
-    which models and texts may lie (`folders.choose`). Once it stands, `announce` (default: print) gets the
-    address to open, which carries the token.
+    which models and texts may lie (`folders.choose`), `webhook_hosts` those that alerts may go to though they
+    are in this machine's network. Once it stands, `announce` (default: print) gets the address to open, which
+    carries the token.
 
     Raises `UsageError` when the port is taken, the address is not one of this machine, a folder is none, or
     others could reach the server without a token or password.
@@ -84,12 +86,13 @@ def serve(
     import webbrowser
 
     from tritpress.dashboard import folders as allowed
-    from tritpress.dashboard import security
+    from tritpress.dashboard import security, webhooks
 
     guard = security.make_guard(
         address, port, token=token, password=password, require_token=require_token, hosts=hosts
     )
     chosen = allowed.choose(tuple(folders), Path(runs_dir).absolute(), guard.loopback)
+    hooks = webhooks.choose(webhook_hosts)
     import panel as pn
     import panel_material_ui  # noqa: F401  (must stand before the server gathers its resources)
 
@@ -119,7 +122,7 @@ def serve(
         ) from None
     gate.install(server._tornado, guard)
     opening.install(server, shared_store(folder))
-    security.active, allowed.allowed = guard, chosen
+    security.active, allowed.allowed, webhooks.allowed = guard, chosen, hooks
     url = page_url(address, port, guard, run)
     (announce or (lambda text: print(text, flush=True)))(url)
     if show:
@@ -131,7 +134,7 @@ def serve(
     try:
         server.io_loop.start()
     finally:
-        security.active = allowed.allowed = None
+        security.active, allowed.allowed, webhooks.allowed = None, None, frozenset()
         server.stop()
 
 

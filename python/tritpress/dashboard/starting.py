@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tritpress.dashboard import webhooks
 from tritpress.dashboard.components.dialogs import Question
 from tritpress.dashboard.components.html import Markup, join
 from tritpress.dashboard.folders import refused
@@ -13,6 +14,7 @@ from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.form import config_of
 from tritpress.dashboard.views.runs import LIVE
 from tritpress.errors import UsageError
+from tritpress.runs.directory import REMOTE
 
 if TYPE_CHECKING:
     from tritpress.dashboard.session import Session
@@ -63,8 +65,8 @@ class Starting:
         feed = self.session.feed
         self.context.open_run("")
         if feed is not None:
-            words = f"{feed.name} goes on. Start asks whether the new run waits for it or runs beside it."
-            self.context.say("neutral", words)
+            asks = "" if feed.remote else " Start asks whether the new run waits for it or runs beside it."
+            self.context.say("neutral", f"{feed.name} goes on.{asks}")
 
     def start_run(
         self,
@@ -86,7 +88,12 @@ class Starting:
         if (why := refused(wanted.model, wanted.config)) is not None:
             raise UsageError(why)
         self.context.store.refresh_list()
-        live = [run for run in self.context.store.runs if run["alive"] and run["status"] in LIVE]
+        # A run that is worked on elsewhere takes nothing of this machine, and no queue here waits for it.
+        live = [
+            run
+            for run in self.context.store.runs
+            if run["alive"] and run["status"] in LIVE and run["origin"] != REMOTE
+        ]
         if not live:
             self._launch(wanted, False)
             return
@@ -124,8 +131,14 @@ class Starting:
                 self.context.open_run(run.id)
 
         runs_dir = self.context.store.runs_dir
+
+        def launched() -> Any:
+            if (why := webhooks.refusal(wanted.config)) is not None:
+                raise UsageError(why)
+            return launch(wanted.model, None, wanted.config, runs_dir, name=wanted.name, queue=queue)
+
         self.session.steering.background(
-            lambda: launch(wanted.model, None, wanted.config, runs_dir, name=wanted.name, queue=queue),
+            launched,
             started,
             "The run goes into the queue." if queue else "The worker process is starting.",
             FAILED,

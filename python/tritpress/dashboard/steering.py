@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritpress.dashboard.components.dialogs import Question
 from tritpress.dashboard.components.html import Markup
+from tritpress.dashboard.views.status import status_of
 from tritpress.errors import TritpressError
 from tritpress.events.schema import ENDED
 
@@ -88,14 +89,21 @@ class Steering:
     # Commands
 
     def toggle(self) -> None:
-        """Pause, or go on."""
+        """Pause, or go on: what the button said when it was pressed. Another page may have been faster; then
+        nothing is sent.
+        """
         feed = self.session.feed
-        if feed is None:
+        if feed is None or self.waiting:
             return
-        if feed.lost or feed.state["status"] in ("stopped", "failed"):
+        resume, status = self.session.sidebar.toggle.label == "Resume", feed.state["status"]
+        if resume and (feed.lost or status in ("stopped", "failed")):
             self.act(self._take_up, "The run could not be taken up again")
+        elif not feed.lost and status == ("paused" if resume else "running"):
+            self.send(feed.id, "resume" if resume else "pause")
         else:
-            self.send(feed.id, "resume" if feed.state["status"] == "paused" else "pause")
+            now = status_of(feed.state, feed.lost).label.lower()
+            self.say("warning", f"Nothing was sent, as the run changed meanwhile: {now}.")
+            self.session.apply_controls()
 
     def _take_up(self) -> None:
         from tritpress.runs.directory import RunDirectory
@@ -117,9 +125,9 @@ class Steering:
         if self.session.feed is not None:
             self.send(self.session.feed.id, "stop")
 
-    def send(self, run_id: str, command: str, **args: Any) -> None:
-        """Send a command to that run's worker and wait for its answer."""
-        self.act(lambda: self._send(run_id, command, args), f"The {command} command could not be sent")
+    def send(self, run_id: str, command: str, **args: Any) -> bool:
+        """Send a command to that run's worker and wait for its answer. Whether it was sent."""
+        return self.act(lambda: self._send(run_id, command, args), f"The {command} command could not be sent")
 
     def _send(self, run_id: str, command: str, args: dict[str, Any]) -> None:
         from tritpress.errors import InputError
@@ -166,7 +174,12 @@ class Steering:
     def ask_reset(self) -> None:
         """Go back to the empty page; a run at work that could be stopped is asked about first."""
         feed = self.session.feed
-        if feed is not None and not (feed.lost or feed.remote) and feed.state["status"] in AT_WORK:
+        if (
+            feed is not None
+            and self.context.may_act
+            and not (feed.lost or feed.remote)
+            and feed.state["status"] in AT_WORK
+        ):
             self.question.ask(
                 Markup(
                     "<p>A stopped run keeps what is finished and can be resumed. "
@@ -184,8 +197,7 @@ class Steering:
 
     def _stop_and_reset(self) -> None:
         feed = self.session.feed
-        if feed is not None:
-            self.stop()
+        if feed is not None and self.send(feed.id, "stop"):  # else the run stays open; it was said why
             self._reset()
             self.say("warning", f"{feed.name} was asked to stop; it stays in the list and can be resumed.")
 
@@ -210,12 +222,16 @@ class Steering:
         if not self.context.may_act:
             raise TritpressError(self.context.why_not or "this page only shows runs")
 
-    def act(self, action: Callable[[], None], what: str) -> None:
-        """Do it; what goes wrong is said in one sentence, `what` before it where it explains itself badly."""
+    def act(self, action: Callable[[], None], what: str) -> bool:
+        """Do it; what goes wrong is said in one sentence, `what` before it where it explains itself badly.
+        Whether it was done.
+        """
         try:
             action()
+            return True
         except TritpressError as error:
             self.say("bad", str(error))
         except (OSError, ValueError, KeyError) as error:
             log.exception("%s", what)
             self.say("bad", f"{what}: {error}")
+        return False

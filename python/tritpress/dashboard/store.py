@@ -70,6 +70,7 @@ class Feed:
         self.alive: bool | None = None  # None: not known
         self.progress_base: dict[int, tuple[float, float]] = {}  # step -> (time, done) of its first progress
         self.samples: dict[int, list[tuple[float, float]]] = {}  # step -> (time, done), evenly thinned
+        self._paused_at: float | None = None
         self.earlier: list[list[float | None]] = []  # seconds of the steps of finished runs like this one
         self.names: dict[str, str] = {}  # of all runs, by their ids
         self.labels = Labels()
@@ -150,6 +151,10 @@ class Feed:
         self.version += 1
 
     def _note_progress(self, event: dict[str, Any]) -> None:
+        if event["type"] == "run.paused" and self._paused_at is None:
+            self._paused_at = event["t"]
+        elif event["type"] in ("run.resumed", "run.started"):
+            self._leave_out_pause(event["t"])
         step = event.get("step")
         if not isinstance(step, int):
             return
@@ -160,6 +165,18 @@ class Feed:
             self.progress_base.setdefault(step, (event["t"], event["done"]))
             samples = [*self.samples.get(step, ()), (event["t"], event["done"])]
             self.samples[step] = samples[::2] if len(samples) > SAMPLES else samples
+
+    def _leave_out_pause(self, until: float) -> None:
+        """Move what was seen before a pause up to its end, as if there had been none: it is no work."""
+        since, self._paused_at = self._paused_at, None
+        if since is None or until <= since:
+            return
+
+        def moved(point: tuple[float, float]) -> tuple[float, float]:
+            return (point[0] + until - since if point[0] <= since else point[0], point[1])
+
+        self.progress_base = {step: moved(point) for step, point in self.progress_base.items()}
+        self.samples = {step: [moved(point) for point in seen] for step, seen in self.samples.items()}
 
     def _named(self, state: State) -> State:
         """The state under the name that people gave the run."""

@@ -289,6 +289,13 @@ def make_event(run: str, seq: int, t: float, type: str, fields: dict[str, Any]) 
     return {"v": SCHEMA_VERSION, "run": run, "seq": seq, "t": round(t, 6), "type": type, **fields}
 
 
+def most_bytes(type: str) -> int:
+    """How many bytes an event of that type may have to be pushed: `model` and `plan` name every tensor, of
+    which a model of many experts has tens of thousands.
+    """
+    return 7 << 20 if type in ("model", "plan") else 1 << 20
+
+
 def encode(value: Any) -> str:
     """`value` as JSON on one line.
 

@@ -76,6 +76,7 @@ def initial_state(run: str = "") -> State:
                 "name": name,
                 "state": "waiting",
                 "started": None,
+                "idle": 0.0,  # seconds of pauses since it started
                 "seconds": None,
                 "reason": None,
                 "done": None,
@@ -135,6 +136,16 @@ def worked(state: State, until: float) -> float | None:
     since = state.get("idle_since")
     end = until if since is None else min(since, until)
     return max(end - state["started"] - state.get("idle", 0.0), 0.0)
+
+
+def step_worked(step: dict[str, Any], until: float, idle_since: float | None = None) -> float | None:
+    """Seconds that a running step was at work until then, without pauses; `idle_since`: the run's. None: not
+    begun.
+    """
+    if step.get("started") is None:
+        return None
+    end = until if idle_since is None else min(idle_since, until)
+    return max(end - step["started"] - (step.get("idle") or 0.0), 0.0)
 
 
 def accuracy_judged(state: State) -> tuple[float | None, Any, bool]:
@@ -223,7 +234,11 @@ def _run_paused(state: State, event: dict[str, Any]) -> None:
 
 def _run_resumed(state: State, event: dict[str, Any]) -> None:
     state["status"] = "running"
+    before = state["idle"]
     _end_idle(state, event, state["idle_since"])
+    for step in state["steps"]:
+        if step["state"] == "running":  # snapshots of older versions count no pauses of a step
+            step["idle"] = step.get("idle", 0.0) + state["idle"] - before
 
 
 def _run_finished(state: State, event: dict[str, Any]) -> None:
@@ -256,8 +271,9 @@ def _step_started(state: State, event: dict[str, Any]) -> None:
     step = _step(state, event)
     if step is not None:
         step.update(
-            state="running", started=event["t"], seconds=None, reason=None, done=None, total=None, detail=None
-        )
+            state="running", started=event["t"], idle=0.0, seconds=None, reason=None, done=None, total=None,
+            detail=None,
+        )  # fmt: skip
 
 
 def _step_progress(state: State, event: dict[str, Any]) -> None:

@@ -102,8 +102,8 @@ class Watch:
         return [rule for rule in self.rules if rule.kind == kind]
 
     def _note(self, type: str, fields: Mapping[str, Any]) -> None:
-        if type in ("run.paused", "run.resumed", "run.started"):
-            self._paused = type == "run.paused"
+        if type in ("run.queued", "run.paused", "run.resumed", "run.started"):
+            self._paused = type in ("run.queued", "run.paused")  # a queued run waits for others
             self._went_on = self.clock()
         elif type == "step.started":
             self._step = fields.get("step")

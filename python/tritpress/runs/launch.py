@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tritpress.config import SELF_TEXT, CompressionConfig, make_config
+from tritpress.config import KEPT_PLAN, SELF_TEXT, CompressionConfig, make_config
 from tritpress.errors import InputError, TritpressError, UsageError
 from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id, default_runs_dir, new_run_id
 from tritpress.runs.liveness import is_alive
@@ -56,8 +56,13 @@ def launch(
 def _write_new(
     run: RunDirectory, model: Path, out: Path, config: CompressionConfig, name: str | None, after: list[str]
 ) -> None:
-    """Make the folder and its run.json; `after` names the runs to wait for."""
+    """Make the folder and its run.json; `after` names the runs to wait for. A plan is copied: it may be
+    written over, or gone, when the run comes to it.
+    """
+    given = _read_plan(config.plan) if config.plan is not None else None
     run.create()
+    if given is not None:
+        (run.path / KEPT_PLAN).write_bytes(given)  # only with its run.json it becomes a run
     # A resume may come from another folder.
     tasks = [_place(task) for task in config.tasks]
     texts = [text if text == SELF_TEXT else str(expanded(text).absolute()) for text in config.text]
@@ -87,6 +92,13 @@ def _write_new(
             "exit_code": None,
         }
     )
+
+
+def _read_plan(plan: str) -> bytes:
+    try:
+        return expanded(plan).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the plan {plan}: {error.strerror}") from None
 
 
 def expanded(path: str | Path) -> Path:

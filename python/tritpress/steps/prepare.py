@@ -12,7 +12,7 @@ from tritpress.formats.checks import check_finite
 from tritpress.formats.source import SourceModel, open_source
 from tritpress.formats.targets import Target, embedding_targets, find_targets
 from tritpress.formats.writing import sha256_of
-from tritpress.plan import largest_reachable, read_plan
+from tritpress.plan import largest_reachable
 from tritpress.reference import is_reference_model, reference_model_path
 from tritpress.report import model_facts
 from tritpress.steps.tasks import check_tasks, tasks_before
@@ -63,8 +63,7 @@ def open_model(work: Work) -> float:
     if work.config.device == "cuda":
         _ = work.device  # refused where there is none
     largest = largest_reachable(work.source, work.targets, work.config)  # refuses a target beyond it
-    if work.config.plan is not None:
-        read_plan(work.config.plan, work.source, work.targets)  # refused now rather than after the baseline
+    work.given_plan()  # one that does not fit is refused now rather than after the baseline
     _find_text(work)
     _choose_method(work)
     return largest
@@ -90,8 +89,7 @@ def calibration(work: Work) -> str | None:
     from tritpress.ternarize.embeddings import calibrate_with_embeddings
 
     own = None
-    if work.config.plan is not None:
-        plan = read_plan(work.config.plan, work.source, work.targets)
+    if (plan := work.given_plan()) is not None:
         own = {name: planned.asked(work.config) for name, planned in plan.tensors.items()}
     found = calibrate_with_embeddings(
         work.original,

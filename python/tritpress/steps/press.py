@@ -11,7 +11,7 @@ import numpy as np
 
 from tritpress.formats.source import read_tensor
 from tritpress.formats.targets import Target
-from tritpress.plan import Plan, foretell, make_plan, read_plan
+from tritpress.plan import Plan, foretell, make_plan
 from tritpress.report import layer_figures
 from tritpress.steps.ceiling import ceiling_cost, hold_zeros
 from tritpress.steps.details import record_details
@@ -163,8 +163,7 @@ def planned(work: Work) -> tuple[Plan, dict[str, Any]]:
     """The plan that was given, with its losses predicted anew, or else the one made for the target ratio; and
     what holding its zeros was found to cost (`steps.ceiling.hold_zeros`)."""
     found = _calibration(work)
-    if work.config.plan is not None:
-        plan = read_plan(work.config.plan, work.source, work.targets)
+    if (plan := work.given_plan()) is not None:
         plan = foretell(work.source, work.targets, work.config, found, plan)
     else:
         plan = make_plan(work.source, work.targets, work.config, found)

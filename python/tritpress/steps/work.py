@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tritpress.config import CompressionConfig
+from tritpress.config import KEPT_PLAN, CompressionConfig
 from tritpress.devices import choose_device
 from tritpress.errors import InputError, UsageError
 from tritpress.events.context import RunContext
@@ -19,7 +19,7 @@ from tritpress.formats.output import write_atomically
 from tritpress.formats.source import INPUT_EMBEDDINGS, SourceModel, TensorEntry, read_tensor, tensor_entries
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import Target, embedding_targets
-from tritpress.plan import Plan
+from tritpress.plan import Plan, read_plan
 from tritpress.steps.torch_loading import load_torch
 from tritpress.text import Splits
 
@@ -111,6 +111,21 @@ class Work:
     def out(self) -> Path:
         """Where the models and the report go."""
         return Path(self.request["out"])
+
+    def given_plan(self) -> Plan | None:
+        """The plan that the run was given, held against the model: as it was when the run was made, where its
+        folder has that. Raises `UsageError` naming the file that was given, and the tensor that does not fit.
+        """
+        given = self.config.plan
+        if given is None:
+            return None
+        kept = self.directory.path / KEPT_PLAN
+        if not kept.is_file():  # the run is of an older version, or none
+            return read_plan(given, self.source, self.targets)
+        try:
+            return read_plan(kept, self.source, self.targets)
+        except UsageError as error:
+            raise UsageError(str(error).replace(str(kept), given)) from None
 
     @cached_property
     def store(self) -> TensorStore:

@@ -13,9 +13,6 @@ from tritpress.config import UNSAFE_OVER_API, CompressionConfig, make_config
 from tritpress.errors import UsageError
 from tritpress.events.schema import EVENT_TYPES, Event, ModelFacts, ModelTarget, PlannedTensor, encode
 
-EVENT_SIZE = 1 << 20
-"""Bytes of one pushed event."""
-
 TYPE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*", re.ASCII)
 
 LONG = re.compile(r"[0-9]{19}")

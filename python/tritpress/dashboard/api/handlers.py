@@ -14,6 +14,7 @@ from typing import Any
 
 from tornado import web
 
+from tritpress.dashboard import webhooks
 from tritpress.dashboard.api.errors import ApiError, disk_is_full
 from tritpress.dashboard.api.pushed import push
 from tritpress.dashboard.api.seek import offset_after, read_lines
@@ -282,7 +283,7 @@ def start(runs_dir: Path, body: dict[str, Any]) -> dict[str, Any]:
         raise ApiError(400, f"'name' must be a text of at most {NAME} characters")
     try:
         config, title = make_config(values), name.strip() if name else None
-        if (why := refused(model, config)) is not None:
+        if (why := refused(model, config) or webhooks.refusal(config)) is not None:
             raise ApiError(403, why)
         run = launch(model, None, config, runs_dir, name=title, queue=body.get("queue") is True)
     except (ValueError, OSError) as error:  # a path with a NUL, one that is too long

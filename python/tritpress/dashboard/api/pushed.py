@@ -14,14 +14,14 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from tritpress.dashboard.api.checks import EVENT_SIZE, check_config, check_event, check_values
+from tritpress.dashboard.api.checks import check_config, check_event, check_values
 from tritpress.dashboard.api.errors import ApiError
 from tritpress.errors import UsageError
 from tritpress.events.reader import StateReader
-from tritpress.events.schema import ENDED, encode, make_event
+from tritpress.events.schema import ENDED, encode, make_event, most_bytes
 from tritpress.events.snapshot import fold, save_snapshot
 from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id, write_json
-from tritpress.runs.liveness import is_alive_record
+from tritpress.runs.liveness import HEARTBEAT_STALE, is_alive_record
 
 EVENTS_A_PUSH = 10_000
 LOG_SIZE = 2 << 30
@@ -105,7 +105,9 @@ class PushedLog:
         record = self.run.read_run()
         known = record.get("source")
         if known not in (None, body["source"]) and is_alive_record(record):
-            raise ApiError(409, f"another controller is pushing run {self.run.id} already")
+            raise ApiError(
+                409, f"another controller is pushing run {self.run.id} already", until_silent=HEARTBEAT_STALE
+            )
         lines, changes, ended = self._fold(body["events"])
         data = b"".join(lines)
         if self.size + len(data) > LOG_SIZE:
@@ -146,8 +148,8 @@ class PushedLog:
         for event, (kind, fields) in zip(fresh, checked):
             made = make_event(self.run.id, event["seq"], _time_of(event), kind, fields)
             line = encode(made).encode()
-            if len(line) > EVENT_SIZE:
-                raise UsageError(f"event {event['seq']} has {len(line):,} bytes; {EVENT_SIZE:,} at most")
+            if len(line) > (most := most_bytes(kind)):
+                raise UsageError(f"event {event['seq']} has {len(line):,} bytes; {most:,} at most")
             fold(self.state, made)
             lines.append(line + b"\n")
             changes.update(_changes(kind, fields))

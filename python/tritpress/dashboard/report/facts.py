@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tritpress.dashboard.views.status import State
-from tritpress.runs.directory import RunDirectory
+from tritpress.runs.directory import REMOTE, RunDirectory
 from tritpress.runs.history import run_state
 from tritpress.runs.labels import Labels, load_labels
 
@@ -34,6 +34,11 @@ class Facts:
     def config(self) -> dict[str, Any]:
         """What the run was asked to do."""
         return self.state.get("config") or self.record.get("config") or {}
+
+    @property
+    def remote(self) -> bool:
+        """Whether the run is worked on elsewhere and only told of here."""
+        return self.record.get("origin") == REMOTE
 
     @property
     def file_name(self) -> str:

@@ -60,7 +60,7 @@ def when(t: float | None) -> str:
 
 def header(facts: Facts, now: float) -> Markup:
     """Name, state and what was pressed."""
-    state, status = facts.state, status_of(facts.state, facts.lost)
+    state, status = facts.state, status_of(facts.state, facts.lost, remote=facts.remote)
     head = headline(state)
     figure = Markup("")
     if head.ratio != fig.NOTHING:

@@ -199,5 +199,6 @@ def _nothing(shown: Shown | None) -> Markup:
     if shown is None:
         return empty("No run is open", "Each tensor before and after pressing stands here, worst first.")
     if broke_off(shown.state, shown.lost):
-        return empty("No tensor was pressed", status_of(shown.state, shown.lost).sentence)
+        status = status_of(shown.state, shown.lost, remote=shown.remote)
+        return empty("No tensor was pressed", status.sentence)
     return empty("No tensor is pressed yet", "Each one appears here as soon as step 4 has finished it.")

@@ -80,7 +80,7 @@ class Outputs(Tab):
                 ["zip", zip_words(shown.state), ""],
             ]
         )
-        tone, words = standing(shown.state, shown.lost)
+        tone, words = standing(shown.state, shown.lost, shown.remote)
         self.said.set(note(tone, words) if words else Markup(""))
         cards = join(map(_model, model_cards(shown.state, shown.lost)))
         self.models.set(Markup('<div class="pair">{}</div>').format(cards))

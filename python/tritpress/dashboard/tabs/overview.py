@@ -305,11 +305,11 @@ def _steps(shown: Shown) -> Markup:
 
 def _status(shown: Shown) -> Markup:
     state = shown.state
-    status = status_of(state, shown.lost, shown.gone, shown.names)
+    status = status_of(state, shown.lost, shown.gone, shown.names, shown.remote)
     spent = elapsed(state, shown.now, shown.lost)
     working = not shown.over
     spent_words = f" {'At work for' if working else 'Took'} {fig.duration(spent)}." if spent else ""
-    following = "" if shown.gone else next_words(state, shown.lost)
+    following = "" if shown.gone else next_words(state, shown.lost, shown.remote)
     more = Markup('<p class="soft small" data-next><b>Next</b> {}</p>').format(following) if following else ""
     left = run_left_words(
         state, shown.now, shown.lost or shown.gone, shown.progress_bases, shown.samples, shown.earlier

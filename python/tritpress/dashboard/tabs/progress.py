@@ -248,7 +248,8 @@ class Progress(Tab):
                 "No run is open", "The grid of layers and parameters fills while a model is pressed."
             )
         elif broke_off(shown.state, shown.lost):
-            text = empty("Nothing was pressed", status_of(shown.state, shown.lost).sentence)
+            status = status_of(shown.state, shown.lost, remote=shown.remote)
+            text = empty("Nothing was pressed", status.sentence)
         else:
             text = empty("Reading the model", "Its layers appear here as soon as step 1 has found them.")
         self.placeholder.set(text)

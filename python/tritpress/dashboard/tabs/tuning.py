@@ -416,7 +416,8 @@ class Tuning(Tab):
         else:
             words = empty("No tensor is pressed yet", "The curves come with each tensor of step 4.")
             if over(shown.state, shown.lost):
-                words = empty("No tensor was pressed", status_of(shown.state, shown.lost).sentence)
+                status = status_of(shown.state, shown.lost, remote=shown.remote)
+                words = empty("No tensor was pressed", status.sentence)
         self.placeholder.set(words)
 
     _quiet = False

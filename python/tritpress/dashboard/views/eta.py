@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from tritpress.dashboard.views.figures import known, rough_duration
+from tritpress.events.snapshot import step_worked
 
 LEAST_CHUNKS = 4
 """Stretches of progress that must be seen before the spread of their pace says anything."""
@@ -92,8 +93,8 @@ def _left_by(
         elif step["state"] in ("running", "waiting"):
             if not known(took):
                 return None
-            spent = max(now - step["started"], 0.0) if step["state"] == "running" else 0.0
-            coming += max(took - spent, 0.0)
+            spent = step_worked(step, now) if step["state"] == "running" else None
+            coming += max(took - (spent or 0.0), 0.0)
     return TimeLeft(coming, coming + spread[0], coming + spread[1])
 
 

@@ -69,19 +69,27 @@ def model_cards(state: State, lost: bool = False) -> list[ModelCard]:
     return [_card(key, state, lost) for key in MODELS]
 
 
-def standing(state: State, lost: bool = False) -> tuple[str, str]:
-    """(tone, sentence) on a run whose outputs are not the whole of a finished run; two empty texts else."""
+def standing(state: State, lost: bool = False, remote: bool = False) -> tuple[str, str]:
+    """(tone, sentence) on a run whose outputs are not the whole of a finished run; two empty texts else.
+    `remote`: the run is worked on elsewhere and only told of here.
+    """
     written = bool(state["outputs"])
     if lost:
-        return "bad", "The worker process is gone." + (
+        gone = "Nothing more is heard of this run." if remote else "The worker process is gone."
+        return "bad", gone + (
             " What it wrote is listed here; it was not checked." if written and not state["handoff"] else ""
         )
     if state["status"] == "failed":
         return "bad", f"The run failed: {sentence(state.get('error') or 'no reason was given')}" + (
-            " What it wrote before is listed here." if written else " Nothing was written."
+            " What it wrote before is listed here."
+            if written
+            else " It told of nothing that it wrote."
+            if remote
+            else " Nothing was written."
         )
     if state["status"] == "stopped":
-        return "warning", "The run was stopped; Resume goes on from what is finished."
+        how = "it can be resumed where it was worked on" if remote else "Resume goes on from what is finished"
+        return "warning", f"The run was stopped; {how}."
     if state["status"] != "finished":
         asked = (state.get("config") or {}).get("outputs", "both")
         what = f"the {asked} model is" if asked in MODELS else "both models are"

@@ -19,7 +19,7 @@ from tritpress.dashboard.views.status import (
     step_left,
 )
 from tritpress.dashboard.views.written import out_folder, written_bytes
-from tritpress.events.snapshot import accuracy_judged
+from tritpress.events.snapshot import accuracy_judged, step_worked
 from tritpress.runs.comparison import task_results
 
 DEFAULT_TARGETS: dict[str, Any] = {
@@ -192,7 +192,7 @@ def _step_line(
         if fig.known(step.get("total")) and fig.known(step.get("done")) and step["total"] > 0:
             share = min(max(step["done"] / step["total"], 0.0), 1.0)
         if fig.known(step.get("started")) and state["status"] == "running":
-            time = fig.duration(int(max(now - step["started"], 0)) or None)
+            time = fig.duration(int(step_worked(step, now) or 0) or None)
             time = "" if time == fig.NOTHING else time.replace(".0 s", " s")
         left = step_left(step, now, base, samples) if state["status"] == "running" else None
         detail = " · ".join(part for part in (detail, time_left_words(left)) if part)

@@ -18,7 +18,7 @@ from tritpress.dashboard.views.figures import (
 )
 from tritpress.dashboard.views.written import models_written
 from tritpress.events.schema import ENDED
-from tritpress.events.snapshot import worked
+from tritpress.events.snapshot import step_worked, worked
 
 State = dict[str, Any]
 
@@ -50,29 +50,46 @@ class Status:
     sentence: str
 
 
+LOST = (
+    "The worker process ended without a word. What is finished is on disk: Resume goes on.",
+    "Nothing more is heard of this run, which is worked on elsewhere. What it told is kept.",
+)
+PAUSED = (
+    "Paused on request; nothing is lost. Resume goes on.",
+    "Paused on request; nothing is lost. It can be resumed where it is worked on.",
+)
+STOPPED = (
+    "Stopped on request. Resume goes on from what is finished.",
+    "Stopped on request. It can be resumed where it was worked on.",
+)
+"""Of a run of this machine, and of one that is worked on elsewhere."""
+
+
 def status_of(
-    state: State, lost: bool = False, gone: bool = False, names: Mapping[str, str] = NO_NAMES
+    state: State,
+    lost: bool = False,
+    gone: bool = False,
+    names: Mapping[str, str] = NO_NAMES,
+    remote: bool = False,
 ) -> Status:
     """The run's status; `lost` when it says it is at work but its worker process is gone.
 
-    `gone`: its folder was deleted or moved away. `names` are those of other runs by their ids.
+    `gone`: its folder was deleted or moved away. `names` are those of other runs by their ids. `remote`: the
+    run is worked on elsewhere and only told of here.
     """
     if gone:
         return Status("Deleted", "neutral", "○", "This run's folder is no longer there.")
     if lost:
-        return Status(
-            "Worker gone",
-            "bad",
-            "✕",
-            "The worker process ended without a word. What is finished is on disk: Resume goes on.",
-        )
+        return Status("Worker gone", "bad", "✕", LOST[remote])
     kind = state["status"]
     if kind == "queued":
         after = [names.get(run, run) for run in state.get("after") or ()]
         waits = f"{plural(len(after), 'run')} ({', '.join(after[:3])}{', …' if len(after) > 3 else ''})"
-        return Status("Queued", "live", "◷", f"Begins when {waits} ended; stop it to take it out.")
+        out = "." if remote else "; stop it to take it out."
+        return Status("Queued", "live", "◷", f"Begins when {waits} ended{out}")
     if kind == "created":
-        return Status("Starting", "live", "●", "The worker process is starting.")
+        doing = "Nothing was told of the run so far." if remote else "The worker process is starting."
+        return Status("Starting", "live", "●", doing)
     if kind == "running":
         step = running_step(state)
         doing = (
@@ -80,9 +97,9 @@ def status_of(
         )
         return Status("Running", "live", "●", doing)
     if kind == "paused":
-        return Status("Paused", "warning", "❚❚", "Paused on request; nothing is lost. Resume goes on.")
+        return Status("Paused", "warning", "❚❚", PAUSED[remote])
     if kind == "stopped":
-        return Status("Stopped", "warning", "■", "Stopped on request. Resume goes on from what is finished.")
+        return Status("Stopped", "warning", "■", STOPPED[remote])
     if kind == "failed":
         return Status(
             "Failed", "bad", "✕", sentence(state.get("error") or "The run failed without saying why")
@@ -231,19 +248,19 @@ def seconds_left(
     """Seconds until the running step is done at the pace so far; None while that cannot be said.
 
     `base` is the time and the amount done at the step's first report, so that work taken over from an earlier
-    start of the run is not counted as speed.
+    start of the run is not counted as speed; a pause since has moved it on. No pause counts as work.
     """
     if not step or not known(step.get("total")) or not known(step.get("done")):
         return None
-    started, before = base if base else (step.get("started"), 0.0)
-    if not known(started):
+    spent, before = (now - base[0], base[1]) if base else (step_worked(step, now), 0.0)
+    if spent is None:
         return None
     done = step["done"] - before
     if done <= 0 and base and known(step.get("started")):
-        started, done = step["started"], step["done"]
-    if done <= 0 or now <= started:
+        spent, done = step_worked(step, now) or 0.0, step["done"]
+    if done <= 0 or spent <= 0:
         return None
-    return max((now - started) * (step["total"] - step["done"]) / done, 0.0)
+    return max(spent * (step["total"] - step["done"]) / done, 0.0)
 
 
 Samples = Mapping[int, Sequence[tuple[float, float]]]
@@ -312,15 +329,24 @@ NEXT = {
 }
 
 
-def next_words(state: State, lost: bool = False) -> str:
-    """What happens next, in one sentence."""
+NEXT_ELSEWHERE = {
+    **NEXT,
+    "paused": "It goes on with the next tensor or training step.",
+    "stopped": "Start begins a new run on this machine.",
+    "failed": "It can be resumed where it was worked on, and its worker's last words are there.",
+}
+
+
+def next_words(state: State, lost: bool = False, remote: bool = False) -> str:
+    """What happens next, in one sentence; `remote` as in `status_of`."""
     status = state["status"]
+    coming = NEXT_ELSEWHERE if remote else NEXT
     if lost:
-        return NEXT["failed"]
+        return "It goes on here when its events come again." if remote else coming["failed"]
     if status == "queued":
         return "It begins by itself, also when every page is closed."
-    if status == "paused" or status in NEXT:
-        return NEXT[status]
+    if status == "paused" or status in coming:
+        return coming[status]
     wanted = [
         step["n"]
         for step in state["steps"]
