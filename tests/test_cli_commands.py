@@ -185,6 +185,14 @@ WRONG = [
     (["{model}", "-o", "{out}", "--text", "{out}/text"], "there is no text"),
     (["{model}", "-o", "{out}", "--plan", "{out}.json"], "there is no plan at"),
     (["{model}", "--resume", "x"], "leave out MODEL"),
+    (
+        ["--resume", "x", "--seed", "0", "--threshold", "0", "--no-finetune", "--no-eval"],
+        "leave out --threshold, --no-finetune, --no-eval, --seed",
+    ),
+    (
+        ["--resume", "x", "--ratio", "8", "--dequantized-only", "--alert", "none"],
+        "leave out --ratio, --dequantized-only, --alert",
+    ),
 ]
 
 

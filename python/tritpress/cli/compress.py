@@ -178,9 +178,8 @@ def compress(
         "alert_command": alert_command,
     }
     if resume is not None:
-        also = [
-            key for key, value in {"MODEL": model, "-o": out, "--config": config, **given}.items() if value
-        ]
+        also = [word for word, value in {"MODEL": model, "-o": out, "--config": config}.items() if value]
+        also += [o.option_given(key, value) for key, value in given.items() if value is not None]
         if also:
             raise UsageError(f"--resume takes up a run as it was begun: leave out {', '.join(also)}")
         return attend.resume(resume, runs, json, press_again or ())

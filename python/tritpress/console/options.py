@@ -257,6 +257,13 @@ def option_name(field: str) -> str:
     return special.get(field, f"--{field.replace('_', '-')}")
 
 
+def option_given(field: str, value: Any) -> str:
+    """The option that gave that field that value."""
+    if field == "finetune":
+        return "--finetune" if value else "--no-finetune"
+    return f"--{value}-only" if field == "outputs" else option_name(field)
+
+
 def build_config(file: Path | None, given: dict[str, Any]) -> CompressionConfig:
     """The configuration: the TOML file's values, then those options that were given."""
     from tritpress.config import load_config, make_config
