@@ -42,6 +42,9 @@ def size_class(parameters: int) -> str:
     return next(name for name, (limit, _) in SIZE_CLASSES.items() if parameters < limit)
 
 
+SEEDS = 2**63
+"""Seeds are below: torch takes no larger ones."""
+
 SELF_TEXT = "self"
 """Given as text: the model writes it."""
 
@@ -100,7 +103,7 @@ class CompressionConfig(BaseModel):
     or a budget was given.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     target_ratio: float | None = Field(None, gt=1.0, le=16.0, description="least ratio_file to reach")
     planes: int | None = Field(None, ge=1, le=3, description="the same number of planes for every tensor")
@@ -132,9 +135,7 @@ class CompressionConfig(BaseModel):
         0.1, ge=0.0, le=10.0, description="of mugrokfast, which is the optimizer where this alone is given"
     )
     learning_rate: float | None = Field(None, gt=0, description="peak rate of the latents, in cells' widths")
-    weight_decay: float = Field(
-        0.0, ge=0.0, allow_inf_nan=False, description="of the latents: rate times it a step"
-    )
+    weight_decay: float = Field(0.0, ge=0.0, description="of the latents: rate times it a step")
     activation_bits: Literal[8] | None = Field(None, description="8 trains with the kernels' activations")
 
     seed: int = Field(0, ge=0)
@@ -156,6 +157,13 @@ class CompressionConfig(BaseModel):
         if isinstance(values, dict) and values.get("grokfast_lambda") is not None:
             return {"optimizer": "mugrokfast", **values}
         return values
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_is_one_of_torchs(cls, value: int) -> int:
+        if value >= SEEDS:
+            raise ValueError("must be below 2**63")
+        return value
 
     @field_validator("alerts")
     @classmethod
