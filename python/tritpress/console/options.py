@@ -190,7 +190,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE.toml",
-        help="Options from a file; those given here win.",
+        help="Options from a file; those given here win, but not over its plan.",
         rich_help_panel=RUNNING,
     ),
 ]
