@@ -378,6 +378,7 @@ def test_the_form_of_a_run_whose_settings_had_no_effect_can_start_another() -> N
     plan = Path("/p.json")
     assert make_config(tuned_config(config, plan)).task_limit == 9  # what the page passes on
     assert make_config(tuned_config({**config, "tasks": []}, plan)).task_limit is None
+    assert tuned_config({"fit": "bitnet"}, plan)["fit"] == "absmean"  # which takes the plan's zeros
 
 
 def test_alerts_of_the_form() -> None:

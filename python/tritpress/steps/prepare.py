@@ -63,8 +63,8 @@ def open_model(work: Work) -> float:
     if work.config.device == "cuda":
         _ = work.device  # refused where there is none
     largest = largest_reachable(work.source, work.targets, work.config)  # refuses a target beyond it
-    if work.config.plan is not None:
-        read_plan(work.config.plan, work.source, work.targets)  # refused now rather than after the baseline
+    if work.config.plan is not None:  # refused now rather than after the baseline
+        read_plan(work.config.plan, work.source, work.targets, work.config.fit)
     _find_text(work)
     _choose_method(work)
     return largest
@@ -91,7 +91,7 @@ def calibration(work: Work) -> str | None:
 
     own = None
     if work.config.plan is not None:
-        plan = read_plan(work.config.plan, work.source, work.targets)
+        plan = read_plan(work.config.plan, work.source, work.targets, work.config.fit)
         own = {name: planned.asked(work.config) for name, planned in plan.tensors.items()}
     found = calibrate_with_embeddings(
         work.original,

@@ -158,7 +158,7 @@ def planned(work: Work) -> tuple[Plan, dict[str, Any]]:
     what holding its zeros was found to cost (`steps.ceiling.hold_zeros`)."""
     found = _calibration(work)
     if work.config.plan is not None:
-        plan = read_plan(work.config.plan, work.source, work.targets)
+        plan = read_plan(work.config.plan, work.source, work.targets, work.config.fit)
         plan = foretell(work.source, work.targets, work.config, found, plan)
     else:
         plan = make_plan(work.source, work.targets, work.config, found)
