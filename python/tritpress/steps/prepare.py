@@ -8,6 +8,7 @@ from typing import Any
 from tritpress.config import SELF_TEXT, CompressionConfig
 from tritpress.errors import InputError, UsageError
 from tritpress.formats.checks import check_finite
+from tritpress.formats.fingerprint import fingerprints
 from tritpress.formats.source import SourceModel, open_source
 from tritpress.formats.targets import Target, embedding_targets, find_targets
 from tritpress.formats.writing import sha256_of
@@ -36,7 +37,9 @@ def load(work: Work) -> None:
     if work.torch_missing or work.cannot_measure:  # otherwise all of it is looked at when the model is opened
         pressed = {target.name for target in work.targets}
         check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
-    work.chosen = work.directory.choose(**_measure_machine(work), text=_text_hashes(work))
+    model = fingerprints(work.source)
+    work.chosen = work.directory.choose(**_measure_machine(work), text=_text_hashes(work), model_files=model)
+    _check_same_model(work, model)
     _check_same_text(work)
     work.context.emit("model", **model_found(work, work.targets))
     work.context.emit("figures", bytes=work.source.bytes_on_disk, bytes_fp32=work.source.bytes_fp32)
@@ -324,6 +327,19 @@ def _keep_held_out_windows(work: Work) -> None:
 def _text_hashes(work: Work) -> dict[str, str] | None:
     facts = work.text_facts
     return None if facts is None else {split: facts[f"{split}_sha256"] for split in SPLITS}
+
+
+def _check_same_model(work: Work, now: dict[str, str]) -> None:
+    """Refuse to go on with another model than the run began with: what was kept is of that one. A run begun
+    before its files were noted goes on."""
+    before = work.chosen.get("model_files") or now
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise InputError(
+            f"the model {work.source.path} has changed since run {work.directory.id} began "
+            f"({changed[0]}{more}): put it back as it was, or start a new run"
+        )
 
 
 def _check_same_text(work: Work) -> None:
