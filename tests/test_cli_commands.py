@@ -351,6 +351,13 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_folder_named_self_is_no_text_of_the_models_own(place: Path) -> None:
+    (place / "self").mkdir()
+    words = ["-o", "out", "--method", "fast", "--seed", helper.FAST, "--json"]
+    assert call("compress", "model", "--text", "./self", *words).exit_code == 0
+    assert the_run(place).config.text == [str(place / "self")]
+
+
 def test_a_plan_reaches_the_configuration_and_stands_alone(place: Path) -> None:
     (place / "p.json").write_text("{}")
     answer = call("compress", "model", "-o", "out", "--plan", "p.json", "--seed", helper.FAST, "--json")

@@ -72,7 +72,7 @@ TextOption = Annotated[
     typer.Option("--text", metavar="PATH", help="File or folder of text; may be given again."),
 ]
 TextOrSelfOption = Annotated[
-    list[Path] | None,
+    list[str] | None,  # as it was written: Path would make ./self, a folder, the word self
     typer.Option(
         "--text",
         metavar="PATH",
