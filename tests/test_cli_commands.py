@@ -325,7 +325,8 @@ def test_help_of_compress_names_the_defaults_and_fits() -> None:
     answer = CliRunner().invoke(app, ["compress", "--help"], prog_name="tritpress", env={"COLUMNS": "80"})
     words = " ".join(answer.stdout.replace("│", " ").split())
     for part in ("by the model's size", "auto (default)", "exact (default)", "adamw (default)",
-                 "(default: 64)", "(default: 0.1)", "(default: 0)", "held at 44 %"):  # fmt: skip
+                 "(default: planned; 64 with --planes)", "(default: 0.1)", "(default: 0)", "held at 44 %",
+                 "below 50 M parameters or on a GPU"):  # fmt: skip
         assert part in words, part
     assert "<bool>" not in words and "stdout then stays empty" in words
 

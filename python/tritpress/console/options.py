@@ -172,7 +172,8 @@ GroupSizeOption = Annotated[
     typer.Option(
         "--group-size",
         metavar="N",
-        help="Inputs that share a scale (default: 64): 32, 64, 128, 256, or 0 for the row.",
+        help="Inputs that share a scale: 32, 64, 128, 256, or 0 for the row "
+        "(default: planned; 64 with --planes).",
         rich_help_panel=TERNARIZATION,
     ),
 ]
