@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import runs_helper as helper
 from tritpress.cli import app
-from tritpress.config import CompressionConfig, make_config
+from tritpress.config import CompressionConfig, load_config, make_config
 from tritpress.errors import UsageError
 from tritpress.runs.commands import send
 from tritpress.runs.directory import RunDirectory
@@ -186,6 +186,19 @@ WRONG = [
     (["{model}", "-o", "{out}", "--threads", "0"], "--threads must be at least 1 (given: 0)"),
     (["{model}", "-o", "{out}", "--weight-decay", "-1"], "--weight-decay must be at least 0 (given: -1)"),
     (["{model}", "-o", "{out}", "--weight-decay", "inf"], "--weight-decay must be a finite number"),
+    (["{model}", "-o", "{out}", "--minutes", "inf"], "--minutes must be a finite number (given: inf)"),
+    (["{model}", "-o", "{out}", "--learning-rate", "inf"], "--learning-rate must be a finite number"),
+    (["{model}", "-o", "{out}", "--threshold", "nan"], "--threshold must be"),
+    (["{model}", "-o", "{out}", "--seed", str(2**64)], "--seed must be below 2**63"),
+    (
+        ["{model}", "-o", "{out}", "--no-finetune", "--tokens", "5000"],
+        "--tokens is a budget of fine-tuning, which is switched off: leave out one of the two",
+    ),
+    (
+        ["{model}", "-o", "{out}", "--optimizer", "adamw", "--grokfast-lambda", "0.5"],
+        "--grokfast-lambda is of the optimizer mugrokfast: leave it out, or leave out --optimizer",
+    ),
+    (["{model}", "-o", "{out}", "--task-limit", "5"], "--task-limit is of tasks: give --tasks too, or leave"),
     (["{model}", "-o", "{out}", "--unheard-of"], "no such option"),
     (["{model}", "-o", "{out}", "--config", "{out}.toml"], "cannot read the configuration"),
     (["{model}", "-o", "{model}/out"], "model's own directory"),
@@ -193,6 +206,14 @@ WRONG = [
     (["{model}", "-o", "{out}", "--text", "{out}/text"], "there is no text"),
     (["{model}", "-o", "{out}", "--plan", "{out}.json"], "there is no plan at"),
     (["{model}", "--resume", "x"], "leave out MODEL"),
+    (
+        ["--resume", "x", "--seed", "0", "--threshold", "0", "--no-finetune", "--no-eval"],
+        "leave out --threshold, --no-finetune, --no-eval, --seed",
+    ),
+    (
+        ["--resume", "x", "--ratio", "8", "--dequantized-only", "--alert", "none"],
+        "leave out --ratio, --dequantized-only, --alert",
+    ),
 ]
 
 
@@ -217,14 +238,51 @@ def test_a_model_that_is_not_there_is_exit_1(place: Path) -> None:
 
 def test_options_on_the_command_line_win_over_the_file(place: Path) -> None:
     (place / "c.toml").write_text(
-        'planes = 2\nsparsity = 0.3\ngroup_size = 128\noptimizer = "adamw"\ntokens = 4096\n'
+        'planes = 2\nsparsity = 0.3\ngroup_size = 128\noptimizer = "adamw"\ntokens = 4096\ntasks = ["b"]\n'
     )
-    words = ["--ratio", "7", "--group-size", "32", "--minutes", "3", "--no-finetune", "--seed", helper.FAST]
+    words = ["--ratio", "7", "--group-size", "32", "--minutes", "3", "--grokfast-lambda", "1"]
+    words += ["--task-limit", "9", "--seed", helper.FAST]
     answer = call("compress", place / "model", "-o", place / "out", "--config", "c.toml", *words, "--json")
     assert answer.exit_code == 0, answer.stderr
     config = the_run(place).config
     assert (config.target_ratio, config.planes, config.group_size, config.sparsity) == (7.0, None, 32, 0.3)
-    assert (config.minutes, config.tokens, config.optimizer, config.finetune) == (3.0, None, "adamw", False)
+    assert (config.minutes, config.tokens, config.task_limit) == (3.0, None, 9)
+    assert (config.optimizer, config.grokfast_lambda) == ("mugrokfast", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "given", "kept"),
+    [
+        ("tokens = 4096", {"finetune": False}, {"finetune": False}),
+        ("finetune = false", {"tokens": 4096}, {"tokens": 4096}),
+        ("grokfast_lambda = 0.5", {"optimizer": "muon"}, {"optimizer": "muon"}),
+        ("target_ratio = 8", {"plan": "p.json"}, {"plan": "p.json"}),
+    ],
+)
+def test_what_is_given_makes_room_for_itself(tmp_path: Path, lines: str, given: dict, kept: dict) -> None:
+    (tmp_path / "c.toml").write_text(lines)
+    assert load_config(tmp_path / "c.toml", **given).model_dump(exclude_defaults=True) == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sparsity": 0.3}, "give plan in .*c.toml or --sparsity, not both: the plan says how each"),
+        ({"target_ratio": 8}, "give plan in .*c.toml or --target-ratio, not both: the plan says what each"),
+    ],
+)
+def test_the_plan_of_a_file_is_not_left_out_for_an_option(tmp_path: Path, given: dict, said: str) -> None:
+    (tmp_path / "c.toml").write_text('plan = "p.json"')
+    with pytest.raises(UsageError, match=said):
+        load_config(tmp_path / "c.toml", lambda field: f"--{field.replace('_', '-')}", **given)
+
+
+def test_a_run_of_before_options_without_effect_were_refused_goes_on(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "old")
+    run.create()
+    kept = CompressionConfig(finetune=False, seed=3).model_dump()
+    run.write_run({"config": {**kept, "tokens": 5000, "grokfast_lambda": 0.5, "task_limit": 3}})
+    assert run.config == CompressionConfig(finetune=False, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +318,11 @@ def test_limits_of_other_commands_are_said_in_plain_words() -> None:
     )
 
 
+def test_a_limit_of_tasks_without_tasks_is_refused_by_eval_too() -> None:
+    answer = call("eval", "model", "--task-limit", "5")
+    assert answer.exit_code == 2 and "--task-limit is of tasks: give --tasks too" in answer.stderr
+
+
 def test_without_a_command_the_help_is_shown() -> None:
     answer = call("runs")
     assert answer.exit_code == 2 and "tritpress runs pause 20261124" in answer.output
@@ -270,7 +333,8 @@ def test_help_of_compress_names_the_defaults_and_fits() -> None:
     answer = CliRunner().invoke(app, ["compress", "--help"], prog_name="tritpress", env={"COLUMNS": "80"})
     words = " ".join(answer.stdout.replace("│", " ").split())
     for part in ("by the model's size", "auto (default)", "exact (default)", "adamw (default)",
-                 "(default: 64)", "(default: 0.1)", "(default: 0)", "held at 44 %"):  # fmt: skip
+                 "(default: planned; 64 with --planes)", "(default: 0.1)", "(default: 0)", "held at 44 %",
+                 "below 50 M parameters or on a GPU"):  # fmt: skip
         assert part in words, part
     assert "<bool>" not in words and "stdout then stays empty" in words
 
@@ -279,7 +343,7 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
     (place / "text").mkdir()
     line = (
         "--planes 3 --threshold 0.7 --method gptq --fit twn --group-size 0 --text text --finetune --epochs 2 "
-        "--optimizer muon --grokfast-lambda 0.5 --learning-rate 0.01 --weight-decay 0.05 "
+        "--optimizer mugrokfast --grokfast-lambda 0.5 --learning-rate 0.01 --weight-decay 0.05 "
         "--activation-bits 8 --packed-only --no-eval --device cpu --tasks arc_easy,boolq "
         "--tasks mine --task-limit 7"
     )
@@ -289,11 +353,18 @@ def test_every_option_reaches_the_configuration(place: Path) -> None:
     config = the_run(place).config
     assert config.model_dump(exclude_defaults=True) == {
         "planes": 3, "threshold": 0.7, "method": "gptq", "fit": "twn", "group_size": 0, "finetune": True,
-        "epochs": 2, "text": [str(place / "text")], "optimizer": "muon", "grokfast_lambda": 0.5,
+        "epochs": 2, "text": [str(place / "text")], "optimizer": "mugrokfast", "grokfast_lambda": 0.5,
         "learning_rate": 0.01, "weight_decay": 0.05, "activation_bits": 8, "outputs": "packed",
         "evaluate": False, "device": "cpu", "threads": 1, "seed": helper.FAST,
         "tasks": ["arc_easy", "boolq", "mine"], "task_limit": 7,
     }  # fmt: skip
+
+
+def test_a_folder_named_self_is_no_text_of_the_models_own(place: Path) -> None:
+    (place / "self").mkdir()
+    words = ["-o", "out", "--method", "fast", "--seed", helper.FAST, "--json"]
+    assert call("compress", "model", "--text", "./self", *words).exit_code == 0
+    assert the_run(place).config.text == [str(place / "self")]
 
 
 def test_a_plan_reaches_the_configuration_and_stands_alone(place: Path) -> None:

@@ -105,6 +105,30 @@ def test_an_edited_plan_is_looked_at_again_and_pressed(
     assert report["ratio_file"] == pytest.approx(found["predicted_ratio"])
 
 
+@pytest.mark.parametrize("method", ["fast", "gptq"])
+def test_bitnets_fit_takes_a_plan_but_none_that_sets_zeros(
+    method: str, tiny_llama_dir: Path, text_dir: Path, tmp_path: Path
+) -> None:
+    path, out, runs = tmp_path / "plan.json", tmp_path / "out", tmp_path / "runs"
+    told(tiny_llama_dir, "--planes", 2, "-o", path)
+    plan = Plan.load(path)
+    name = min(plan.tensors)
+    assert plan.tensors[name].max_sparsity is not None
+    words = ["compress", tiny_llama_dir, "-o", out, "--plan", path, "--fit", "bitnet", "--method", method]
+    words += ["--no-finetune", "--no-eval", "--runs", runs]
+    words += ["--text", text_dir] if method == "gptq" else []
+    result = call(*words, "--json")
+    assert result.exit_code in (0, 3), result.output
+    assert all(t["max_sparsity"] is None for t in json.loads(result.stdout)["plan"]["tensors"].values())
+    for key in ("threshold", "sparsity"):
+        changed = plan.model_copy(deep=True)
+        setattr(changed.tensors[name], key, 0.3)
+        changed.save(path)
+        said = f"gives {name} a {key}, but the fit bitnet sets its own zeros: make it null"
+        refused(said, path, *words, "--overwrite")
+        refused(said, path, "plan", tiny_llama_dir, "--plan", path, "--fit", "bitnet")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -17,8 +17,8 @@ from runs_helper import tiny_model
 from server_helper import TOKEN, ask, port_and_log, refusal, serve_command, serving
 from tritpress.client import Client, Pusher, progress_callback
 from tritpress.client.http import ClientError, Server
-from tritpress.config import CompressionConfig
-from tritpress.dashboard.api.checks import check_event, check_values, matches
+from tritpress.config import CompressionConfig, make_config
+from tritpress.dashboard.api.checks import check_config, check_event, check_values, matches
 from tritpress.errors import UsageError
 from tritpress.events import StateReader, fold, initial_state, load_snapshot
 from tritpress.events.reader import EventReader
@@ -36,6 +36,11 @@ def test_what_workers_write_is_taken(tmp_path: Path) -> None:
     for event in events:
         check_event(event, state)
         fold(state, event)
+
+
+def test_pushed_settings_without_effect_are_left_out() -> None:
+    pushed = {"tasks": ["boolq"], "task_limit": 9, "finetune": False, "tokens": 5000, "seed": 3}
+    assert check_config(pushed) == make_config({"finetune": False, "seed": 3}).model_dump()
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,12 @@ def test_a_preset_is_kept_without_its_model(tmp_path: Path) -> None:
     assert list(load_presets(tmp_path)) == ['my "own"']
 
 
+def test_a_preset_of_before_settings_without_effect_were_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('["x"]\noptimizer = "muon"\ngrokfast_lambda = 0.2\ntask_limit = 3\n')
+    form = apply_preset(Form(model="/m"), load_presets(tmp_path)["x"], Form())
+    assert chosen(form) == {"optimizer": "muon", "finetune": True, "tokens": 100_000}
+
+
 def test_what_is_no_preset(tmp_path: Path) -> None:
     for name in ("", "  ", "x" * (NAME_LENGTH + 1), "a\x00b", *BUILT_IN):
         with pytest.raises(UsageError):

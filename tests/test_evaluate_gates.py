@@ -171,18 +171,13 @@ def test_a_pass_that_the_text_cannot_decide_says_so():
 
 def test_the_command_repeats_the_run():
     config = CompressionConfig(
-        planes=1, text=["a b.txt"], tokens=5000, seed=4, optimizer="muon", sparsity="free",
+        planes=1, text=["a b.txt"], tokens=5000, seed=4, optimizer="mugrokfast", sparsity="free",
         grokfast_lambda=0.5, weight_decay=0.02,
     )  # fmt: skip
     assert str(Command.of(config, "m", "o")) == (
-        "tritpress compress m -o o --planes 1 --sparsity free --tokens 5000 --optimizer muon "
+        "tritpress compress m -o o --planes 1 --sparsity free --tokens 5000 --optimizer mugrokfast "
         "--grokfast-lambda 0.5 --weight-decay 0.02 --seed 4 --text 'a b.txt' --overwrite"
     )
-
-
-def test_the_command_repeats_the_optimizer_beside_a_weight_that_it_leaves_unused():
-    config = CompressionConfig(optimizer="adamw", grokfast_lambda=0.2)
-    assert "--optimizer adamw --grokfast-lambda 0.2" in str(Command.of(config, "m", "o"))
 
 
 def test_what_has_no_option_goes_into_a_file_that_config_takes(tmp_path):

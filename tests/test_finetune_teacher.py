@@ -124,7 +124,11 @@ def test_what_is_kept_is_what_the_original_says_and_a_stop_loses_nothing(
 
 
 def test_a_damaged_cache_and_a_full_disk_are_one_sentence(teacher, windows, tmp_path, monkeypatch):
+    written, write = [], teachers.write_atomically
+    keep = lambda path, text: written.append(path) or write(path, text)  # noqa: E731
+    monkeypatch.setattr(teachers, "write_atomically", keep)
     cache_teacher(teacher, ShuffledWindows(windows).take, 4, tmp_path / "whole")
+    assert tmp_path / "whole" / "facts.json" in written
     (tmp_path / "whole" / "ids.npy").write_bytes(b"x")
     with pytest.raises(InputError, match="cannot be read"):
         CachedTeacher(tmp_path / "whole")

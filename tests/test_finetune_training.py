@@ -190,6 +190,11 @@ def test_nan_goes_back_to_the_best_and_halves_the_rate_once(teacher, windows, tm
     assert result.stopped == "budget spent" and result.loss_best < result.loss_first
 
     calls.clear()
+    bad = {24}  # the last step of the budget: there is none after it
+    _, result = run(teacher, windows, tmp_path / "last")
+    assert result.stopped == "budget spent" and (result.steps, len(calls)) == (24, 24)
+
+    calls.clear()
     bad = {8, 11}
     _, result = run(teacher, windows, tmp_path / "twice")
     assert "again" in result.stopped and "--learning-rate" in result.stopped
@@ -283,7 +288,7 @@ def test_what_was_given_goes_before_the_rules():
     assert made.scale_lr < one.scale_lr and made.rest_lr < one.rest_lr
     assert CompressionConfig().optimizer == "adamw"
     assert CompressionConfig(grokfast_lambda=2.0).optimizer == "mugrokfast"  # the filter is Muon's
-    assert CompressionConfig(grokfast_lambda=2.0, optimizer="muon").optimizer == "muon"
+    assert CompressionConfig(grokfast_lambda=0.1, optimizer="muon").optimizer == "muon"
 
 
 def test_the_order_of_windows_is_one_permutation_an_epoch():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from formats_helpers import LLAMA, bf16, make_model, safetensors_bytes, small_tensors
 from tritpress.errors import InputError
-from tritpress.formats.source import open_source, read_rows, read_tensor
+from tritpress.formats.source import TIED_BY_DEFAULT, open_source, read_rows, read_tensor
 from tritpress.formats.store import TensorStore
 from tritpress.formats.targets import find_embeddings, find_targets
 
@@ -74,6 +74,25 @@ def test_tied_heads(tmp_path: Path, rng: np.random.Generator, tiny_qwen3_dir: Pa
     assert copied.tied == {"lm_head.weight": "model.embed_tokens.weight"}
     assert "lm_head.weight" in copied.ignored and "lm_head.weight" not in copied.tensors
     assert copied.parameters == untied.parameters - 16 * 8
+
+
+def test_a_stored_copy_of_the_embedding_is_a_head_where_nothing_says_that_it_is_tied(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    from transformers import AutoConfig
+
+    silent = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
+    tensors = small_tensors(rng)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    own = open_source(make_model(tmp_path / "llama", tensors, silent))
+    assert own.tied == {} and "lm_head.weight" in own.tensors
+    for kind in ("gemma", "starcoder2"):
+        copied = open_source(make_model(tmp_path / kind, tensors, silent | {"model_type": kind}))
+        assert copied.tied == {"lm_head.weight": "model.embed_tokens.weight"}
+    for kind in TIED_BY_DEFAULT:
+        assert AutoConfig.for_model(kind).tie_word_embeddings is True, kind
+    for kind in ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gpt_neox"):
+        assert AutoConfig.for_model(kind).tie_word_embeddings is False, kind
 
 
 def test_tables_that_are_no_weights_are_not_counted(tmp_path: Path, rng: np.random.Generator) -> None:

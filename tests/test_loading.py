@@ -100,7 +100,11 @@ def test_generation_keeps_to_the_models_length(tiny_llama_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}]
+    "option",
+    [
+        {"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0},
+        {"seed": -1}, {"seed": 2**63},
+    ],
 )
 def test_bad_generation_options(tiny_llama_dir: Path, option: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(option))):

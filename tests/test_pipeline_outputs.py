@@ -67,6 +67,19 @@ def test_a_run_that_stops_after_writing_goes_on(run) -> None:
     assert (out / "report.json").is_file()
 
 
+@pytest.mark.parametrize("kind", ["packed", "dequantized"])
+def test_the_model_that_was_not_asked_for_does_not_stay(run, kind: str) -> None:
+    config, directory, out = run
+    config = config.model_copy(update={"outputs": kind})
+    pipeline.run(config, directory, At(0))
+    before = (out / kind / "model.safetensors").read_bytes()
+    assert not (directory.work / "unasked").exists()
+    (out / "report.json").unlink()  # as if it had been killed before it was known to be finished
+    pipeline.run(config, directory, At(0))
+    assert (out / "report.json").is_file() and not (directory.work / "unasked").exists()
+    assert (out / kind / "model.safetensors").read_bytes() == before
+
+
 def test_a_kill_between_the_renaming_and_the_note_of_it(run) -> None:
     config, directory, out = run
 

@@ -13,6 +13,7 @@ from tritpress import steps
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError, TritpressError, UsageError
 from tritpress.formats.huggingface import load_tokenizer
+from tritpress.formats.source import open_source
 
 
 class Told(MostHeld):
@@ -104,6 +105,38 @@ class KeepingFolder(Folder):
         if not kept.is_file():
             kept.write_text(json.dumps(measured))
         return json.loads(kept.read_text())
+
+
+def test_a_model_that_changed_since_the_run_began(tiny_qwen3_dir: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_qwen3_dir, model)
+    weights, told = model / "model.safetensors", model / "config.json"
+    (tmp_path / "run").mkdir()
+    config = CompressionConfig(method="fast", evaluate=False)
+
+    def start() -> None:
+        steps.load(steps.Work(config, KeepingFolder(tmp_path / "run", model), Told()))
+
+    start()
+    start()  # the same model
+    was, entries = weights.read_bytes(), open_source(model).tensors
+    trained = bytearray(was)
+    entry = entries["model.layers.0.mlp.down_proj.weight"]
+    trained[entry.offset] ^= 1
+    weights.write_bytes(trained)
+    with pytest.raises(InputError, match=r"model has changed since run .* \(model.safetensors\).*a new run"):
+        start()
+    weights.write_bytes(was)
+    config_was = told.read_text()
+    told.write_text(json.dumps({**json.loads(config_was), "rope_theta": 5.0}))
+    with pytest.raises(InputError, match=r"has changed since run .* \(config.json\)"):
+        start()
+    told.write_text(json.dumps(json.loads(config_was)))  # other spaces are no other model
+    start()
+    kept = tmp_path / "run" / "chosen.json"
+    kept.write_text(json.dumps({k: v for k, v in json.loads(kept.read_text()).items() if k != "model_files"}))
+    weights.write_bytes(trained)
+    start()  # begun before the files were noted
 
 
 def test_a_text_that_changed_since_the_run_began(tiny_qwen3_dir: Path, tmp_path: Path) -> None:

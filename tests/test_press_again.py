@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tritpress as tp
 from tritpress import steps
 from tritpress.cli import app
+from tritpress.errors import InputError
 from tritpress.events.context import NullContext
 from tritpress.formats.store import TensorStore
 from tritpress.runs.directory import RunDirectory, find_run
@@ -85,6 +87,29 @@ def test_a_calibrated_fit_may_be_further_off_than_zeros() -> None:
     assert _reason(1.08, 0.705, 1.08, 0.208) is None
     assert "the cosine" in (_reason(1.9, 0.02, 1.9, 0.208) or "")
     assert "when it was made" in (_reason(1.08, 0.705, 0.3, 0.208) or "")
+
+
+def test_the_note_of_what_was_written_is_whole_or_refused_in_a_sentence(tmp_path: Path, monkeypatch) -> None:
+    from tritpress.runs import again
+
+    note, out = tmp_path / "written.json", tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("codes")
+    note.write_text(was := json.dumps({str(out): [["a", 0, 0]]}))
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        with pytest.raises(InputError, match=r"cannot write .*written\.json"):
+            again._know_outputs_again(note)
+    assert note.read_text() == was
+    again._know_outputs_again(note)
+    assert json.loads(note.read_text())[str(out)][0][:2] == ["a", 5]
+    note.write_text(was[:9])
+    with pytest.raises(InputError, match=r"written\.json cannot be read .*remove it and the outputs"):
+        again._know_outputs_again(note)
 
 
 def test_what_cannot_be_pressed_again_is_one_sentence(made) -> None:

@@ -69,6 +69,12 @@ def test_nonsense_is_refused(run: RunDirectory, arguments: dict, said: str) -> N
     assert "settings" not in run.read_run() and settings.begin("a") == {}
 
 
+def test_zeros_of_bitnets_fit_cannot_be_set(run: RunDirectory) -> None:
+    bitnet = state([]) | {"config": {"fit": "bitnet"}}
+    ok, detail = TensorSettings(run, bitnet).take({"tensors": "all", "threshold": 0.5})
+    assert not ok and "bitnet sets its own zeros" in detail and "settings" not in run.read_run()
+
+
 def test_before_the_model_is_read_there_is_nothing_to_set(run: RunDirectory) -> None:
     ok, detail = TensorSettings(run, {"targets": [], "layers": {}}).take({"tensors": "all", "threshold": 1})
     assert not ok and "step 1" in detail

@@ -296,6 +296,13 @@ def test_what_cannot_end_well_is_refused_before_anything_is_written(tmp_path: Pa
     refused(UsageError, "model's own directory", out=model, overwrite=True)
     refused(UsageError, "contains the model", out=tmp_path, overwrite=True)
     refused(UsageError, "not a folder", out=a_file / "out")
+    (full / "packed").write_text("")
+    (full / "dequantized").symlink_to(empty)
+    refused(UsageError, "cannot write .*full/packed: a file", out=full, overwrite=True)
+    refused(UsageError, "full/dequantized: a file or link", out=full, overwrite=True, outputs="dequantized")
+    (full / "packed").unlink()
+    (full / "report.json").mkdir()
+    refused(UsageError, r"report\.json: it is a folder", out=full, overwrite=True, outputs="packed")
     refused(UsageError, "no text at .*missing", text=[str(tmp_path / "missing")])
     assert not (tmp_path / "runs").exists() and not (tmp_path / "out").exists()
     assert (full / "thesis.txt").read_text() == "mine"

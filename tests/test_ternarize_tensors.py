@@ -127,6 +127,22 @@ def test_bad_weights_name_the_tensor(tiny_llama_dir, tmp_path):
         press(tiny_llama_dir, TensorStore(tmp_path), CompressionConfig(planes=1), model=model)
 
 
+def test_what_the_store_has_is_not_pressed_again(tiny_moe_dir, tmp_path, monkeypatch):
+    config, store = CompressionConfig(planes=1), TensorStore(tmp_path)
+    source = open_source(tiny_moe_dir)
+    targets = find_targets(source)
+    plan = make_plan(source, targets, config)
+
+    def pressed():
+        given = load_original(source), source, targets, plan, windows(4), config, store, NullContext()
+        return dict(gptq_tensors(*given))
+
+    assert any(seconds > 0 for name, seconds in pressed().items() if "experts" in name)
+    monkeypatch.setattr("tritpress.press.gptq.press_tensor", None)
+    again = pressed()
+    assert again.keys() == {target.name for target in targets} and set(again.values()) == {0.0}
+
+
 @pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_gpt2_dir", "tiny_sharded_dir", "tiny_moe_dir"])
 def test_fast_is_the_core_on_each_tensor(family, request, tmp_path):
     from tritpress import _core

@@ -41,6 +41,23 @@ def test_a_field_of_jsonl_and_a_column_of_parquet_give_the_same_documents(tmp_pa
     }
 
 
+def test_endings_in_capitals_are_endings(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+    from tritpress.text.documents import read_documents
+
+    rows = "".join(json.dumps({"text": prose(seed)}) + "\n" for seed in range(3))
+    (tmp_path / "DATA.JSONL").write_text(rows, encoding="utf-8")
+    (tmp_path / "README.MD").write_text(prose(3), encoding="utf-8")
+    parquet.write_table(pyarrow.table({"text": [prose(4), prose(5)]}), tmp_path / "T.Parquet")
+    found = {document.name for document in read_documents([tmp_path])}
+    assert found == {
+        "README.MD", *(f"DATA.JSONL#{i:08d}" for i in (1, 2, 3)), *(f"T.Parquet#{i:08d}" for i in (1, 2)),
+    }  # fmt: skip
+    assert len(read_documents([tmp_path / "DATA.JSONL"])) == 3
+    assert len(read_documents([tmp_path / "T.Parquet"])) == 2
+
+
 def test_bad_rows_are_named(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet

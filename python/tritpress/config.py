@@ -45,8 +45,13 @@ def size_class(parameters: int) -> str:
 KEPT_PLAN = "given-plan.json"
 """In a run's folder: the plan that it was given, as it was when the run was made."""
 
+SEEDS = 2**63
+"""Seeds are below: torch takes no larger ones."""
+
 SELF_TEXT = "self"
 """Given as text: the model writes it."""
+
+BUDGETS = ("epochs", "tokens", "minutes")
 
 EXCLUSIVE = {
     ("target_ratio", "planes"): "give {0} or {1}, not both: the planes decide the ratio",
@@ -56,9 +61,18 @@ EXCLUSIVE = {
     ("plan", "sparsity"): "give {0} or {1}, not both: the plan says how each tensor's zeros are held",
     ("plan", "threshold"): "give {0} or {1}, not both: the plan says how each tensor's zeros are held",
     ("sparsity", "threshold"): "give {0} or {1}, not both: each decides the zeros",
-    ("epochs", "tokens", "minutes"): "give one budget for fine-tuning: {0}, {1} or {2}",
+    BUDGETS: "give one budget for fine-tuning: {0}, {1} or {2}",
 }
 """Fields of which at most one may be given -> what to say of two."""
+
+GROKFAST_LAMBDA = 0.1
+
+UNUSED = {
+    "finetune": "{0} is a budget of fine-tuning, which is switched off: leave out one of the two",
+    "optimizer": "{0} is of the optimizer mugrokfast: leave it out, or leave out {1}",
+    "tasks": "{0} is of tasks: give {1} too, or leave it out",
+}
+"""Field beside which another one has no effect -> what to say of that one ({0})."""
 
 BITNET_ZEROS = "{0} bitnet sets its own zeros: leave out the sparsity and the threshold"
 
@@ -103,7 +117,7 @@ class CompressionConfig(BaseModel):
     or a budget was given.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     target_ratio: float | None = Field(None, gt=1.0, le=16.0, description="least ratio_file to reach")
     planes: int | None = Field(None, ge=1, le=3, description="the same number of planes for every tensor")
@@ -132,12 +146,13 @@ class CompressionConfig(BaseModel):
     minutes: float | None = Field(None, gt=0)
     optimizer: Literal["adamw", "muon", "mugrokfast"] = "adamw"
     grokfast_lambda: float = Field(
-        0.1, ge=0.0, le=10.0, description="of mugrokfast, which is the optimizer where this alone is given"
+        GROKFAST_LAMBDA,
+        ge=0.0,
+        le=10.0,
+        description="of mugrokfast, which is the optimizer where this alone is given",
     )
     learning_rate: float | None = Field(None, gt=0, description="peak rate of the latents, in cells' widths")
-    weight_decay: float = Field(
-        0.0, ge=0.0, allow_inf_nan=False, description="of the latents: rate times it a step"
-    )
+    weight_decay: float = Field(0.0, ge=0.0, description="of the latents: rate times it a step")
     activation_bits: Literal[8] | None = Field(None, description="8 trains with the kernels' activations")
 
     seed: int = Field(0, ge=0)
@@ -159,6 +174,13 @@ class CompressionConfig(BaseModel):
         if isinstance(values, dict) and values.get("grokfast_lambda") is not None:
             return {"optimizer": "mugrokfast", **values}
         return values
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_is_one_of_torchs(cls, value: int) -> int:
+        if value >= SEEDS:
+            raise ValueError("must be below 2**63")
+        return value
 
     @field_validator("alerts")
     @classmethod
@@ -228,6 +250,13 @@ class CompressionConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _every_option_has_an_effect(self) -> CompressionConfig:
+        for fields in unused(self.__dict__).items():
+            words = UNUSED[fields[1]].format(*fields)
+            raise PydanticCustomError("unused", "{words}", {"words": words, "fields": fields})  # type: ignore[arg-type]
+        return self
+
+    @model_validator(mode="after")
     def _bitnet_sets_its_zeros(self) -> CompressionConfig:
         if self.fit == "bitnet" and (self.threshold is not None or self.target_sparsity is not None):
             raise PydanticCustomError(
@@ -256,14 +285,29 @@ class CompressionConfig(BaseModel):
         return self.sparsity if isinstance(self.sparsity, float | int) else None
 
 
+def unused(values: Mapping[str, Any]) -> dict[str, str]:
+    """Of a configuration's values the fields that have no effect -> the field beside which they have none."""
+    found: dict[str, str] = {}
+    if values.get("finetune") is False:
+        found |= {budget: "finetune" for budget in BUDGETS if values.get(budget) is not None}
+    weighed = values.get("grokfast_lambda") not in (None, GROKFAST_LAMBDA)
+    if weighed and values.get("optimizer") in ("adamw", "muon"):
+        found["grokfast_lambda"] = "optimizer"
+    if values.get("task_limit") is not None and not values.get("tasks"):
+        found["task_limit"] = "tasks"
+    return found
+
+
+def without_unused(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without fields that have no effect: what was written down before these were refused."""
+    idle = unused(values)
+    return {key: value for key, value in values.items() if key not in idle}
+
+
 def beyond_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of a configuration's JSON what differs from the defaults: what makes the same configuration again."""
     default = CompressionConfig().model_dump(mode="json")
-    found = {key: value for key, value in values.items() if value != default.get(key)}
-    # The filter's weight alone asks for its optimizer: beside it the one that was chosen is always said.
-    if "grokfast_lambda" in found and values.get("optimizer") is not None:
-        found["optimizer"] = values["optimizer"]
-    return found
+    return {key: value for key, value in without_unused(values).items() if value != default.get(key)}
 
 
 def make_config(values: dict[str, Any], naming: Naming | None = None, source: str = "") -> CompressionConfig:
@@ -282,6 +326,8 @@ def make_config(values: dict[str, Any], naming: Naming | None = None, source: st
 def load_config(path: str | Path, naming: Naming | None = None, /, **overrides: Any) -> CompressionConfig:
     """Read a TOML file of `CompressionConfig` fields; `overrides` that are not None win.
 
+    A file's plan says too much to be left out for one of them: an override that does not fit it is refused.
+
     `naming` says what the user calls the overrides; what the file holds goes by its key and the file.
     Raises `UsageError` when the file cannot be read, is not TOML, or holds an unknown or bad value.
     """
@@ -294,7 +340,10 @@ def load_config(path: str | Path, naming: Naming | None = None, /, **overrides: 
     given = {key: value for key, value in overrides.items() if value is not None}
     for one_of in EXCLUSIVE:  # the file's planes make room for a ratio given beside it
         if given.keys() & set(one_of):
-            values = {key: value for key, value in values.items() if key not in one_of}
+            values = {key: value for key, value in values.items() if key not in one_of or key == "plan"}
+    for field, beside in unused({**values, **given}).items():
+        if (field in given) != (beside in given):
+            values.pop(field if beside in given else beside, None)
 
     def name(field: str) -> str:
         return (naming or str)(field) if field in given else f"{field} in {path}"
@@ -314,6 +363,8 @@ def _sentence(problem: Mapping[str, Any], naming: Naming, source: str) -> str:
     if kind == "exclusive":
         sentence = EXCLUSIVE.get(context["fields"], BITNET_ZEROS)
         return sentence.format(*map(naming, context["fields"]))
+    if kind == "unused":
+        return UNUSED[context["fields"][1]].format(*map(naming, context["fields"]))
     field = str(problem["loc"][0])
     if kind == "extra_forbidden":
         where = f" in {source}" if source else ""

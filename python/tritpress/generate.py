@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tritpress.config import MemoryFormat, check_memory_format
+from tritpress.config import SEEDS, MemoryFormat, check_memory_format
 from tritpress.errors import InputError, UsageError
 
 OnText = Callable[[str], object]
@@ -50,6 +50,8 @@ def generate(
         raise UsageError(f"temperature must be from 0 (greedy) to 100, not {temperature}")
     if not 0.0 < top_p <= 1.0:
         raise UsageError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if not 0 <= seed < SEEDS:
+        raise UsageError(f"seed must be from 0 to below 2**63, not {seed}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be 1 or more, not {threads}")
     check_memory_format(format)

@@ -155,8 +155,11 @@ def change_of(loss: float) -> float:
     return math.expm1(min(loss, 700.0))
 
 
-def read_plan(path: str | Path, source: SourceModel, targets: list[Target]) -> Plan:
-    """A plan from a file, held against the model. Raises `UsageError` naming the tensor that does not fit."""
+def read_plan(path: str | Path, source: SourceModel, targets: list[Target], fit: str = "exact") -> Plan:
+    """A plan from a file, held against the model. Raises `UsageError` naming the tensor that does not fit.
+
+    The fit "bitnet" sets its own zeros: no ceiling is held, a sparsity or threshold is refused.
+    """
     plan = Plan.load(path)
     needed = {target.name: target for target in targets}
     known = needed | {target.name: target for target in embedding_targets(source)}
@@ -172,6 +175,14 @@ def read_plan(path: str | Path, source: SourceModel, targets: list[Target]) -> P
             turned = ("transposed", "stored as it is")
             said, true = turned if planned.transposed else turned[::-1]
             raise UsageError(f"the plan {path} has {name} as {said}, the model has it {true}")
+        if fit == "bitnet":
+            if planned.sparsity is not None or planned.threshold is not None:
+                key = "sparsity" if planned.threshold is None else "threshold"
+                raise UsageError(
+                    f"the plan {path} gives {name} a {key}, but the fit bitnet sets its own zeros: make it "
+                    "null, or choose another fit"
+                )
+            planned.max_sparsity = None
     missing = sorted(needed.keys() - plan.tensors.keys())
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

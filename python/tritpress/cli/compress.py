@@ -153,7 +153,7 @@ def compress(
         "method": method,
         "fit": fit,
         "group_size": group_size,
-        "text": [str(path) for path in text] if text else None,
+        "text": text or None,
         "text_field": text_field,
         "tasks": o.task_names(tasks),
         "task_limit": task_limit,
@@ -178,9 +178,8 @@ def compress(
         "alert_command": alert_command,
     }
     if resume is not None:
-        also = [
-            key for key, value in {"MODEL": model, "-o": out, "--config": config, **given}.items() if value
-        ]
+        also = [word for word, value in {"MODEL": model, "-o": out, "--config": config}.items() if value]
+        also += [o.option_given(key, value) for key, value in given.items() if value is not None]
         if also:
             raise UsageError(f"--resume takes up a run as it was begun: leave out {', '.join(also)}")
         return attend.resume(resume, runs, json, press_again or ())
@@ -248,7 +247,7 @@ def plan_command(
         "method": method,
         "fit": fit,
         "group_size": group_size,
-        "text": [str(path) for path in text] if text else None,
+        "text": text or None,
         "text_field": text_field,
         "plan": None if plan is None else str(plan),
         "seed": seed,

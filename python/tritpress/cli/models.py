@@ -11,6 +11,7 @@ from tritpress.cli.app import app
 from tritpress.console import options as o
 from tritpress.console.options import help_text
 from tritpress.console.shell import console, guarded, need, print_json
+from tritpress.errors import UsageError
 
 
 @app.command(
@@ -35,6 +36,8 @@ def evaluate(
     debug: o.DebugOption = False,
     json: o.JsonOption = False,
 ) -> int:
+    if task_limit is not None and not tasks:
+        raise UsageError("--task-limit is of tasks: give --tasks too, or leave it out")
     need("hf", "evaluating a model", "torch", "transformers")
     from tritpress.evaluate.directory import evaluate_directory
 

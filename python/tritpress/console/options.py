@@ -72,7 +72,7 @@ TextOption = Annotated[
     typer.Option("--text", metavar="PATH", help="File or folder of text; may be given again."),
 ]
 TextOrSelfOption = Annotated[
-    list[Path] | None,
+    list[str] | None,  # as it was written: Path would make ./self, a folder, the word self
     typer.Option(
         "--text",
         metavar="PATH",
@@ -172,7 +172,8 @@ GroupSizeOption = Annotated[
     typer.Option(
         "--group-size",
         metavar="N",
-        help="Inputs that share a scale (default: 64): 32, 64, 128, 256, or 0 for the row.",
+        help="Inputs that share a scale: 32, 64, 128, 256, or 0 for the row "
+        "(default: planned; 64 with --planes).",
         rich_help_panel=TERNARIZATION,
     ),
 ]
@@ -190,7 +191,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE.toml",
-        help="Options from a file; those given here win.",
+        help="Options from a file; those given here win, but not over its plan.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -255,6 +256,13 @@ def option_name(field: str) -> str:
     special = {"target_ratio": "--ratio", "evaluate": "--no-eval", "outputs": "--packed-only"}
     special["alerts"] = "--alert"
     return special.get(field, f"--{field.replace('_', '-')}")
+
+
+def option_given(field: str, value: Any) -> str:
+    """The option that gave that field that value."""
+    if field == "finetune":
+        return "--finetune" if value else "--no-finetune"
+    return f"--{value}-only" if field == "outputs" else option_name(field)
 
 
 def build_config(file: Path | None, given: dict[str, Any]) -> CompressionConfig:

@@ -138,7 +138,7 @@ def _zeros(row: dict[str, Any]) -> str:
 def _text_words(config: CompressionConfig) -> list[str | Path]:
     words: list[str | Path] = []
     for text in config.text:
-        words += ["--text", text if text == "self" else Path(text)]
+        words += ["--text", text if str(Path(text)) == "self" else Path(text)]
     return words
 
 

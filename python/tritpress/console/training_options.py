@@ -12,7 +12,7 @@ FineTuneOption = Annotated[
     bool | None,
     typer.Option(
         "--finetune/--no-finetune",
-        help="Train after pressing, or never (default: where a text is and a gate asks).",
+        help="Train after pressing, or never (default: with text, below 50 M parameters or on a GPU).",
         rich_help_panel=o.FINE_TUNING,
     ),
 ]

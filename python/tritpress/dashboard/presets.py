@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tritpress.config import UNSAFE_OVER_API, make_config
+from tritpress.config import UNSAFE_OVER_API, make_config, without_unused
 from tritpress.dashboard.views.form import Form, chosen, fill_form
 from tritpress.errors import TritpressError, UsageError
 
@@ -39,7 +39,7 @@ def load_presets(runs_dir: Path) -> dict[str, dict[str, Any]]:
     for name, settings in found.items():
         if not isinstance(settings, dict):
             raise UsageError(f'{path} has {name!r} outside a preset: it holds tables ["name"] of settings')
-        make_config(dict(settings), source=str(path))
+        make_config(without_unused(settings), source=str(path))
         presets[name] = {key: value for key, value in settings.items() if key not in UNSAFE_OVER_API}
     return presets
 

@@ -146,7 +146,7 @@ def cache_teacher(
                 write_atomically(done_path, str(done))
             if ctx is not None:
                 ctx.emit("step.progress", step=5, done=done, total=windows, detail="the original's logits")
-    (folder / "facts.json").write_text(json.dumps({"windows": windows, "top": top}), encoding="utf-8")
+    write_atomically(folder / "facts.json", json.dumps({"windows": windows, "top": top}))
     return CachedTeacher(folder)
 
 

@@ -344,6 +344,8 @@ class _Run:
                 f"no finite loss in step {state.step}: back to step {state.best_step}, at half the rate",
                 not_finite="loss",
             )
+            if self._progress() >= 1.0:  # the codes gone back to were evaluated when they were kept
+                state.stopped = "budget spent"
         self._save_latest()
 
     def _emit(self, figures: dict[str, float], seconds: float) -> None:

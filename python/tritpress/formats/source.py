@@ -360,13 +360,21 @@ INPUT_EMBEDDINGS = (
     "embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "tokens_embed", "embeddings",
 )  # fmt: skip
 OUTPUT_HEADS = ("lm_head", "embed_out", "output")
+TIED_BY_DEFAULT = frozenset({
+    "biogpt", "bloom", "cohere", "cohere2", "cpmant", "ctrl", "ernie4_5", "ernie4_5_moe", "falcon",
+    "falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gpt2",
+    "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "jetmoe", "lfm2", "lfm2_moe", "mamba", "minicpm3",
+    "modernbert-decoder", "mpt", "openai-gpt", "opt", "recurrent_gemma", "smollm3", "starcoder2",
+    "vaultgemma", "xglm", "zamba", "zamba2",
+})  # fmt: skip
+"""Kinds of models whose head is the embedding where their configuration does not say (transformers')."""
 
 
 def _find_tied(config: dict[str, Any], entries: dict[str, TensorEntry]) -> tuple[dict[str, str], list[str]]:
     """(alias -> stored name, names of stored copies): the head that shares the input embedding's weight.
 
-    A head that is not stored is tied. One that is stored is a copy when the configuration does not deny it
-    and both tensors have the same bytes.
+    A head that is not stored is tied, unless the configuration denies it. One that is stored is a copy when
+    the configuration, or the default of the model's kind, says so and both tensors have the same bytes.
     """
 
     def named(modules: tuple[str, ...]) -> str | None:
@@ -376,14 +384,15 @@ def _find_tied(config: dict[str, Any], entries: dict[str, TensorEntry]) -> tuple
     embedding, head = named(INPUT_EMBEDDINGS), named(OUTPUT_HEADS)
     text_config = config.get("text_config")
     inner = text_config.get("tie_word_embeddings") if isinstance(text_config, dict) else None
-    untied = config.get("tie_word_embeddings", inner) is False
-    if embedding is None or untied:
+    told = config.get("tie_word_embeddings", inner)
+    if embedding is None or told is False:
         return {}, []
     if head is None:
         return {
             ("embed_out.weight" if embedding.endswith("embed_in.weight") else "lm_head.weight"): embedding
         }, []
-    if _same_bytes(entries[embedding], entries[head]):
+    tied = config["model_type"] in TIED_BY_DEFAULT if told is None else bool(told)
+    if tied and _same_bytes(entries[embedding], entries[head]):
         return {head: embedding}, [head]
     return {}, []
 

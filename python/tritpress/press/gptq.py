@@ -121,9 +121,10 @@ def gptq_tensors(
 
     def press_alone(target: Target) -> tuple[str, float]:
         context.check()
+        seconds = 0.0
         if not store.has(target.name):
             _started(target, context)
-        seconds = press_tensor(target, plan.tensors[target.name], config, store)
+            seconds = press_tensor(target, plan.tensors[target.name], config, store)
         _write_parameter(model, target, plan.tensors[target.name], store)
         return target.name, seconds
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tritpress.errors import UsageError
+from tritpress.errors import InputError, UsageError
+from tritpress.formats.output import write_atomically
 from tritpress.formats.store import TensorStore
 from tritpress.runs.directory import REMOTE, RunDirectory
 from tritpress.runs.launch import resume
@@ -60,10 +61,13 @@ def _know_outputs_again(path: Path) -> None:
     """The outputs are this run's to replace, damaged or not, while they hold the files that it wrote."""
     if not path.is_file():
         return
-    written = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove it and the outputs, then resume") from None
     for folder, listed in written.items():
         names = {name for name, *_ in listed} if isinstance(listed, list) else None
         there = sorted(p for p in Path(folder).rglob("*") if p.is_file())
         if names == {str(p.relative_to(folder)) for p in there}:
             written[folder] = [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_ino] for p in there]
-    path.write_text(json.dumps(written, indent=1), encoding="utf-8")
+    write_atomically(path, json.dumps(written, indent=1))

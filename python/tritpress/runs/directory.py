@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tritpress.config import CompressionConfig
+from tritpress.config import CompressionConfig, without_unused
 from tritpress.errors import InputError, UsageError
 from tritpress.events.schema import encode
 
@@ -113,7 +113,7 @@ class RunDirectory:
     @property
     def config(self) -> CompressionConfig:
         """What the run was asked to do."""
-        return CompressionConfig(**self.read_run()["config"])
+        return CompressionConfig(**without_unused(self.read_run()["config"]))
 
     @property
     def chosen(self) -> dict[str, Any]:

@@ -162,6 +162,14 @@ def check_request(model: str | Path, out: str | Path, config: CompressionConfig)
         raise UsageError(
             f"the output directory {out} is not empty: choose another with -o, or give --overwrite"
         )
+    for kind in ("packed", "dequantized"):  # with --overwrite something may lie there
+        child = out_path / kind
+        if config.outputs in ("both", kind) and (
+            child.is_symlink() or (child.exists() and not child.is_dir())
+        ):
+            raise UsageError(f"cannot write {child}: a file or link of that name is there; move it away")
+    if (out_path / "report.json").is_dir():
+        raise UsageError(f"cannot write {out_path / 'report.json'}: it is a folder; move it away")
     there = next(path for path in (out_path, *out_path.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"cannot write the output {out}: {there} is not a folder that may be written to")

@@ -39,6 +39,8 @@ class TensorSettings:
         setting = _setting(arguments)
         if isinstance(setting, str):
             return False, setting
+        if (self._state.get("config") or {}).get("fit") == "bitnet":
+            return False, "the fit bitnet sets its own zeros: a new run with another fit can have them set"
         known = [str(target["name"]) for target in self._state["targets"]]
         if not known:
             return False, "the model has not been read yet: ask again when step 1 is over"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tritpress.config import EXCLUSIVE
+from tritpress.config import EXCLUSIVE, without_unused
 from tritpress.errors import InputError, UsageError
 from tritpress.plan import Plan
 from tritpress.runs.details import TensorDetails, load_details
@@ -348,10 +348,16 @@ def tuned_plan(
 
 
 def tuned_config(config: Mapping[str, Any], plan: Path) -> dict[str, Any]:
-    """The configuration of a new run by that plan, without what a plan decides in its place."""
+    """The configuration of a new run by that plan, without what a plan decides in its place.
+
+    BitNet's fit sets its own zeros; "absmean", its rule by groups, is what the curves show and what takes the
+    plan's.
+    """
     decided = {field for fields in EXCLUSIVE if "plan" in fields for field in fields}
     kept = {key: value for key, value in config.items() if key not in decided}
-    return {**kept, "plan": str(plan), "overwrite": False}
+    if kept.get("fit") == "bitnet":
+        kept["fit"] = "absmean"
+    return {**without_unused(kept), "plan": str(plan), "overwrite": False}
 
 
 def toml_of_config(config: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from tritpress.formats.output import write_atomically
 from tritpress.steps.finish import outputs, publish_report, validation
+from tritpress.steps.places import both_lie_there, drop_unasked
 from tritpress.steps.prepare import baseline, calibration, load
 from tritpress.steps.press import fine_tuning, recall, ternarization
 from tritpress.steps.work import RunFolder, Work
@@ -10,7 +11,9 @@ __all__ = [
     "RunFolder",
     "Work",
     "baseline",
+    "both_lie_there",
     "calibration",
+    "drop_unasked",
     "fine_tuning",
     "load",
     "outputs",

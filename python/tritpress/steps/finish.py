@@ -32,7 +32,7 @@ experts, who see few tokens each."""
 def outputs(work: Work) -> None:
     """Step 6: the packed model, then the dequantized one made from its bytes on disk.
 
-    The one that was not asked for is written to the work folder: the gates are measured on both.
+    The one that was not asked for is written to the work folder, until step 7 has measured both.
     """
     assert work.plan is not None
     write_packed(

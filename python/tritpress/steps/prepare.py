@@ -9,6 +9,7 @@ from typing import Any
 from tritpress.config import SELF_TEXT, CompressionConfig
 from tritpress.errors import InputError, UsageError
 from tritpress.formats.checks import check_finite
+from tritpress.formats.fingerprint import fingerprints
 from tritpress.formats.source import SourceModel, open_source
 from tritpress.formats.targets import Target, embedding_targets, find_targets
 from tritpress.formats.writing import sha256_of
@@ -36,7 +37,9 @@ def load(work: Work) -> None:
             raise UsageError(f"--finetune: {reason}")
     pressed = {target.name for target in work.targets}
     check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
-    _choose_by_machine(work)
+    model = fingerprints(work.source)
+    _choose_by_machine(work, model)
+    _check_same_model(work, model)
     _check_same_text(work)
     work.context.emit("model", **model_found(work, work.targets))
     work.context.emit("figures", bytes=work.source.bytes_on_disk, bytes_fp32=work.source.bytes_fp32)
@@ -329,6 +332,19 @@ def _text_hashes(work: Work) -> dict[str, str] | None:
     return None if facts is None else {split: facts[f"{split}_sha256"] for split in SPLITS}
 
 
+def _check_same_model(work: Work, now: dict[str, str]) -> None:
+    """Refuse to go on with another model than the run began with: what was kept is of that one. A run begun
+    before its files were noted goes on."""
+    before = work.chosen.get("model_files") or now
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise InputError(
+            f"the model {work.source.path} has changed since run {work.directory.id} began "
+            f"({changed[0]}{more}): put it back as it was, or start a new run"
+        )
+
+
 def _check_same_text(work: Work) -> None:
     """Refuse to go on with other text than the run began with: what was measured and kept (the original's
     perplexity, the calibration, its cached logits) is of that text."""
@@ -342,14 +358,15 @@ def _check_same_text(work: Work) -> None:
         )
 
 
-def _choose_by_machine(work: Work) -> None:
-    """Measure this machine and keep what is chosen by it; a resumed run takes what was kept.
+def _choose_by_machine(work: Work, model: dict[str, str]) -> None:
+    """Measure this machine and keep what is chosen by it, and what the run is of (`model`: its fingerprints);
+    a resumed run takes what was kept.
 
     The kernels' path is the machine's alone (all give the same bits): where a run goes on by another one than
     it began with, `chosen` says both.
     """
     now = _measure_machine(work)
-    work.chosen = work.directory.choose(**now, text=_text_hashes(work))
+    work.chosen = work.directory.choose(**now, text=_text_hashes(work), model_files=model)
     began, path = work.chosen.get("kernel"), now["kernel"]
     if began != path:
         work.chosen = {**work.chosen, "kernel": path, "kernel_at_start": began}

@@ -121,9 +121,9 @@ class Work:
             return None
         kept = self.directory.path / KEPT_PLAN
         if not kept.is_file():  # the run is of an older version, or none
-            return read_plan(given, self.source, self.targets)
+            return read_plan(given, self.source, self.targets, self.config.fit)
         try:
-            return read_plan(kept, self.source, self.targets)
+            return read_plan(kept, self.source, self.targets, self.config.fit)
         except UsageError as error:
             raise UsageError(str(error).replace(str(kept), given)) from None
 
@@ -368,9 +368,12 @@ class Work:
         return min(self.config.window, int(longest))
 
     def read_json(self, name: str) -> Any | None:
-        """A JSON file of the work folder; None when it is not there."""
+        """A JSON file of the work folder; None when it is not there; `InputError` if it cannot be read."""
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise InputError(f"what the run kept in {path} cannot be read ({error})") from None
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the work folder at once or not at all."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from tritpress.errors import InputError, UsageError
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet")
+"""Endings of files of text, in small letters or capitals."""
+
 FIELD = "text"
 """The field of a .jsonl line, or column of a .parquet file, that holds the text."""
 
@@ -43,7 +45,7 @@ def read_documents(paths: Sequence[str | Path], field: str = FIELD) -> list[Docu
                 continue
             read.add(real)
             name = path.relative_to(root).as_posix() if root.is_dir() else path.name
-            rows = _parquet_rows if path.suffix == ".parquet" else _read_file
+            rows = _parquet_rows if path.suffix.lower() == ".parquet" else _read_file
             for document in rows(path, name, field):
                 unique, n = document.name, 1
                 while unique in documents:  # the same relative path below two given folders
@@ -57,7 +59,7 @@ def _files_below(root: Path) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(folder, n) for n in files if n.endswith(SUFFIXES) and not n.startswith(".")]
+        found += [Path(folder, n) for n in files if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
@@ -73,7 +75,7 @@ def _read_file(path: Path, name: str, field: str) -> list[Document]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         return [Document(name, text)]
     documents = []
     for number, line in enumerate(text.split("\n"), 1):

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Collection
 from typing import Any, Literal, Union
 
-from tritpress.config import UNSAFE_OVER_API, CompressionConfig, make_config
+from tritpress.config import UNSAFE_OVER_API, CompressionConfig, make_config, without_unused
 from tritpress.errors import UsageError
 from tritpress.events.schema import EVENT_TYPES, Event, ModelFacts, ModelTarget, PlannedTensor, encode
 
@@ -117,7 +117,7 @@ def check_config(values: dict[str, Any]) -> dict[str, Any]:
     """
     allowed = CompressionConfig.model_fields.keys() - UNSAFE_OVER_API
     known = {key: value for key, value in values.items() if key in allowed}
-    return make_config(known).model_dump() if known else {}
+    return make_config(without_unused(known)).model_dump() if known else {}
 
 
 def check_values(value: Any) -> None:

@@ -135,7 +135,7 @@ def _text_files(root: Path, until: float) -> tuple[list[int], bool]:
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 try:
                     found.append(os.stat(os.path.join(folder, name)).st_size)
                 except OSError:

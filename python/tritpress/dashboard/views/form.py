@@ -8,13 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tritpress.config import SIZE_CLASSES, UNSAFE_OVER_API, CompressionConfig, beyond_defaults, make_config
+from tritpress.config import (
+    BUDGETS,
+    SIZE_CLASSES,
+    UNSAFE_OVER_API,
+    CompressionConfig,
+    beyond_defaults,
+    make_config,
+    without_unused,
+)
 from tritpress.config import toml_of as toml_lines
 from tritpress.dashboard.views.status import ELSEWHERE, State
 from tritpress.evaluate.rerun import OPTION_OF
 from tritpress.events.rules import DEFAULT_RULES
-
-BUDGETS = ("epochs", "tokens", "minutes")
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ PLAIN = (
 def config_of(form: Form) -> CompressionConfig:
     """The configuration of the run. Raises `UsageError` with one sentence when the choices do not fit."""
     values: dict[str, Any] = {**form.extra, **{key: getattr(form, key) for key in PLAIN}}
+    if form.optimizer != "mugrokfast":  # the field keeps its number while another optimizer is chosen
+        del values["grokfast_lambda"]
     values["target_ratio"] = form.ratio if form.planes is None else None
     values["text"], values["alerts"] = list(form.text), list(form.alerts)
     if form.finetune:
@@ -87,13 +95,14 @@ def form_of(state: State, default: Form) -> Form:
 def fill_form(form: Form, config: Mapping[str, Any]) -> Form:
     """`form` with the settings of that configuration, which may hold only some fields."""
     known = CompressionConfig().model_dump(mode="json")
-    given = {**known, **{key: value for key, value in config.items() if key in known}}
+    safe = {key: value for key, value in config.items() if key in known and key not in UNSAFE_OVER_API}
+    given = {**known, **without_unused(safe)}
     budget = next((key for key in BUDGETS if given[key] is not None), None)
     shown = {"target_ratio", "text", "alerts", *PLAIN, *BUDGETS}
     extra = {
         key: value
         for key, value in given.items()
-        if key not in shown and key not in UNSAFE_OVER_API and key != "overwrite" and value != known[key]
+        if key not in shown and key != "overwrite" and value != known[key]
     }
     return replace(
         form,
