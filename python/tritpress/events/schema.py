@@ -94,8 +94,9 @@ class ModelTarget(TypedDict):
     name: str
     layer: int | None
     kind: str
-    rows: int
+    rows: int  # of one expert, where there are several
     cols: int
+    weights: NotRequired[int]  # over all experts; rows times cols where it is left out
 
 
 class ModelFound(Event):
@@ -144,8 +145,9 @@ class LayerFinished(Event):
     name: str
     layer: int | None
     kind: str
-    rows: int
+    rows: int  # of one expert, where there are several
     cols: int
+    weights: NotRequired[int]  # over all experts; rows times cols where it is left out
     planes: int
     group_size: int
     bits: float

@@ -187,6 +187,7 @@ def _announce_plan(work: Work) -> None:
                 "kind": p.kind,
                 "rows": p.rows,
                 "cols": p.cols,
+                "weights": p.weights,
                 "planes": p.planes,
                 "bits": p.bits,
                 "method": work.method,

@@ -18,7 +18,7 @@ from tritpress.dashboard.views.figures import (
 )
 from tritpress.dashboard.views.written import models_written
 from tritpress.events.schema import ENDED
-from tritpress.events.snapshot import worked
+from tritpress.events.snapshot import weights_of, worked
 
 State = dict[str, Any]
 
@@ -189,11 +189,12 @@ def _planned_means(plan: State) -> Means:
 
 def _planned_mean(plan: State, key: str) -> float | None:
     """Mean by weights; None where a tensor lacks a part of it, as one that was pushed may."""
-    rows = [[tensor.get(part) for part in ("rows", "cols", key)] for tensor in plan["tensors"]]
-    if not all(known(value) for row in rows for value in row):
+    told = [(weights_of(tensor), tensor.get(key)) for tensor in plan["tensors"]]
+    rows = [(weights, value) for weights, value in told if known(weights) and known(value)]
+    if len(rows) < len(told):
         return None
-    weights = sum(row[0] * row[1] for row in rows)
-    return sum(row[0] * row[1] * row[2] for row in rows) / weights if weights > 0 else None
+    total = sum(weights for weights, _ in rows)
+    return sum(weights * value for weights, value in rows) / total if total > 0 else None
 
 
 _PLANNED: dict[int, tuple[State, Means]] = {}
