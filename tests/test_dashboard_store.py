@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import pytest
 from bokeh.models import ColumnDataSource
 from dashboard_log import events, make_run, write_run
 from tritpress.dashboard.app import app_path
@@ -22,7 +24,9 @@ from tritpress.dashboard.session import Session
 from tritpress.dashboard.store import Feed, RunStore
 from tritpress.dashboard.views.events import SHOWN, EventSearch, event_lines, left_out_words
 from tritpress.events import EventWriter, StateReader
+from tritpress.runs.history import RunIndex, list_runs
 from tritpress.runs.labels import edit_labels
+from tritpress.runs.liveness import this_host
 
 
 def wait_for(check: Callable[[], bool], seconds: float = 10) -> None:
@@ -80,6 +84,49 @@ def test_a_worker_that_is_gone_is_noticed(tmp_path: Path) -> None:
     run.update_run(pid=2**22 - 1, process_start="1")
     feed.poll(time.monotonic() + 60)
     assert feed.lost and "liveness" in feed.changed_since(1)
+
+
+ODD = [
+    {"created": "2024-01-01T00:00:00", "status": "finished"},
+    {"status": "running", "launched": "2024-01-01"},
+    {"status": "running", "host": "elsewhere", "pid": [], "heartbeat": "then", "created": {}},
+    {"status": "running", "host": this_host(), "pid": "x", "name": 5, "model": [], "error": {"a": 1}},
+    {"status": [], "created": math.nan, "origin": 7, "after": "x"},
+]
+
+
+def test_odd_records_of_runs_neither_hide_the_others_nor_stop_a_page(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path, "good")
+    for number, record in enumerate(ODD):
+        make_run(tmp_path, f"odd{number}").write_run(record)
+    worse = make_run(tmp_path, "worse")
+    worse.snapshot_path.write_text('{"v": 1, "offset": 0, "steps": [1]}')
+    runs = list_runs(tmp_path)
+    assert {run["id"] for run in runs} == {"good", *(f"odd{number}" for number in range(len(ODD)))}
+    assert runs[0]["id"] == "good" and not any(run["alive"] for run in runs[1:])
+    session = Session(RunStore(tmp_path))
+    caplog.clear()
+    session.store.refresh_list()
+    session.store.refresh_list()
+    assert [str(worse.path) in record.message for record in caplog.records] == [True], "said once"
+    for name in ("good", *(f"odd{number}" for number in range(len(ODD)))):
+        session.open(name)
+        assert session.feed is not None and session.feed.id == name
+        for tab in ("runs", "overview"):
+            session.routing.go({"run": name, "tab": tab})
+
+
+def test_a_list_that_cannot_be_made_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: RunIndex) -> list[dict[str, Any]]:
+        raise TypeError("of all things")
+
+    monkeypatch.setattr(RunIndex, "list", fail)
+    store = RunStore(tmp_path)
+    store.join()
+    assert store.runs == []
+    store.leave()
 
 
 def test_an_open_page_follows_the_name_that_a_run_at_work_is_given(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ class RunStore:
         self.watch = AlertWatch()
         self._index = RunIndex(self.runs_dir)
         self._list_lock = threading.Lock()
+        self._list_error = ""  # the last one told
 
     def path_of(self, run_id: str) -> Path | None:
         """The folder of that run, or None when there is none; never a folder outside `runs_dir`."""
@@ -281,9 +282,12 @@ class RunStore:
         with self._list_lock:
             try:
                 runs = self._index.list()
-            except OSError as error:
-                log.warning("cannot list the runs in %s: %s", self.runs_dir, error)
+            except Exception as error:  # neither a page nor the thread may end with it
+                if repr(error) != self._list_error:
+                    self._list_error = repr(error)
+                    log.warning("cannot list the runs in %s", self.runs_dir, exc_info=error)
                 return
+            self._list_error = ""
             if runs != self.runs:
                 self.runs = runs
                 self.names = {run["id"]: str(run["name"] or run["id"]) for run in runs}
