@@ -60,6 +60,12 @@ def test_what_workers_write_is_taken(tmp_path: Path) -> None:
         {"type": "plan", "tensors": [{"name": "t", "planes": "two"}]},
         {"type": "plan", "tensors": [{"name": "t", "planes": 2, "plane_losses": 0.1}]},
         {"type": "evaluation", "when": "yesterday"},
+        {"type": "gate", "name": "sparsity", "target": "a third"},
+        {"type": "gate", "name": "sparsity", "target": [0.25, "0.45"]},
+        {"type": "handoff", "items": 5},
+        {"type": "handoff", "items": [{"name": "opens", "passed": "n/a"}]},
+        {"type": "handoff", "items": [{"name": "opens", "passed": None, "detail": ["why"]}]},
+        {"type": "figures", "perplexity_interval": 0.1},
         {"type": "run.started", "config": {"planes": 9}},
     ],
 )

@@ -88,7 +88,7 @@ def _figures(facts: Facts, state: dict[str, Any]) -> Table:
     rows += [(key, None, value, None) for key, value in state["figures"].items() if fig.known(value)]
     for key in ("perplexity_interval", "accuracy_interval"):
         interval = state["figures"].get(key)
-        if interval:
+        if isinstance(interval, list | tuple):
             rows += [(f"{key}_{end}", None, value, None) for end, value in zip(("low", "high"), interval)]
     tasks = state.get("tasks")
     if tasks is not None:

@@ -9,8 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.quality import actual_words
-from tritpress.dashboard.views.status import NO_NAMES, STEP_TITLES, gate_target_words, gate_title
+from tritpress.dashboard.views.status import (
+    NO_NAMES,
+    STEP_TITLES,
+    actual_words,
+    gate_target_words,
+    gate_title,
+    passed_of,
+)
 
 Event = dict[str, Any]
 
@@ -205,13 +211,13 @@ def _evaluation(event: Event) -> Described:
 
 
 def _gate(event: Event) -> Described:
-    name, passed = str(event.get("name")), event.get("passed")
+    name, passed, target = str(event.get("name")), passed_of(event.get("passed")), event.get("target")
     verdict = {True: "passed", False: "failed", None: "not measured"}[passed]
     return (
         "gate",
         "warning" if passed is False else "info",
-        f"{gate_title(name)} {verdict}: {actual_words(name, event.get('actual'))} "
-        f"(target {gate_target_words(name, event.get('target'))})",
+        f"{gate_title(name)} {verdict}: {actual_words(name, event.get('actual'), target)} "
+        f"(target {gate_target_words(name, target)})",
     )
 
 

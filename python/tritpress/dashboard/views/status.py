@@ -10,6 +10,7 @@ from typing import Any
 from tritpress.dashboard.views.eta import TimeLeft, run_left, time_left, time_left_words
 from tritpress.dashboard.views.figures import (
     NOTHING,
+    change,
     known,
     percent,
     plural,
@@ -26,6 +27,9 @@ NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 ELSEWHERE = "This run is worked on elsewhere: it hears no commands from here"
 """Why a run that is only told of here cannot be steered."""
+
+FINEST = 6
+"""Digits after the point to which a gate's value and its limit are told apart."""
 
 GATE_NAMES = ("ratio", "accuracy", "perplexity", "sparsity", "gradient_flow")
 
@@ -131,6 +135,11 @@ def gate_title(name: str) -> str:
         "sparsity": "Sparsity",
         "gradient_flow": "Gradient flow",
     }.get(name, name.replace("_", " ").capitalize())
+
+
+def passed_of(told: Any) -> bool | None:
+    """Whether a gate or check passed; None, not measured, for any other word of it."""
+    return told if isinstance(told, bool) else None
 
 
 def running_step(state: State) -> dict[str, Any] | None:
@@ -335,6 +344,29 @@ def elapsed(state: State, now: float, lost: bool = False) -> float | None:
     if lost:
         end = state.get("updated")
     return worked(state, end or now)
+
+
+def apart(value: float, limit: float, digits: int) -> int:
+    """At least so many digits after the point, more where `value` would read as `limit` but is another."""
+    if round(value - limit, FINEST) == 0:
+        return digits
+    return next((n for n in range(digits, FINEST) if round(value, n) != round(limit, n)), FINEST)
+
+
+def actual_words(name: str, actual: Any, target: Any = None) -> str:
+    """A gate's measured value with its unit, in as many digits as tell it from the limits."""
+    if not known(actual):
+        return NOTHING
+    if isinstance(target, dict):
+        target = [target.get("min"), target.get("max")]
+    limits = [limit for limit in (target if isinstance(target, list | tuple) else [target]) if known(limit)]
+    if name == "ratio":
+        digits = max((apart(actual, limit, 2) for limit in limits), default=2)
+        return f"{actual:.{digits}f}×"
+    if name not in GATE_NAMES:
+        return significant(actual)
+    digits = max((apart(100 * actual, 100 * limit, 1) for limit in limits), default=1)
+    return change(actual, digits) if name == "perplexity" else percent(actual, digits)
 
 
 def gate_target_words(name: str, target: Any) -> str:
