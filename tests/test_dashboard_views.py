@@ -101,7 +101,11 @@ def test_status_in_words(tmp_path: Path) -> None:
         status.status_of(running).label == "Running" and "ternarization" in status.status_of(running).sentence
     )
     assert status.status_of(running, lost=True).label == "Worker gone"
-    assert status.status_of(state_until(tmp_path)).sentence == "All five gates pass."
+    finished = state_until(tmp_path)
+    assert status.status_of(finished).sentence == "All five gates pass."
+    few = {**finished, "gates": {name: finished["gates"][name] for name in ("ratio", "sparsity")}}
+    assert status.status_of(few).sentence == "2 gates passed; 3 gates not judged."
+    assert status.status_of({**finished, "gates": {}}).sentence == "The run is over."
     failed = status.status_of(state_until(tmp_path, failing_gate="perplexity"))
     assert failed.tone == "warning" and "perplexity change" in failed.sentence
     broken = {**running, "status": "failed", "error": "no space left"}

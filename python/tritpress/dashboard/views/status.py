@@ -102,7 +102,7 @@ def sentence(text: str) -> str:
 def _finished(state: State) -> Status:
     gates = list(state["gates"].values())
     failed = [gate for gate in gates if gate.get("passed") is False]
-    unmeasured = [gate for gate in gates if gate.get("passed") is None]
+    unmeasured = [gate for gate in gates if passed_of(gate.get("passed")) is None]
     if failed:
         names = ", ".join(gate_title(gate["name"]).lower() for gate in failed)
         return Status(
@@ -115,6 +115,10 @@ def _finished(state: State) -> Status:
         return Status(
             "Finished", "good", "✓", f"No gate failed; {plural(len(unmeasured), 'gate')} not measured."
         )
+    unjudged = sum(name not in state["gates"] for name in GATE_NAMES)
+    if gates and unjudged:
+        words = f"{plural(len(gates), 'gate')} passed; {plural(unjudged, 'gate')} not judged."
+        return Status("Finished", "good", "✓", words)
     return Status("Finished", "good", "✓", "All five gates pass." if gates else "The run is over.")
 
 
