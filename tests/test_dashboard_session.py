@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 import time
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -343,7 +345,9 @@ def test_a_link_with_odd_numbers_opens_the_plain_view(tmp_path: Path, odd: str) 
         assert tab.built and isinstance(tab.query(), dict)
 
 
-def test_a_tab_that_breaks_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tab_that_breaks_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     write_run(tmp_path, "a-run")
     store = RunStore(tmp_path)
     store.refresh_list()
@@ -354,11 +358,63 @@ def test_a_tab_that_breaks_says_so_once(tmp_path: Path, monkeypatch: pytest.Monk
         raise KeyError("a figure")
 
     monkeypatch.setattr(type(session.tab), "update", fails)
+    caplog.clear()
     for _ in range(3):
-        with pytest.raises(KeyError):
-            session.refresh(everything=True)
+        session.refresh(everything=True)
+    assert [bool(record.exc_info) for record in caplog.records] == [True], "the server's log has it once"
     broken = [message for _, message in told(session.toasts) if "could not be brought up to date" in message]
     assert len(broken) == 1 and broken[0].startswith(session.tab.title)
+
+
+def test_a_tab_that_breaks_leaves_the_buttons_and_shows_all_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, "r", until="gate")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "r", "tab": "overview"})
+    feed, tab, asked = session.feed, session.tab, []
+    later = itertools.count(time.monotonic() + 60, 60)
+    assert feed is not None
+
+    def update(_: object, shown: object, changed: set[str] | None) -> None:
+        asked.append(changed)
+        if len(asked) == 1:
+            raise KeyError("a figure")
+
+    monkeypatch.setattr(type(tab), "update", update)
+
+    def happens(kind: str, **fields: Any) -> None:
+        with closing(EventWriter(tmp_path / "r")) as writer:
+            writer.emit(kind, **fields)
+        assert feed.poll(next(later))
+
+    done: list[str] = []
+    session.steering.background(lambda: "done", done.append, "", "no")
+    session.steering.jobs[0].future.result()
+    happens("step.progress", step=7, done=1, total=9)
+    assert session.tick() and done == ["done"], "what was pressed is taken up"
+    assert tab.seen == feed.version
+    happens("step.progress", step=7, done=2, total=9)
+    session.tick()
+    assert asked[1] is None, "it has missed something"
+    happens("step.progress", step=7, done=3, total=9)
+    session.tick()
+    assert asked[2] is not None and "step.progress" in asked[2]
+
+
+def test_a_tab_that_cannot_be_made_leaves_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> None:
+        raise KeyError("a part")
+
+    write_run(tmp_path, "r")
+    session = Session(RunStore(tmp_path))
+    tab = next(tab for tab in session.tabs if tab.key == "compare")
+    monkeypatch.setattr(type(tab), "build", fails)
+    session.routing.go({"run": "r", "tab": "compare"})
+    session.tick()
+    assert not tab.built and session.feed is not None
+    session.shown_tabs.active = 0
+    assert session.tabs[0].built
 
 
 def test_a_line_or_title_that_breaks_leaves_the_rest_of_the_page(
