@@ -28,6 +28,7 @@ from tritpress.dashboard.presets import (
 from tritpress.dashboard.session import Session
 from tritpress.dashboard.sidebar import NO_PRESET
 from tritpress.dashboard.store import RunStore
+from tritpress.dashboard.tabs.compare import Compare
 from tritpress.dashboard.views.form import Form, chosen
 from tritpress.dashboard.views.status import Headline, headline
 from tritpress.dashboard.views.title import page_title
@@ -36,6 +37,7 @@ from tritpress.errors import UsageError
 from tritpress.events import EventWriter, fold, initial_state
 from tritpress.events.rules import DEFAULT_RULES
 from tritpress.reference import reference_model_path
+from tritpress.runs.comparison import MOST as MOST_RUNS
 from tritpress.runs.directory import REMOTE, RunDirectory
 
 
@@ -415,6 +417,19 @@ def test_a_tab_that_cannot_be_made_leaves_the_page(tmp_path: Path, monkeypatch: 
     assert not tab.built and session.feed is not None
     session.shown_tabs.active = 0
     assert session.tabs[0].built
+
+
+@pytest.mark.parametrize("runs", ["a,b,a", "a,b,c,d,e,f,g", "a,,b", "a,nope,b"])
+def test_odd_links_to_compare_are_worked_on_once(tmp_path: Path, runs: str) -> None:
+    for name in "abcdefg":
+        make_run(tmp_path, name)
+    session = Session(RunStore(tmp_path))
+    session.store.refresh_list()
+    session.routing.go({"run": runs, "tab": "compare"})
+    tab = session.tab
+    assert isinstance(tab, Compare) and len(tab.ids) == len(set(tab.ids)) <= MOST_RUNS
+    tab.compared = float("-inf")
+    assert not tab.pending
 
 
 def test_a_line_or_title_that_breaks_leaves_the_rest_of_the_page(
