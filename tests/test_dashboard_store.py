@@ -129,6 +129,47 @@ def test_a_list_that_cannot_be_made_stops_nothing(tmp_path: Path, monkeypatch: p
     store.leave()
 
 
+def test_a_log_of_a_later_version_opens(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "r", until="gate")
+    seq = StateReader(run.path).state["seq"]
+    odd: list[dict[str, Any]] = [
+        {"type": "layer.finished", "tensor": "x"},
+        {"type": "handoff", "items": 5},
+        {"type": "run.queued", "after": 7},
+        {"type": "gate"},
+    ]
+    with open(run.events_path, "a") as file:
+        for number, event in enumerate(odd, seq + 1):
+            file.write(json.dumps({"v": 2, "run": "r", "seq": number, "t": time.time(), **event}) + "\n")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "r", "tab": "overview"})
+    assert session.feed is not None
+    lines, _ = event_lines(session.feed.kept.events)
+    assert any(line["text"] == "handoff: written in a way that is not known here" for line in lines)
+
+
+def test_a_run_that_cannot_be_opened_is_said_to_be_and_takes_no_page_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path, "good")
+    make_run(tmp_path, "bad").snapshot_path.write_text('{"v": 1, "offset": 0, "steps": [1]}')
+    store = RunStore(tmp_path)
+    one, other = Session(store), Session(store)
+    one.open("good")
+    other.open("good")
+    feed = one.feed
+    assert feed is not None and feed is other.feed and feed.readers == 2
+    caplog.clear()
+    one.open("bad")
+    assert one.feed is None and one.context.missing == "bad" and feed.readers == 1
+    assert [record.message for record in caplog.records] == [f"cannot open the run {tmp_path / 'bad'}"]
+    notes = [note.message for note in one.toasts.area.notifications]
+    assert any("cannot be read" in message for message in notes)
+    one.open("good")
+    one.open("")
+    assert feed.readers == 1, "the other page's, given back by nobody else"
+
+
 def test_an_open_page_follows_the_name_that_a_run_at_work_is_given(tmp_path: Path) -> None:
     run = make_run(tmp_path, "r", name="first name")
     with closing(EventWriter(run.path)) as writer:

@@ -358,6 +358,7 @@ class Session:
             return
         if self.feed is not None:
             self.store.close(self.feed)
+            self.feed = None  # it is given back once, whatever comes of the next
         self.feed = self.store.open(run_id) if run_id else None
         self.context.runs = (runs or (run_id,)) if self.feed is not None else ()
         self.context.missing = run_id if self.feed is None else ""
@@ -369,7 +370,9 @@ class Session:
             self.sidebar.fill(form, (form.model, *form.text) if self.feed.remote else ())
             self.sidebar.say("neutral", "")
         elif run_id:
-            self.say("bad", f"There is no run {run_id!r} in {self.store.runs_dir}.")
+            there = self.store.path_of(run_id) is not None
+            why = f"The run {run_id!r} cannot be read: the server's output says why."
+            self.say("bad", why if there else f"There is no run {run_id!r} in {self.store.runs_dir}.")
         self.refresh_list()
         self.refresh(everything=True)
 

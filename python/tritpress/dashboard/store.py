@@ -256,14 +256,20 @@ class RunStore:
         give_back_freed()
 
     def open(self, run_id: str) -> Feed | None:
-        """The feed of that run, shared with other pages; `close` gives it back. None without such a run."""
+        """The feed of that run, shared with other pages; `close` gives it back. None without such a run, or
+        where it cannot be read: the log then says why.
+        """
         path = self.path_of(run_id)
         if path is None:
             return None
         with self._lock:
             feed = self._feeds.get(run_id)
             if feed is None:
-                feed = self._feeds[run_id] = Feed(path)
+                try:
+                    feed = self._feeds[run_id] = Feed(path)
+                except Exception:  # whatever a folder holds, pages stand
+                    log.exception("cannot open the run %s", path)
+                    return None
                 feed.earlier, feed.names = earlier_runs(self.runs, run_id), self.names
             feed.readers += 1
         self._wake.set()

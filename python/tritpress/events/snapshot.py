@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -112,7 +113,8 @@ def fold(state: State, event: dict[str, Any]) -> State:
     """Bring `event` into `state` (changed in place and returned).
 
     Deterministic: snapshot plus later events gives exactly what all events give. Unknown types and keys are
-    passed over. `offset` is not touched: only who reads or writes the file knows it.
+    passed over, and what a later version may write of a known type in another shape. `offset` is not
+    touched: only who reads or writes the file knows it.
     """
     state["seq"] = event["seq"]
     state["run"] = event.get("run") or state["run"]
@@ -122,7 +124,8 @@ def fold(state: State, event: dict[str, Any]) -> State:
             state["started"] = event["t"]
     handler = _HANDLERS.get(event["type"])
     if handler is not None:
-        handler(state, event)
+        with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+            handler(state, event)
     state["updated"] = event["t"]
     if event["type"] in WORK or event["type"].startswith("run."):
         state["worked_at"] = event["t"]

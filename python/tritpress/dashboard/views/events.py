@@ -79,7 +79,7 @@ def finds(search: EventSearch, event: Event, names: Mapping[str, str] = NO_NAMES
 
 def level_of(event: Event) -> str:
     """How grave an event of a known type is."""
-    return DESCRIBE[event["type"]](event)[1]
+    return _described(event, NO_NAMES)[1]
 
 
 def event_lines(
@@ -129,9 +129,12 @@ def _line(
 
 
 def _described(event: Event, names: Mapping[str, str]) -> Described:
-    if event["type"] == "run.queued":  # alone in naming other runs
-        event = {**event, "after": [names.get(run, run) for run in event.get("after") or ()]}
-    return DESCRIBE[event["type"]](event)
+    try:
+        if event["type"] == "run.queued":  # alone in naming other runs
+            event = {**event, "after": [names.get(run, run) for run in event.get("after") or ()]}
+        return DESCRIBE[event["type"]](event)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return "log", "info", f"{event['type']}: written in a way that is not known here"
 
 
 def left_out_words(more: int, older: int) -> str:
