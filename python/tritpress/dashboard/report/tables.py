@@ -44,7 +44,7 @@ def csv_text(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """CSV of RFC 4180. Text that a spreadsheet would run as a formula is told apart by an apostrophe."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow(head)
+    writer.writerow(map(_cell, head))
     writer.writerows([_cell(value) for value in row] for row in rows)
     return file.getvalue()
 
