@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from dashboard_log import events, make_run, write_run
 from tritpress.config import make_config
+from tritpress.dashboard.sidebar_fields import Fields
 from tritpress.dashboard.store import earlier_runs
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views import metrics, outputs, overview, quality, status
@@ -421,6 +422,21 @@ def test_the_equal_command_and_file_train_with_the_chosen_optimizer(optimizer: s
     kept = config_of(form).model_dump()
     assert make_config(tomllib.loads(toml_of_config(kept))) == config_of(form)
     assert "optimizer" not in toml_of(Form(model="/m"))
+
+
+def test_half_an_epoch_is_refused_by_name_not_cut() -> None:
+    for budget in ("epochs", "tokens"):
+        with pytest.raises(UsageError, match=f"{budget} are counted in whole numbers: 1.5 is none"):
+            config_of(Form(model="m", budget=budget, amount=1.5))
+        assert getattr(config_of(Form(model="m", budget=budget, amount=512.0)), budget) == 512
+    assert config_of(Form(model="m", budget="minutes", amount=0.5)).minutes == 0.5
+    fields = Fields()
+    fields.budget.value = "epochs"
+    assert (fields.amount.start, fields.amount.value) == (1.0, 1.0)
+    fields.fill(Form(model="m", budget="minutes", amount=0.1))
+    assert (fields.amount.start, fields.amount.value) == (0.1, 0.1)
+    fields.fill(Form(model="m", budget="tokens", amount=500))
+    assert (fields.amount.start, fields.amount.value) == (256.0, 500.0)
 
 
 def test_alerts_of_the_form() -> None:
