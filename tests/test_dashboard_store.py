@@ -21,9 +21,9 @@ from tritpress.dashboard.components.html import Markup, note
 from tritpress.dashboard.components.sources import sync
 from tritpress.dashboard.kept import GRAVE, RECENT, Kept
 from tritpress.dashboard.session import Session
-from tritpress.dashboard.store import Feed, RunStore
+from tritpress.dashboard.store import Feed, RunStore, _copy
 from tritpress.dashboard.views.events import SHOWN, EventSearch, event_lines, left_out_words
-from tritpress.events import EventWriter, StateReader
+from tritpress.events import EventWriter, StateReader, fold, initial_state
 from tritpress.runs.history import RunIndex, list_runs
 from tritpress.runs.labels import edit_labels
 from tritpress.runs.liveness import this_host
@@ -168,6 +168,26 @@ def test_a_run_that_cannot_be_opened_is_said_to_be_and_takes_no_page_with_it(
     one.open("good")
     one.open("")
     assert feed.readers == 1, "the other page's, given back by nobody else"
+
+
+def test_a_page_reads_while_the_thread_writes(tmp_path: Path) -> None:
+    class Growing(dict[str, int]):
+        """A type of event comes while the others are looked through."""
+
+        def items(self) -> Any:
+            for pair in super().items():
+                self[f"more {len(self)}"] = 9
+                yield pair
+
+    write_run(tmp_path, "r", until="gate")
+    feed = RunStore(tmp_path).open("r")
+    assert feed is not None
+    feed._types = Growing({"gate": 3, "log": 1})
+    assert feed.changed_since(2) == {"gate"}
+    state = initial_state("r")
+    seen = _copy(state)
+    fold(state, {"seq": 1, "t": 1.0, "type": "gradient", "layer": "x", "norm": 1.0, "original": 2.0})
+    assert seen == _copy(initial_state("r")), "what a page holds stays as it was"
 
 
 def test_an_open_page_follows_the_name_that_a_run_at_work_is_given(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ class Feed:
 
     def changed_since(self, version: int) -> set[str]:
         """Event types that came after `version`; "liveness" when the worker came or went."""
-        return {kind for kind, at in self._types.items() if at > version}
+        # Of a copy: the thread may add a type meanwhile.
+        return {kind for kind, at in self._types.copy().items() if at > version}
 
     @property
     def name(self) -> str:
@@ -340,7 +341,7 @@ def _copy(state: State) -> State:
     copy["steps"] = [dict(step) for step in state["steps"]]
     copy["metrics"] = {name: list(points) for name, points in state["metrics"].items()}
     copy["finetune"] = list(state["finetune"])
-    for key in ("layers", "evaluations", "figures", "gradients", "gates", "acks"):
+    for key in ("layers", "evaluations", "figures", "gradients", "gradients_original", "gates", "acks"):
         copy[key] = dict(state[key])
     return copy
 
