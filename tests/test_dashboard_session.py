@@ -33,7 +33,7 @@ from tritpress.dashboard.views.form import Form, chosen
 from tritpress.dashboard.views.status import Headline, headline
 from tritpress.dashboard.views.title import page_title
 from tritpress.dashboard.watch import AlertWatch
-from tritpress.errors import UsageError
+from tritpress.errors import InputError, UsageError
 from tritpress.events import EventWriter, fold, initial_state
 from tritpress.events.rules import DEFAULT_RULES
 from tritpress.reference import reference_model_path
@@ -430,6 +430,32 @@ def test_odd_links_to_compare_are_worked_on_once(tmp_path: Path, runs: str) -> N
     assert isinstance(tab, Compare) and len(tab.ids) == len(set(tab.ids)) <= MOST_RUNS
     tab.compared = float("-inf")
     assert not tab.pending
+
+
+def test_a_run_is_said_to_be_asked_to_stop_only_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> str:
+        raise InputError("the disk is full")
+
+    run = write_run(tmp_path, "r", until="gate")
+    session = Session(RunStore(tmp_path))
+    session.open("r")
+    monkeypatch.setattr("tritpress.runs.commands.send", fails)
+    session.steering.ask_reset()
+    assert session.steering.dialog.open
+    session.steering._stop_and_reset()
+    said = [message for _, message in told(session.toasts)]
+    assert said == ["the disk is full"] and session.feed is not None, "it is still open and at work"
+    monkeypatch.undo()
+    session.steering._stop_and_reset()
+    assert session.feed is None and "was asked to stop" in told(session.toasts)[-1][1]
+    assert '"stop"' in (run.path / "commands.jsonl").read_text()
+
+    watching = Session(RunStore(tmp_path), may_act=False, why_not="this page only shows runs")
+    watching.open("r")
+    watching.steering.ask_reset()
+    assert not watching.steering.dialog.open and watching.feed is None, "nothing is asked that it may not do"
 
 
 def test_a_line_or_title_that_breaks_leaves_the_rest_of_the_page(

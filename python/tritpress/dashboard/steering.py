@@ -117,9 +117,9 @@ class Steering:
         if self.session.feed is not None:
             self.send(self.session.feed.id, "stop")
 
-    def send(self, run_id: str, command: str, **args: Any) -> None:
-        """Send a command to that run's worker and wait for its answer."""
-        self.act(lambda: self._send(run_id, command, args), f"The {command} command could not be sent")
+    def send(self, run_id: str, command: str, **args: Any) -> bool:
+        """Send a command to that run's worker and wait for its answer. False where it could not be sent."""
+        return self.act(lambda: self._send(run_id, command, args), f"The {command} command could not be sent")
 
     def _send(self, run_id: str, command: str, args: dict[str, Any]) -> None:
         from tritpress.errors import InputError
@@ -165,8 +165,7 @@ class Steering:
 
     def ask_reset(self) -> None:
         """Go back to the empty page; a run at work that could be stopped is asked about first."""
-        feed = self.session.feed
-        if feed is not None and not (feed.lost or feed.remote) and feed.state["status"] in AT_WORK:
+        if self._may_stop():
             self.question.ask(
                 Markup(
                     "<p>A stopped run keeps what is finished and can be resumed. "
@@ -176,6 +175,12 @@ class Steering:
         else:
             self._reset()
 
+    def _may_stop(self) -> bool:
+        feed = self.session.feed
+        if feed is None or not self.context.may_act or feed.remote or feed.gone or feed.lost:
+            return False
+        return feed.state["status"] in AT_WORK
+
     def _reset(self) -> None:
         self.context.open_run("")
         self.session.sidebar.fill(self.session.default)
@@ -184,8 +189,9 @@ class Steering:
 
     def _stop_and_reset(self) -> None:
         feed = self.session.feed
-        if feed is not None:
-            self.stop()
+        if feed is None or not self._may_stop():  # it ended while the question was open
+            self._reset()
+        elif self.send(feed.id, "stop"):
             self._reset()
             self.say("warning", f"{feed.name} was asked to stop; it stays in the list and can be resumed.")
 
@@ -210,12 +216,16 @@ class Steering:
         if not self.context.may_act:
             raise TritpressError(self.context.why_not or "this page only shows runs")
 
-    def act(self, action: Callable[[], None], what: str) -> None:
-        """Do it; what goes wrong is said in one sentence, `what` before it where it explains itself badly."""
+    def act(self, action: Callable[[], None], what: str) -> bool:
+        """Do it. What goes wrong (False) is said in one sentence, `what` before it where it explains itself
+        badly.
+        """
         try:
             action()
+            return True
         except TritpressError as error:
             self.say("bad", str(error))
         except (OSError, ValueError, KeyError) as error:
             log.exception("%s", what)
             self.say("bad", f"{what}: {error}")
+        return False
