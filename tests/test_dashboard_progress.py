@@ -30,7 +30,9 @@ from tritpress.dashboard.views.progress import (
     window,
 )
 from tritpress.dashboard.views.shades import SHADES, all_figures, cell_words
+from tritpress.dashboard.views.status import headline
 from tritpress.events import EventWriter, fold, initial_state, load_snapshot
+from tritpress.events.snapshot import weights_of
 from tritpress.runs.details import load_details
 
 
@@ -132,6 +134,31 @@ def test_experts_fold_and_what_lies_in_no_layer_has_its_row() -> None:
     assert board.bars[0].value == pytest.approx(0.5) and board.bars[0].inside is False
     assert "!" in board.bars[0].text, "outside the band is said in text, too"
     assert "2 tensors folded" in board.cells[0].title
+
+
+def test_stacked_experts_count_with_all_their_weights() -> None:
+    stack = {"name": "e", "layer": 0, "kind": "expert", "rows": 4, "cols": 8, "weights": 96}
+    other = {"name": "q", "layer": 0, "kind": "q", "rows": 4, "cols": 8}
+    layers = {
+        "e": {**stack, "sparsity": 0.5, "planes": 1, "bits": 2.25},
+        "q": {**other, "sparsity": 0.1, "planes": 1, "bits": 6.75},
+    }
+    # Earlier versions announced rows and columns of one expert alone; their pressed tensors say more.
+    for announced in (stack, {key: stack[key] for key in ("name", "layer", "kind", "rows", "cols")}):
+        board = Board(map_targets([announced, other]))
+        board.update({"layers": layers, "current": None})
+        found = {cell.column: cell for cell in board.cells}
+        assert (found["expert"].weights, found["q"].weights) == (96, 32)
+        assert board.bars[0].value == pytest.approx((3 * 0.5 + 0.1) / 4)
+    assert Board(map_targets([stack])).cells[0].weights == 96, "before it is pressed, too"
+    assert weights_of({"rows": 4, "cols": 8, "weights": None}) == 32 and weights_of({"rows": 4}) is None
+    assert fig.shape(layers["e"]) == "3 × 4 × 8" and fig.shape(other) == "4 × 8" and fig.shape({}) == "– × –"
+    facts = {fact.name: fact.value for fact in layer_view(layers["e"], Found(None, None), {}).facts}
+    assert facts["Shape"] == "3 × 4 × 8"
+    plan = {"tensors": [{**stack, "planes": 1, "bits": 2.25}, {**other, "planes": 3, "bits": 6.75}],
+            "predicted_ratio": 9.0}  # fmt: skip
+    told = headline({**initial_state("r"), "plan": plan})
+    assert (told.bits, told.planes) == ("3.38 bits a weight", "1.50 planes")
 
 
 def test_architectures_have_their_own_columns() -> None:

@@ -19,6 +19,7 @@ from tritpress.client import Client, Pusher, progress_callback
 from tritpress.client.http import ClientError, Server
 from tritpress.config import CompressionConfig, make_config
 from tritpress.dashboard.api.checks import check_config, check_event, check_values, matches
+from tritpress.dashboard.api.pushed import _changes
 from tritpress.errors import UsageError
 from tritpress.events import StateReader, fold, initial_state, load_snapshot
 from tritpress.events.reader import EventReader
@@ -66,6 +67,12 @@ def test_pushed_settings_without_effect_are_left_out() -> None:
         {"type": "plan", "tensors": [{"name": "t", "planes": "two"}]},
         {"type": "plan", "tensors": [{"name": "t", "planes": 2, "plane_losses": 0.1}]},
         {"type": "evaluation", "when": "yesterday"},
+        {"type": "gate", "name": "sparsity", "target": "a third"},
+        {"type": "gate", "name": "sparsity", "target": [0.25, "0.45"]},
+        {"type": "handoff", "items": 5},
+        {"type": "handoff", "items": [{"name": "opens", "passed": "n/a"}]},
+        {"type": "handoff", "items": [{"name": "opens", "passed": None, "detail": ["why"]}]},
+        {"type": "figures", "perplexity_interval": 0.1},
         {"type": "run.started", "config": {"planes": 9}},
     ],
 )
@@ -131,6 +138,12 @@ def push(port: int, run_id: str, events: list[Any], source: str = "the first sen
     body = json.dumps({"source": source, "events": events, **more}).encode()
     status, _, answer = ask(port, f"/api/v1/runs/{run_id}/events", "POST", body, **JSON)
     return status, json.loads(answer)
+
+
+def test_a_queued_run_is_listed_as_queued_until_it_begins() -> None:
+    assert _changes("run.queued", {"after": ["another"]}) == {"status": "queued", "after": ["another"]}
+    assert _changes("run.queued", {})["after"] == []
+    assert _changes("run.started", {"name": "r"})["status"] == "running"
 
 
 def metric(seq: int, value: float = 0.5, **more: Any) -> dict[str, Any]:

@@ -365,9 +365,9 @@ def test_tables_hold_the_logs_figures_unrounded(whole: RunDirectory) -> None:
 
 
 def test_csv_is_safe_to_open_in_a_spreadsheet() -> None:
-    text = csv_text(("a", "b"), [("=HYPERLINK(1)", -1.5), ("+1", None), ('say "x", y\n', True), ("@x", [1])])
+    text = csv_text(("a", "=b"), [("=HYPERLINK(1)", -1.5), ("+1", None), ('say "x", y\n', True), ("@x", [1])])
     assert list(csv.reader(io.StringIO(text, newline=""))) == [
-        ["a", "b"],
+        ["a", "'=b"],
         ["'=HYPERLINK(1)", "-1.5"],
         ["'+1", ""],
         ['say "x", y\n', "true"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -44,6 +45,20 @@ def marks_of(picture: Picture) -> list[tuple[str, str, float]]:
         colour = part.get("fill") if part.get("stroke") is None else part.get("stroke")
         found.append((part.findtext(f"{SVG}title") or "", colour or "", float(place[1])))
     return found
+
+
+def test_curves_over_minutes_and_of_one_step_have_their_ticks(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    told = [(0, "run.started", {"model": "m", "config": {}})]
+    told += [(t, "metric", {"name": "by time", "value": t}) for t in (3, 9, 21, 33)]
+    told += [(t, "metric", {"name": "by step", "value": 10.0 * t, "step": t}) for t in (40, 41, 42)]
+    with open(run.events_path, "w") as file:
+        for seq, (t, kind, fields) in enumerate(told, 1):
+            event = {"v": 1, "run": "r", "seq": seq, "t": 1000.0 + t, "type": kind, **fields}
+            file.write(json.dumps(event) + "\n")
+    found = {picture.title: words_of(picture) for picture in pictures(read_facts(run.path))}
+    assert {"Minutes since the start", "0.1", "0.3", "0.5"} <= set(found["by time"])
+    assert {"40", "41", "42"} <= set(found["by step"]) and "40.5" not in found["by step"]
 
 
 def test_every_tensors_gradient_is_drawn(tmp_path: Path) -> None:

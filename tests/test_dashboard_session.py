@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 import time
@@ -27,14 +28,16 @@ from tritpress.dashboard.presets import (
 from tritpress.dashboard.session import Session
 from tritpress.dashboard.sidebar import NO_PRESET
 from tritpress.dashboard.store import RunStore
+from tritpress.dashboard.tabs.compare import Compare
 from tritpress.dashboard.views.form import Form, chosen
 from tritpress.dashboard.views.status import Headline, headline
 from tritpress.dashboard.views.title import page_title
 from tritpress.dashboard.watch import AlertWatch
-from tritpress.errors import UsageError
+from tritpress.errors import InputError, UsageError
 from tritpress.events import EventWriter, fold, initial_state
 from tritpress.events.rules import DEFAULT_RULES
 from tritpress.reference import reference_model_path
+from tritpress.runs.comparison import MOST as MOST_RUNS
 from tritpress.runs.directory import REMOTE, RunDirectory
 
 
@@ -350,7 +353,9 @@ def test_a_link_with_odd_numbers_opens_the_plain_view(tmp_path: Path, odd: str) 
         assert tab.built and isinstance(tab.query(), dict)
 
 
-def test_a_tab_that_breaks_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tab_that_breaks_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     write_run(tmp_path, "a-run")
     store = RunStore(tmp_path)
     store.refresh_list()
@@ -361,11 +366,102 @@ def test_a_tab_that_breaks_says_so_once(tmp_path: Path, monkeypatch: pytest.Monk
         raise KeyError("a figure")
 
     monkeypatch.setattr(type(session.tab), "update", fails)
+    caplog.clear()
     for _ in range(3):
-        with pytest.raises(KeyError):
-            session.refresh(everything=True)
+        session.refresh(everything=True)
+    assert [bool(record.exc_info) for record in caplog.records] == [True], "the server's log has it once"
     broken = [message for _, message in told(session.toasts) if "could not be brought up to date" in message]
     assert len(broken) == 1 and broken[0].startswith(session.tab.title)
+
+
+def test_a_tab_that_breaks_leaves_the_buttons_and_shows_all_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, "r", until="gate")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "r", "tab": "overview"})
+    feed, tab, asked = session.feed, session.tab, []
+    later = itertools.count(time.monotonic() + 60, 60)
+    assert feed is not None
+
+    def update(_: object, shown: object, changed: set[str] | None) -> None:
+        asked.append(changed)
+        if len(asked) == 1:
+            raise KeyError("a figure")
+
+    monkeypatch.setattr(type(tab), "update", update)
+
+    def happens(kind: str, **fields: Any) -> None:
+        with closing(EventWriter(tmp_path / "r")) as writer:
+            writer.emit(kind, **fields)
+        assert feed.poll(next(later))
+
+    done: list[str] = []
+    session.steering.background(lambda: "done", done.append, "", "no")
+    session.steering.jobs[0].future.result()
+    happens("step.progress", step=7, done=1, total=9)
+    assert session.tick() and done == ["done"], "what was pressed is taken up"
+    assert tab.seen == feed.version
+    happens("step.progress", step=7, done=2, total=9)
+    session.tick()
+    assert asked[1] is None, "it has missed something"
+    happens("step.progress", step=7, done=3, total=9)
+    session.tick()
+    assert asked[2] is not None and "step.progress" in asked[2]
+
+
+def test_a_tab_that_cannot_be_made_leaves_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> None:
+        raise KeyError("a part")
+
+    write_run(tmp_path, "r")
+    session = Session(RunStore(tmp_path))
+    tab = next(tab for tab in session.tabs if tab.key == "compare")
+    monkeypatch.setattr(type(tab), "build", fails)
+    session.routing.go({"run": "r", "tab": "compare"})
+    session.tick()
+    assert not tab.built and session.feed is not None
+    session.shown_tabs.active = 0
+    assert session.tabs[0].built
+
+
+@pytest.mark.parametrize("runs", ["a,b,a", "a,b,c,d,e,f,g", "a,,b", "a,nope,b"])
+def test_odd_links_to_compare_are_worked_on_once(tmp_path: Path, runs: str) -> None:
+    for name in "abcdefg":
+        make_run(tmp_path, name)
+    session = Session(RunStore(tmp_path))
+    session.store.refresh_list()
+    session.routing.go({"run": runs, "tab": "compare"})
+    tab = session.tab
+    assert isinstance(tab, Compare) and len(tab.ids) == len(set(tab.ids)) <= MOST_RUNS
+    tab.compared = float("-inf")
+    assert not tab.pending
+
+
+def test_a_run_is_said_to_be_asked_to_stop_only_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> str:
+        raise InputError("the disk is full")
+
+    run = write_run(tmp_path, "r", until="gate")
+    session = Session(RunStore(tmp_path))
+    session.open("r")
+    monkeypatch.setattr("tritpress.runs.commands.send", fails)
+    session.steering.ask_reset()
+    assert session.steering.dialog.open
+    session.steering._stop_and_reset()
+    said = [message for _, message in told(session.toasts)]
+    assert said == ["the disk is full"] and session.feed is not None, "it is still open and at work"
+    monkeypatch.undo()
+    session.steering._stop_and_reset()
+    assert session.feed is None and "was asked to stop" in told(session.toasts)[-1][1]
+    assert '"stop"' in (run.path / "commands.jsonl").read_text()
+
+    watching = Session(RunStore(tmp_path), may_act=False, why_not="this page only shows runs")
+    watching.open("r")
+    watching.steering.ask_reset()
+    assert not watching.steering.dialog.open and watching.feed is None, "nothing is asked that it may not do"
 
 
 def test_a_line_or_title_that_breaks_leaves_the_rest_of_the_page(

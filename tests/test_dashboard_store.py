@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bokeh.models import ColumnDataSource
@@ -20,13 +21,15 @@ from tritpress.dashboard.components.html import Markup, note
 from tritpress.dashboard.components.sources import sync
 from tritpress.dashboard.kept import GRAVE, RECENT, Kept
 from tritpress.dashboard.session import Session
-from tritpress.dashboard.store import Feed, RunStore
+from tritpress.dashboard.store import Feed, RunStore, _copy
 from tritpress.dashboard.views.eta import TimeLeft, run_left
 from tritpress.dashboard.views.events import SHOWN, EventSearch, event_lines, left_out_words
 from tritpress.dashboard.views.overview import step_lines
 from tritpress.dashboard.views.status import seconds_left, step_left
-from tritpress.events import EventWriter, StateReader
+from tritpress.events import EventWriter, StateReader, fold, initial_state
+from tritpress.runs.history import RunIndex, list_runs
 from tritpress.runs.labels import edit_labels
+from tritpress.runs.liveness import this_host
 
 
 def wait_for(check: Callable[[], bool], seconds: float = 10) -> None:
@@ -115,6 +118,110 @@ def test_a_worker_that_is_gone_is_noticed(tmp_path: Path) -> None:
     run.update_run(pid=2**22 - 1, process_start="1")
     feed.poll(time.monotonic() + 60)
     assert feed.lost and "liveness" in feed.changed_since(1)
+
+
+ODD = [
+    {"created": "2024-01-01T00:00:00", "status": "finished"},
+    {"status": "running", "launched": "2024-01-01"},
+    {"status": "running", "host": "elsewhere", "pid": [], "heartbeat": "then", "created": {}},
+    {"status": "running", "host": this_host(), "pid": "x", "name": 5, "model": [], "error": {"a": 1}},
+    {"status": [], "created": math.nan, "origin": 7, "after": "x"},
+]
+
+
+def test_odd_records_of_runs_neither_hide_the_others_nor_stop_a_page(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path, "good")
+    for number, record in enumerate(ODD):
+        make_run(tmp_path, f"odd{number}").write_run(record)
+    worse = make_run(tmp_path, "worse")
+    worse.snapshot_path.write_text('{"v": 1, "offset": 0, "steps": [1]}')
+    runs = list_runs(tmp_path)
+    assert {run["id"] for run in runs} == {"good", *(f"odd{number}" for number in range(len(ODD)))}
+    assert runs[0]["id"] == "good" and not any(run["alive"] for run in runs[1:])
+    session = Session(RunStore(tmp_path))
+    caplog.clear()
+    session.store.refresh_list()
+    session.store.refresh_list()
+    assert [str(worse.path) in record.message for record in caplog.records] == [True], "said once"
+    for name in ("good", *(f"odd{number}" for number in range(len(ODD)))):
+        session.open(name)
+        assert session.feed is not None and session.feed.id == name
+        for tab in ("runs", "overview"):
+            session.routing.go({"run": name, "tab": tab})
+
+
+def test_a_list_that_cannot_be_made_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: RunIndex) -> list[dict[str, Any]]:
+        raise TypeError("of all things")
+
+    monkeypatch.setattr(RunIndex, "list", fail)
+    store = RunStore(tmp_path)
+    store.join()
+    assert store.runs == []
+    store.leave()
+
+
+def test_a_log_of_a_later_version_opens(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "r", until="gate")
+    seq = StateReader(run.path).state["seq"]
+    odd: list[dict[str, Any]] = [
+        {"type": "layer.finished", "tensor": "x"},
+        {"type": "handoff", "items": 5},
+        {"type": "run.queued", "after": 7},
+        {"type": "gate"},
+    ]
+    with open(run.events_path, "a") as file:
+        for number, event in enumerate(odd, seq + 1):
+            file.write(json.dumps({"v": 2, "run": "r", "seq": number, "t": time.time(), **event}) + "\n")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "r", "tab": "overview"})
+    assert session.feed is not None
+    lines, _ = event_lines(session.feed.kept.events)
+    assert any(line["text"] == "handoff: written in a way that is not known here" for line in lines)
+
+
+def test_a_run_that_cannot_be_opened_is_said_to_be_and_takes_no_page_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path, "good")
+    make_run(tmp_path, "bad").snapshot_path.write_text('{"v": 1, "offset": 0, "steps": [1]}')
+    store = RunStore(tmp_path)
+    one, other = Session(store), Session(store)
+    one.open("good")
+    other.open("good")
+    feed = one.feed
+    assert feed is not None and feed is other.feed and feed.readers == 2
+    caplog.clear()
+    one.open("bad")
+    assert one.feed is None and one.context.missing == "bad" and feed.readers == 1
+    assert [record.message for record in caplog.records] == [f"cannot open the run {tmp_path / 'bad'}"]
+    notes = [note.message for note in one.toasts.area.notifications]
+    assert any("cannot be read" in message for message in notes)
+    one.open("good")
+    one.open("")
+    assert feed.readers == 1, "the other page's, given back by nobody else"
+
+
+def test_a_page_reads_while_the_thread_writes(tmp_path: Path) -> None:
+    class Growing(dict[str, int]):
+        """A type of event comes while the others are looked through."""
+
+        def items(self) -> Any:
+            for pair in super().items():
+                self[f"more {len(self)}"] = 9
+                yield pair
+
+    write_run(tmp_path, "r", until="gate")
+    feed = RunStore(tmp_path).open("r")
+    assert feed is not None
+    feed._types = Growing({"gate": 3, "log": 1})
+    assert feed.changed_since(2) == {"gate"}
+    state = initial_state("r")
+    seen = _copy(state)
+    fold(state, {"seq": 1, "t": 1.0, "type": "gradient", "layer": "x", "norm": 1.0, "original": 2.0})
+    assert seen == _copy(initial_state("r")), "what a page holds stays as it was"
 
 
 def test_an_open_page_follows_the_name_that_a_run_at_work_is_given(tmp_path: Path) -> None:

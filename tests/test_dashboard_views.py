@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 from dashboard_log import events, make_run, write_run
 from tritpress.config import make_config
+from tritpress.dashboard.sidebar_fields import Fields
 from tritpress.dashboard.store import earlier_runs
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views import metrics, outputs, overview, quality, status
 from tritpress.dashboard.views.checks import check_model
+from tritpress.dashboard.views.events import event_lines
 from tritpress.dashboard.views.form import (
     Form,
     command_of,
@@ -100,7 +103,11 @@ def test_status_in_words(tmp_path: Path) -> None:
         status.status_of(running).label == "Running" and "ternarization" in status.status_of(running).sentence
     )
     assert status.status_of(running, lost=True).label == "Worker gone"
-    assert status.status_of(state_until(tmp_path)).sentence == "All five gates pass."
+    finished = state_until(tmp_path)
+    assert status.status_of(finished).sentence == "All five gates pass."
+    few = {**finished, "gates": {name: finished["gates"][name] for name in ("ratio", "sparsity")}}
+    assert status.status_of(few).sentence == "2 gates passed; 3 gates not judged."
+    assert status.status_of({**finished, "gates": {}}).sentence == "The run is over."
     failed = status.status_of(state_until(tmp_path, failing_gate="perplexity"))
     assert failed.tone == "warning" and "perplexity change" in failed.sentence
     broken = {**running, "status": "failed", "error": "no space left"}
@@ -273,6 +280,54 @@ def test_gates_as_cards(tmp_path: Path) -> None:
     assert cards["sparsity"].margin == "3.1 points inside the band"
 
 
+def test_gates_and_checks_of_any_make_are_shown(tmp_path: Path) -> None:
+    base = state_until(tmp_path)
+    odd: tuple[Any, ...] = (None, True, "x", [], [None, 0.45], [1, 2, 3], {}, {"min": None}, 0, -1)
+    for value in odd:
+        state = copy.deepcopy(base)
+        for name, gate in state["gates"].items():
+            state["gates"][name] = {**gate, **dict.fromkeys(("target", "passed", "actual", "advice"), value)}
+        state["handoff"] = [{"name": value, "passed": value, "detail": value}, {"passed": True}]
+        card = quality.gate_cards(state)[0]
+        assert card.word == ("passed" if value is True else "not measured")
+        assert overview.tiles(state) and status.status_of(state)
+        assert [line.word for line in outputs.checklist(state)] == [card.word.replace("measured", "checked"),
+                                                                    "passed"]  # fmt: skip
+        for event in ({"type": "gate", **state["gates"]["ratio"], "name": "ratio"},
+                      {"type": "handoff", "items": state["handoff"]}):  # fmt: skip
+            assert event_lines([{"seq": 1, "t": 1.0, **event}])
+    state = copy.deepcopy(base)
+    state["gates"]["sparsity"] |= {"target": [None, 0.45], "actual": 0.3}
+    band = next(card for card in quality.gate_cards(state) if card.name == "sparsity")
+    assert (band.target, band.margin) == ("– to 45 %", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "actual", "target", "words", "margin"),
+    [
+        ("ratio", 5.996, 6.0, "5.996×", "0.004× below the target"),
+        ("ratio", 6.0, 6.0, "6.00×", "0.00× above the target"),
+        ("ratio", 6.41, 6.0, "6.41×", "0.41× above the target"),
+        ("accuracy", 0.94996, 0.95, "94.996 %", "0.004 points beyond the limit"),
+        ("perplexity", 0.1003, 0.1, "+10.03 %", "0.03 points beyond the limit"),
+        ("perplexity", 0.1, 0.1, "+10.0 %", "0.0 points of room"),
+        ("sparsity", 0.45001, [0.25, 0.45], "45.001 %", "0.001 points outside the band"),
+        ("gradient_flow", 0.9997, 1.0, "99.97 %", "0.03 points short"),
+        ("perplexity", 0.1 + 1e-15, 0.1, "+10.0 %", "0.0 points beyond the limit"),
+    ],
+)
+def test_what_misses_its_target_never_reads_as_the_target(
+    tmp_path: Path, name: str, actual: float, target: Any, words: str, margin: str
+) -> None:
+    state = state_until(tmp_path)
+    state["gates"][name] |= {"actual": actual, "target": target}
+    card = next(card for card in quality.gate_cards(state) if card.name == name)
+    assert (card.actual, card.margin) == (words, margin)
+    if name in ("ratio", "perplexity"):
+        state["figures"] |= {"ratio_file": actual, "perplexity_change": actual}
+        assert words in [tile.value for tile in overview.tiles(state)]
+
+
 def test_outputs_side_by_side(tmp_path: Path) -> None:
     state = state_until(tmp_path)
     packed, dequantized = outputs.model_cards(state)
@@ -398,6 +453,21 @@ def test_the_form_of_a_run_whose_settings_had_no_effect_can_start_another() -> N
     assert make_config(tuned_config(config, plan)).task_limit == 9  # what the page passes on
     assert make_config(tuned_config({**config, "tasks": []}, plan)).task_limit is None
     assert tuned_config({"fit": "bitnet"}, plan)["fit"] == "absmean"  # which takes the plan's zeros
+
+
+def test_half_an_epoch_is_refused_by_name_not_cut() -> None:
+    for budget in ("epochs", "tokens"):
+        with pytest.raises(UsageError, match=f"{budget} are counted in whole numbers: 1.5 is none"):
+            config_of(Form(model="m", budget=budget, amount=1.5))
+        assert getattr(config_of(Form(model="m", budget=budget, amount=512.0)), budget) == 512
+    assert config_of(Form(model="m", budget="minutes", amount=0.5)).minutes == 0.5
+    fields = Fields()
+    fields.budget.value = "epochs"
+    assert (fields.amount.start, fields.amount.value) == (1.0, 1.0)
+    fields.fill(Form(model="m", budget="minutes", amount=0.1))
+    assert (fields.amount.start, fields.amount.value) == (0.1, 0.1)
+    fields.fill(Form(model="m", budget="tokens", amount=500))
+    assert (fields.amount.start, fields.amount.value) == (256.0, 500.0)
 
 
 def test_alerts_of_the_form() -> None:

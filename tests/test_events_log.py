@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,34 @@ def test_the_state_tells_how_a_run_went() -> None:
     tell("run.finished", status="finished", exit_code=3, report="o/report.json", write_seconds=0.2)
     assert state["status"] == "finished" and state["exit_code"] == 3 and state["write_seconds"] == 0.2
     assert state["evaluations"]["before"]["perplexity"] == 9.0 and state["gates"]["ratio"]["passed"] is True
+
+
+ODD = [
+    {"type": "layer.finished", "tensor": "x"},
+    {"type": "layer.finished", "name": ["x"]},
+    {"type": "evaluation"},
+    {"type": "gradient"},
+    {"type": "gate", "passed": True},
+    {"type": "metric", "value": 1.0},
+    {"type": "command.ack"},
+    {"type": "finetune.step", "step": "one"},
+    {"type": "step.started", "step": [4]},
+]
+
+
+def test_events_that_a_later_version_writes_otherwise_are_passed_over(tmp_path: Path) -> None:
+    with closing(EventWriter(tmp_path)) as writer:
+        writer.emit("run.started", model="m", config={})
+        writer.emit("finetune.step", step=1, loss=0.5)
+    with open(tmp_path / "events.jsonl", "a") as file:
+        for seq, event in enumerate(ODD, 3):
+            file.write(json.dumps({"v": 2, "run": "r", "seq": seq, "t": 1.0, **event}) + "\n")
+    with closing(EventWriter(tmp_path)) as writer:  # a worker goes on with such a log
+        writer.emit("gate", name="ratio", passed=True)
+    reader = StateReader(tmp_path)
+    reader.poll()
+    assert reader.state["seq"] == len(ODD) + 3 and list(reader.state["gates"]) == ["ratio"]
+    assert not any(reader.state[key] for key in ("layers", "evaluations", "gradients", "metrics", "acks"))
 
 
 def test_work_without_a_word_of_its_start_is_a_run_at_work() -> None:

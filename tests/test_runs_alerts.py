@@ -170,6 +170,14 @@ def test_sparsity_is_judged_over_what_is_pressed() -> None:
     assert len(told) == 2 and told[-1]["name"] == "low"
 
 
+def test_sparsity_counts_every_expert_of_a_stack() -> None:
+    seen, told, _ = watch("sparsity:0.3-0.6")
+    tensor = {"rows": 10, "cols": 10, "planes": 1}
+    seen.see("layer.finished", {"name": "q", "sparsity": 0.5, **tensor})
+    seen.see("layer.finished", {"name": "experts", "sparsity": 0.1, **tensor, "weights": 1500})
+    assert [alert["value"] for alert in told] == [pytest.approx((50 + 150) / 1600)]
+
+
 def test_no_progress_and_pauses() -> None:
     seen, told, now = watch("stalled:10")
     now[0] = 599

@@ -197,6 +197,25 @@ def test_fast_reads_stacked_experts_that_are_stored_turned(tmp_path, dtype):
                           CompressionConfig(), store, NullContext()))  # fmt: skip
 
 
+def test_events_tell_all_weights_of_stacked_experts(monkeypatch):
+    from types import SimpleNamespace
+
+    from tritpress.formats.targets import Target
+    from tritpress.plan import Plan, TensorPlan
+    from tritpress.steps import prepare
+    from tritpress.steps import press as step
+
+    monkeypatch.setattr(prepare, "model_facts", lambda work: {})
+    monkeypatch.setattr(step, "_plane_losses", lambda work: {})
+    (told,) = prepare.model_found(None, [Target("x", 0, "expert", 24, 40, (3,), True, None)])["targets"]
+    assert told == {"name": "x", "layer": 0, "kind": "expert", "rows": 24, "cols": 40, "weights": 2880}
+    emitted = {}
+    plan = Plan(tensors={"x": TensorPlan(name="x", rows=24, cols=40, experts=[3], planes=2)})
+    context = SimpleNamespace(emit=lambda kind, **fields: emitted.update(fields))
+    step._announce_plan(SimpleNamespace(plan=plan, method="fast", context=context))
+    assert emitted["tensors"][0]["weights"] == 2880
+
+
 def test_calibration_is_the_mean_of_squares_and_leaves_the_model_alone(tiny_gpt2_dir, tmp_path):
     model = load_original(open_source(tiny_gpt2_dir))
     names = [t.name for t in find_targets(open_source(tiny_gpt2_dir))]

@@ -64,6 +64,8 @@ class Session:
         self.clock = self.told = 0.0
         self.pacing = Pacing()
         self.broken: set[tuple[str, str]] = set()
+        self.logged: set[tuple[str, str, type]] = set()
+        self.behind: set[str] = set()  # tabs that could not show what came last
         self.untold = False
         self.joined = False
         self.standing: tuple[str, str, bool, bool] | None = None
@@ -213,9 +215,8 @@ class Session:
         list_changed = self.store.list_version != self.seen_list
         moving = feed is not None and feed.state["status"] in ("created", "queued", "running")
         clock = moving and now - self.clock >= 1.0
-        tab = self.tab
         alerted = self.store.watch.number != self.seen_alert
-        waiting = self.steering.busy or tab.pending or self.untold or alerted
+        waiting = self.steering.busy or self._pending or self.untold or alerted
         if version == self.seen and not list_changed and not clock and not waiting:
             return False
         with pn.io.hold(pn.state.curdoc):
@@ -225,8 +226,7 @@ class Session:
                 self._tell_alerts()
             self.refresh(clock, list_changed)
             self.steering.look(now)
-            if tab.pending:
-                tab.take_up()
+            self._take_up()
             if (number := self.pacing.question(time.monotonic())) is not None:
                 self.viewport.asked = number
         if clock:
@@ -252,15 +252,29 @@ class Session:
             changed = feed.changed_since(tab.seen)
         elif tab.seen == -2 and feed is None and not everything:
             changed = set()
+        if changed and tab.key in self.behind:
+            changed = None
         if changed is not None:
             changed |= ({CLOCK} if clock else set()) | ({"runs"} if list_changed else set())
         if changed is None or changed:
-            try:
+            failed = True
+            with self._going_on(tab.title, tab.key):  # the buttons work on, too
                 tab.refresh(shown_of(feed), changed)
-            except Exception:
-                self._tell_broken(tab.key, tab.title)
-                raise  # to the server's log
+                failed = False
+            (self.behind.add if failed else self.behind.discard)(tab.key)
         tab.seen = version if feed is not None else -2
+
+    @property
+    def _pending(self) -> bool:
+        """Whether the tab has something of its own to take up; of one that could not be made never."""
+        with self._going_on(self.tab.title, self.tab.key):
+            return self.tab.built and self.tab.pending
+        return False
+
+    def _take_up(self) -> None:
+        if self._pending:
+            with self._going_on(self.tab.title, self.tab.key):
+                self.tab.take_up()
 
     def _show_standing(self) -> None:
         """Above the tabs, and in the browser's tab."""
@@ -269,13 +283,17 @@ class Session:
         self._entitle()
 
     @contextmanager
-    def _going_on(self, title: str) -> Iterator[None]:
-        """Where that part of the page fails, the rest goes on."""
+    def _going_on(self, title: str, key: str = "") -> Iterator[None]:
+        """Where that part of the page fails, the rest goes on; the server's log says each kind of error once.
+        """
         try:
             yield
-        except Exception:
-            log.exception("%s could not be made", title)
-            self._tell_broken(title, title)
+        except Exception as error:
+            which = (key or title, self.feed.id if self.feed is not None else "", type(error))
+            if which not in self.logged:
+                self.logged.add(which)
+                log.exception("%s could not be made", title)
+            self._tell_broken(key or title, title)
 
     def _tell_broken(self, key: str, title: str) -> None:
         """Say once for each run that a part of the page does not show what came."""
@@ -340,6 +358,7 @@ class Session:
             return
         if self.feed is not None:
             self.store.close(self.feed)
+            self.feed = None  # it is given back once, whatever comes of the next
         self.feed = self.store.open(run_id) if run_id else None
         self.context.runs = (runs or (run_id,)) if self.feed is not None else ()
         self.context.missing = run_id if self.feed is None else ""
@@ -351,7 +370,9 @@ class Session:
             self.sidebar.fill(form, (form.model, *form.text) if self.feed.remote else ())
             self.sidebar.say("neutral", "")
         elif run_id:
-            self.say("bad", f"There is no run {run_id!r} in {self.store.runs_dir}.")
+            there = self.store.path_of(run_id) is not None
+            why = f"The run {run_id!r} cannot be read: the server's output says why."
+            self.say("bad", why if there else f"There is no run {run_id!r} in {self.store.runs_dir}.")
         self.refresh_list()
         self.refresh(everything=True)
 
@@ -366,8 +387,7 @@ class Session:
     def _tab_chosen(self, event: Any) -> None:
         if not self.routing.busy:
             self.refresh()
-            if self.tab.pending:
-                self.tab.take_up()
+            self._take_up()
             self.routing.push()
 
     def refresh_list(self) -> None:

@@ -20,6 +20,7 @@ AMOUNT_LABELS = {
     "minutes": "Minutes of training",
 }
 BUDGET_START = {"epochs": 1.0, "tokens": 100_000.0, "minutes": 5.0}
+LEAST = {"epochs": 1.0, "tokens": 256.0, "minutes": 0.1}
 TARGETS = {"Size class": "class", "Own ratio": "ratio", "Planes": "planes"}
 ZEROS = {"Auto": "auto", "Target": "target", "Threshold": "threshold", "Free": "free"}
 ZEROS_WORDS = {
@@ -81,7 +82,7 @@ class Fields:
         self.amount = pmui.FloatInput(
             label="Tokens of training",
             value=100_000,
-            start=0.1,
+            start=LEAST["tokens"],
             format="0,0.[0]",
             theme_config=STEPPERS,
             **wide,
@@ -221,7 +222,7 @@ class Fields:
             _slide(self.threshold, form.threshold, 0.2, 1.5)
             self.finetune.value = form.finetune
             self.budget.value = form.budget
-            self.amount.param.update(label=AMOUNT_LABELS[form.budget], value=float(form.amount))
+            self._ask_amount(form.budget, float(form.amount))
             self.grokfast.value = form.grokfast_lambda
             self.weight_decay.value = form.weight_decay
             for field, value in (
@@ -267,7 +268,10 @@ class Fields:
 
     def _budget_chosen(self, event: Any) -> None:
         if not self.filling:
-            self.amount.param.update(label=AMOUNT_LABELS[event.new], value=BUDGET_START[event.new])
+            self._ask_amount(event.new, BUDGET_START[event.new])
+
+    def _ask_amount(self, budget: str, value: float) -> None:
+        self.amount.param.update(label=AMOUNT_LABELS[budget], start=LEAST[budget], value=value)
 
     def _rules_words(self) -> Markup:
         """What is wrong with the own rules, else what rules there are; nothing where none are written."""

@@ -173,13 +173,7 @@ class Steering:
 
     def ask_reset(self) -> None:
         """Go back to the empty page; a run at work that could be stopped is asked about first."""
-        feed = self.session.feed
-        if (
-            feed is not None
-            and self.context.may_act
-            and not (feed.lost or feed.remote)
-            and feed.state["status"] in AT_WORK
-        ):
+        if self._may_stop():
             self.question.ask(
                 Markup(
                     "<p>A stopped run keeps what is finished and can be resumed. "
@@ -189,6 +183,12 @@ class Steering:
         else:
             self._reset()
 
+    def _may_stop(self) -> bool:
+        feed = self.session.feed
+        if feed is None or not self.context.may_act or feed.remote or feed.gone or feed.lost:
+            return False
+        return feed.state["status"] in AT_WORK
+
     def _reset(self) -> None:
         self.context.open_run("")
         self.session.sidebar.fill(self.session.default)
@@ -197,7 +197,9 @@ class Steering:
 
     def _stop_and_reset(self) -> None:
         feed = self.session.feed
-        if feed is not None and self.send(feed.id, "stop"):  # else the run stays open; it was said why
+        if feed is None or not self._may_stop():  # it ended while the question was open
+            self._reset()
+        elif self.send(feed.id, "stop"):
             self._reset()
             self.say("warning", f"{feed.name} was asked to stop; it stays in the list and can be resumed.")
 
@@ -223,8 +225,8 @@ class Steering:
             raise TritpressError(self.context.why_not or "this page only shows runs")
 
     def act(self, action: Callable[[], None], what: str) -> bool:
-        """Do it; what goes wrong is said in one sentence, `what` before it where it explains itself badly.
-        Whether it was done.
+        """Do it. What goes wrong (False) is said in one sentence, `what` before it where it explains itself
+        badly.
         """
         try:
             action()

@@ -95,7 +95,8 @@ class Feed:
 
     def changed_since(self, version: int) -> set[str]:
         """Event types that came after `version`; "liveness" when the worker came or went."""
-        return {kind for kind, at in self._types.items() if at > version}
+        # Of a copy: the thread may add a type meanwhile.
+        return {kind for kind, at in self._types.copy().items() if at > version}
 
     @property
     def name(self) -> str:
@@ -232,6 +233,7 @@ class RunStore:
         self.watch = AlertWatch()
         self._index = RunIndex(self.runs_dir)
         self._list_lock = threading.Lock()
+        self._list_error = ""  # the last one told
 
     def path_of(self, run_id: str) -> Path | None:
         """The folder of that run, or None when there is none; never a folder outside `runs_dir`."""
@@ -272,14 +274,20 @@ class RunStore:
         give_back_freed()
 
     def open(self, run_id: str) -> Feed | None:
-        """The feed of that run, shared with other pages; `close` gives it back. None without such a run."""
+        """The feed of that run, shared with other pages; `close` gives it back. None without such a run, or
+        where it cannot be read: the log then says why.
+        """
         path = self.path_of(run_id)
         if path is None:
             return None
         with self._lock:
             feed = self._feeds.get(run_id)
             if feed is None:
-                feed = self._feeds[run_id] = Feed(path)
+                try:
+                    feed = self._feeds[run_id] = Feed(path)
+                except Exception:  # whatever a folder holds, pages stand
+                    log.exception("cannot open the run %s", path)
+                    return None
                 feed.earlier, feed.names = earlier_runs(self.runs, run_id), self.names
             feed.readers += 1
         self._wake.set()
@@ -298,9 +306,12 @@ class RunStore:
         with self._list_lock:
             try:
                 runs = self._index.list()
-            except OSError as error:
-                log.warning("cannot list the runs in %s: %s", self.runs_dir, error)
+            except Exception as error:  # neither a page nor the thread may end with it
+                if repr(error) != self._list_error:
+                    self._list_error = repr(error)
+                    log.warning("cannot list the runs in %s", self.runs_dir, exc_info=error)
                 return
+            self._list_error = ""
             if runs != self.runs:
                 self.runs = runs
                 self.names = {run["id"]: str(run["name"] or run["id"]) for run in runs}
@@ -347,7 +358,7 @@ def _copy(state: State) -> State:
     copy["steps"] = [dict(step) for step in state["steps"]]
     copy["metrics"] = {name: list(points) for name, points in state["metrics"].items()}
     copy["finetune"] = list(state["finetune"])
-    for key in ("layers", "evaluations", "figures", "gradients", "gates", "acks"):
+    for key in ("layers", "evaluations", "figures", "gradients", "gradients_original", "gates", "acks"):
         copy[key] = dict(state[key])
     return copy
 

@@ -94,8 +94,9 @@ class ModelTarget(TypedDict):
     name: str
     layer: int | None
     kind: str
-    rows: int
+    rows: int  # of one expert, where there are several
     cols: int
+    weights: NotRequired[int]  # over all experts; rows times cols where it is left out
 
 
 class ModelFound(Event):
@@ -132,6 +133,24 @@ class Histogram(TypedDict):
     after: list[int]
 
 
+class Figures(Event):
+    """Of the whole model; those that are not known yet are left out."""
+
+    bytes: NotRequired[float]
+    bytes_fp32: NotRequired[float]
+    ratio_file: NotRequired[float]
+    ratio_layers: NotRequired[float]
+    ratio_disk: NotRequired[float]
+    bits_per_weight: NotRequired[float]
+    planes_mean: NotRequired[float]
+    sparsity: NotRequired[float]
+    zeros_all_planes: NotRequired[float]
+    perplexity_change: NotRequired[float | None]
+    perplexity_interval: NotRequired[list[float] | None]
+    accuracy_kept: NotRequired[float | None]
+    accuracy_interval: NotRequired[list[float] | None]
+
+
 class LayerStarted(Event):
     """The tensor whose turn has come; `layer.finished` follows."""
 
@@ -144,8 +163,9 @@ class LayerFinished(Event):
     name: str
     layer: int | None
     kind: str
-    rows: int
+    rows: int  # of one expert, where there are several
     cols: int
+    weights: NotRequired[int]  # over all experts; rows times cols where it is left out
     planes: int
     group_size: int
     bits: float
@@ -194,10 +214,20 @@ class Gradient(Event):
 
 class Gate(Event):
     name: Literal["ratio", "accuracy", "perplexity", "sparsity", "gradient_flow"]
-    target: Any
+    target: float | list[float] | dict[str, Any] | None  # the limit; low and high of a band
     actual: float | None
     passed: bool | None  # None: not measured
     advice: str | None
+
+
+class HandoffItem(TypedDict):
+    name: str
+    passed: bool | None  # None: not checked
+    detail: NotRequired[str | None]
+
+
+class Handoff(Event):
+    items: list[dict[str, Any]]  # each as `HandoffItem`
 
 
 class TasksDone(Event):
@@ -258,8 +288,8 @@ EVENT_TYPES: dict[str, type] = {
     "step.finished": StepFinished,
     "model": ModelFound,
     "plan": PlanMade,
-    "figures": Event,
-    "handoff": Event,
+    "figures": Figures,
+    "handoff": Handoff,
     "layer.started": LayerStarted,
     "layer.finished": LayerFinished,
     "evaluation": EvaluationDone,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,8 @@ def fold(state: State, event: dict[str, Any]) -> State:
     """Bring `event` into `state` (changed in place and returned).
 
     Deterministic: snapshot plus later events gives exactly what all events give. Unknown types and keys are
-    passed over. `offset` is not touched: only who reads or writes the file knows it.
+    passed over, and what a later version may write of a known type in another shape. `offset` is not
+    touched: only who reads or writes the file knows it.
     """
     state["seq"] = event["seq"]
     state["run"] = event.get("run") or state["run"]
@@ -122,7 +125,8 @@ def fold(state: State, event: dict[str, Any]) -> State:
             state["started"] = event["t"]
     handler = _HANDLERS.get(event["type"])
     if handler is not None:
-        handler(state, event)
+        with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+            handler(state, event)
     state["updated"] = event["t"]
     if event["type"] in WORK or event["type"].startswith("run."):
         state["worked_at"] = event["t"]
@@ -159,6 +163,22 @@ def accuracy_judged(state: State) -> tuple[float | None, Any, bool]:
     if (state.get("config") or {}).get("tasks"):  # snapshots of older versions have the gate's figure alone
         return ((state.get("gates") or {}).get("accuracy") or {}).get("actual"), None, True
     return figures.get("accuracy_kept"), figures.get("accuracy_interval"), False
+
+
+def weights_of(tensor: Mapping[str, Any]) -> int | None:
+    """Weights of a tensor as an event tells of it, over all its experts; rows times columns where it does not
+    say. None where those are not told either.
+    """
+    weights, rows, cols = (_whole(tensor.get(key)) for key in ("weights", "rows", "cols"))
+    if weights is not None and weights > 0:
+        return weights
+    return rows * cols if rows is not None and cols is not None else None
+
+
+def _whole(value: Any) -> int | None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1 << 63:
+        return None
+    return int(value)
 
 
 def load_snapshot(path: str | Path) -> State | None:

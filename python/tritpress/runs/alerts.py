@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritpress.events.rules import Rule
+from tritpress.events.snapshot import weights_of
 
 SPARSITY_SHARE = 0.125
 """Share of the tensors that must be pressed before their zeros are judged."""
@@ -110,7 +111,7 @@ class Watch:
         elif type == "model":
             self._tensors = len(fields.get("targets") or [])
         elif type == "layer.finished" and (share := _number(fields.get("sparsity"))) is not None:
-            codes = float(fields.get("rows") or 1) * (fields.get("cols") or 1) * (fields.get("planes") or 1)
+            codes = float(weights_of(fields) or 1) * (fields.get("planes") or 1)
             zeros, before = self._layers.get(str(fields.get("name")), (0.0, 0.0))
             self._layers[str(fields.get("name"))] = (share * codes, codes)
             self._zeros += share * codes - zeros

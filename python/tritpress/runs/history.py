@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
+import math
 import os
 import threading
 from dataclasses import dataclass
@@ -19,8 +21,10 @@ from tritpress.runs.directory import RunDirectory, default_runs_dir, write_json
 from tritpress.runs.labels import load_labels
 from tritpress.runs.liveness import is_alive_record
 
+log = logging.getLogger(__name__)
+
 INDEX = ".index.json"
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 SAVE_AFTER = 50
 """So many runs that are over are read before what is known of them is kept in the folder."""
 
@@ -34,7 +38,7 @@ LIFE = ("status", "pid", "host", "process_start", "launched", "heartbeat")
 
 
 def list_runs(runs_dir: str | Path | None = None) -> list[dict[str, Any]]:
-    """A summary of each run, newest first; folders that are no runs are passed over.
+    """A summary of each run, newest first; folders that are no runs, or cannot be read, are passed over.
 
     Keys: id, name, tags, note, path, status, alive, after, origin (local or remote), created, started,
     updated, seconds, step_seconds (of each of the seven, None where it is not over), alike (the same for runs
@@ -58,6 +62,7 @@ class RunIndex:
         self.runs_dir = Path(runs_dir) if runs_dir is not None else default_runs_dir()
         self._known: dict[str, _Entry] | None = None
         self._unsaved = 0
+        self._told: dict[str, tuple[Any, ...]] = {}  # runs that cannot be read, by the sign they had then
         self._lock = threading.Lock()
 
     def list(self) -> list[dict[str, Any]]:
@@ -74,6 +79,11 @@ class RunIndex:
                     try:
                         entry = _Entry(sign, *_read(RunDirectory(folder)))
                     except TritpressError:
+                        continue
+                    except Exception as error:  # one odd run must not hide the others
+                        if self._told.get(folder.name) != sign:
+                            self._told[folder.name] = sign
+                            log.warning("the run %s is left out of the list: %r", folder, error)
                         continue
                     self._unsaved += entry.over
                 found[folder.name] = entry
@@ -151,12 +161,12 @@ def _read(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
     running = next((step for step in steps if step["state"] in ("running", "failed")), None)
     started, updated = state.get("started"), state.get("updated")
     facts = {
-        "name": labels.name or record.get("name"),
+        "name": labels.name or _text(record.get("name")),
         "tags": list(labels.tags),
         "note": labels.note,
         "after": record.get("after") or [],
         "origin": record.get("origin", "local"),
-        "created": record.get("created"),
+        "created": _number(record.get("created")),
         "started": started,
         "updated": updated,
         "seconds": worked(state, updated) if updated else None,
@@ -174,10 +184,18 @@ def _read(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
         },
         "accuracy_kept": accuracy_judged(state)[0],
         "gates": {name: gate.get("passed") for name, gate in state.get("gates", {}).items()},
-        "error": record.get("error"),
+        "error": _text(record.get("error")),
         "exit_code": record.get("exit_code"),
     }
     return {key: record.get(key) for key in LIFE}, facts
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _seconds(step: dict[str, Any]) -> float | None:

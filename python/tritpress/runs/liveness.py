@@ -70,7 +70,12 @@ def is_alive_record(run: dict[str, Any]) -> bool:
     now = time.time()
     pid = run.get("pid")
     if pid is None:  # launched, but the process has not come to its first line
-        return now - float(run.get("launched") or 0) < START_GRACE
+        return now - _time(run.get("launched")) < START_GRACE
     if run.get("host") == this_host():
-        return process_start(int(pid)) == run.get("process_start")
-    return now - float(run.get("heartbeat") or 0) < HEARTBEAT_STALE
+        return isinstance(pid, int) and process_start(pid) == run.get("process_start")
+    return now - _time(run.get("heartbeat")) < HEARTBEAT_STALE
+
+
+def _time(value: Any) -> float:
+    """Seconds since 1970; long ago for what is no number, as the run.json of another program may have it."""
+    return value if isinstance(value, int | float) else 0.0

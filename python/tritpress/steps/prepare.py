@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from typing import Any
 
@@ -50,7 +51,14 @@ def model_found(work: Work, targets: list[Target]) -> dict[str, Any]:
     return {
         "model": model_facts(work),
         "targets": [
-            {"name": t.name, "layer": t.layer, "kind": t.kind, "rows": t.rows, "cols": t.cols}
+            {
+                "name": t.name,
+                "layer": t.layer,
+                "kind": t.kind,
+                "rows": t.rows,
+                "cols": t.cols,
+                "weights": math.prod(t.shape),
+            }
             for t in targets
         ],
     }

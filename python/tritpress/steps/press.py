@@ -192,6 +192,7 @@ def _announce_plan(work: Work) -> None:
                 "kind": p.kind,
                 "rows": p.rows,
                 "cols": p.cols,
+                "weights": p.weights,
                 "planes": p.planes,
                 "bits": p.bits,
                 "method": work.method,

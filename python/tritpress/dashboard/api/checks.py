@@ -11,7 +11,15 @@ from typing import Any, Literal, Union
 
 from tritpress.config import UNSAFE_OVER_API, CompressionConfig, make_config, without_unused
 from tritpress.errors import UsageError
-from tritpress.events.schema import EVENT_TYPES, Event, ModelFacts, ModelTarget, PlannedTensor, encode
+from tritpress.events.schema import (
+    EVENT_TYPES,
+    Event,
+    HandoffItem,
+    ModelFacts,
+    ModelTarget,
+    PlannedTensor,
+    encode,
+)
 
 TYPE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*", re.ASCII)
 
@@ -53,6 +61,7 @@ PARTS: dict[tuple[str, str], type] = {
     ("model", "model"): ModelFacts,
     ("model", "targets"): ModelTarget,
     ("plan", "tensors"): PlannedTensor,
+    ("handoff", "items"): HandoffItem,
 }
 """What the entries of a list, or an object, hold: fields that are known must have their types there too."""
 

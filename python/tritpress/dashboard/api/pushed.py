@@ -204,6 +204,8 @@ def _changes(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     if kind == "run.started":
         given = {key: fields[key] for key in ("name", "model") if isinstance(fields.get(key), str)}
         return {**given, "status": "running", "error": None, "exit_code": None}
+    if kind == "run.queued":
+        return {"status": "queued", "after": fields.get("after") or []}
     if kind in ("run.paused", "run.resumed"):
         return {"status": "paused" if kind == "run.paused" else "running"}
     if kind == "run.finished":

@@ -248,7 +248,7 @@ class Heatmap:
                 {
                     name: [(number, line[i]) for number, line in zip(changed, lines)]
                     for i, name in enumerate(COLUMNS)
-                    if name not in ("x", "y", "row", "column", "name", "weights")
+                    if name not in ("x", "y", "row", "column", "name")
                 }
             )
 

@@ -172,7 +172,10 @@ def training(facts: Facts) -> list[Picture]:
         if not xs or not ys:
             continue
         made = Drawing(chart.title, NARROW, HEIGHT - 30)
-        frame = Frame(made, (min(xs), max(xs)), _room(ys), x_label=chart.x_label, y_label=chart.y_label)
+        # There is a half of a minute, but of no step.
+        whole = chart.x_label != curve_views.X_LABELS["time"] and all(float(x).is_integer() for x in xs)
+        ends = min(xs), max(xs)
+        frame = Frame(made, ends, _room(ys), x_label=chart.x_label, y_label=chart.y_label, whole_x=whole)
         for (_, across, up), tint, dash in zip(lines, OKABE_ITO, DASHES):
             points = [(frame.x(a), frame.y(b)) for a, b in zip(across, up)]
             made.path(points, tint, dash)

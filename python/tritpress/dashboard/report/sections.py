@@ -199,7 +199,7 @@ def layers(facts: Facts) -> Markup:
                 diff.name,
                 fig.NOTHING if diff.layer is None else diff.layer,
                 diff.kind,
-                f"{diff.rows} × {diff.cols}",
+                fig.shape(layer),
                 diff.planes,
                 "row" if group == 0 else fig.count(group),
                 fig.significant(diff.bits),

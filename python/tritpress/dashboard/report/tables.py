@@ -44,7 +44,7 @@ def csv_text(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """CSV of RFC 4180. Text that a spreadsheet would run as a formula is told apart by an apostrophe."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow(head)
+    writer.writerow(map(_cell, head))
     writer.writerows([_cell(value) for value in row] for row in rows)
     return file.getvalue()
 
@@ -88,7 +88,7 @@ def _figures(facts: Facts, state: dict[str, Any]) -> Table:
     rows += [(key, None, value, None) for key, value in state["figures"].items() if fig.known(value)]
     for key in ("perplexity_interval", "accuracy_interval"):
         interval = state["figures"].get(key)
-        if interval:
+        if isinstance(interval, list | tuple):
             rows += [(f"{key}_{end}", None, value, None) for end, value in zip(("low", "high"), interval)]
     tasks = state.get("tasks")
     if tasks is not None:

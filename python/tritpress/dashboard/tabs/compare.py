@@ -56,7 +56,7 @@ class Compare(Tab):
     def pending(self) -> bool:
         if not self.built:
             return False
-        if self.page.store.list_version != self.listed or tuple(self.page.runs) != self.ids:
+        if self.page.store.list_version != self.listed or self._asked() != self.ids:
             return True
         if time.monotonic() - self.compared < COMPARE_EVERY:
             return False
@@ -84,7 +84,7 @@ class Compare(Tab):
 
     def update(self, shown: Shown | None, changed: set[str] | None) -> None:
         self.compared = time.monotonic()
-        self._open(tuple(self.page.runs))
+        self._open(self._asked())
         self._fill_picker()
         sides = self._sides()
         if len(sides) < LEAST:
@@ -128,8 +128,11 @@ class Compare(Tab):
                 sides.append(Side(run, _name(self.page.store.runs, feed), status, feed.state))
         return sides
 
+    def _asked(self) -> tuple[str, ...]:
+        """The runs that the link names: each once, and no more than can be compared."""
+        return tuple(dict.fromkeys(self.page.runs))[:MOST]
+
     def _open(self, ids: tuple[str, ...]) -> None:
-        ids = tuple(dict.fromkeys(ids))[:MOST]
         if ids == self.ids and self.feeds.keys() <= set(ids):
             return
         for run in [run for run in self.feeds if run not in ids]:

@@ -20,9 +20,8 @@ from tritpress.dashboard.views.curves import (
     x_words,
 )
 from tritpress.dashboard.views.ending import over
-from tritpress.dashboard.views.quality import actual_words
 from tritpress.dashboard.views.runs import WORDS
-from tritpress.dashboard.views.status import gate_title
+from tritpress.dashboard.views.status import actual_words, gate_title, passed_of
 from tritpress.runs.comparison import Figure, Side, figures, gates, settings, shown_as
 
 COMPARED_METRICS = 60
@@ -147,8 +146,8 @@ def _gate(name: str, gate: Any, side: Side) -> Cell:
         return Cell(fig.NOTHING, mark="–", tone="neutral", word="not judged")
     if gate is None:
         return Cell(fig.NOTHING, mark="○", tone="neutral", word="not judged yet")
-    mark, tone, word = MARKS[gate.get("passed")]
-    return Cell(actual_words(name, gate.get("actual")), mark=mark, tone=tone, word=word)
+    mark, tone, word = MARKS[passed_of(gate.get("passed"))]
+    return Cell(actual_words(name, gate.get("actual"), gate.get("target")), mark=mark, tone=tone, word=word)
 
 
 CURVES = {

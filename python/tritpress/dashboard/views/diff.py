@@ -141,7 +141,7 @@ def _facts(layer: dict[str, Any], details: TensorDetails) -> tuple[tuple[str, st
         for low, median, high in details.scales
     )
     return (
-        ("Shape", f"{fig.count(layer.get('rows'))} × {fig.count(layer.get('cols'))}"),
+        ("Shape", fig.shape(layer)),
         ("Planes", f"{details.planes} · {layer.get('bits', 0):.2f} bits a weight"),
         ("Relative error", error_words(details.relative_error)),
         ("Cosine", f"{details.cosine:.5f}"),

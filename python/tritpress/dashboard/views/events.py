@@ -9,8 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tritpress.dashboard.views import figures as fig
-from tritpress.dashboard.views.quality import actual_words
-from tritpress.dashboard.views.status import NO_NAMES, STEP_TITLES, gate_target_words, gate_title
+from tritpress.dashboard.views.status import (
+    NO_NAMES,
+    STEP_TITLES,
+    actual_words,
+    gate_target_words,
+    gate_title,
+    passed_of,
+)
 
 Event = dict[str, Any]
 
@@ -73,7 +79,7 @@ def finds(search: EventSearch, event: Event, names: Mapping[str, str] = NO_NAMES
 
 def level_of(event: Event) -> str:
     """How grave an event of a known type is."""
-    return DESCRIBE[event["type"]](event)[1]
+    return _described(event, NO_NAMES)[1]
 
 
 def event_lines(
@@ -123,9 +129,12 @@ def _line(
 
 
 def _described(event: Event, names: Mapping[str, str]) -> Described:
-    if event["type"] == "run.queued":  # alone in naming other runs
-        event = {**event, "after": [names.get(run, run) for run in event.get("after") or ()]}
-    return DESCRIBE[event["type"]](event)
+    try:
+        if event["type"] == "run.queued":  # alone in naming other runs
+            event = {**event, "after": [names.get(run, run) for run in event.get("after") or ()]}
+        return DESCRIBE[event["type"]](event)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return "log", "info", f"{event['type']}: written in a way that is not known here"
 
 
 def left_out_words(more: int, older: int) -> str:
@@ -205,13 +214,13 @@ def _evaluation(event: Event) -> Described:
 
 
 def _gate(event: Event) -> Described:
-    name, passed = str(event.get("name")), event.get("passed")
+    name, passed, target = str(event.get("name")), passed_of(event.get("passed")), event.get("target")
     verdict = {True: "passed", False: "failed", None: "not measured"}[passed]
     return (
         "gate",
         "warning" if passed is False else "info",
-        f"{gate_title(name)} {verdict}: {actual_words(name, event.get('actual'))} "
-        f"(target {gate_target_words(name, event.get('target'))})",
+        f"{gate_title(name)} {verdict}: {actual_words(name, event.get('actual'), target)} "
+        f"(target {gate_target_words(name, target)})",
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from tritpress.events.snapshot import weights_of
 
 NOTHING = "–"
 """Stands for what was not measured."""
@@ -118,6 +121,15 @@ def large_count(number: float | None) -> str:
 def plural(number: int, one: str, many: str | None = None) -> str:
     """`3 layers`, `1 layer`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def shape(tensor: Mapping[str, Any]) -> str:
+    """Rows and columns of a tensor, how many experts are stacked before them: `32 × 128 × 64`."""
+    sides = [tensor.get("rows"), tensor.get("cols")]
+    weights, one = weights_of(tensor), weights_of({**tensor, "weights": None})
+    if weights and one and weights > one and weights % one == 0:
+        sides.insert(0, weights // one)
+    return " × ".join(map(count, sides))
 
 
 def _superscript(power: int) -> str:

@@ -19,6 +19,7 @@ from tritpress.config import (
 )
 from tritpress.config import toml_of as toml_lines
 from tritpress.dashboard.views.status import ELSEWHERE, State
+from tritpress.errors import UsageError
 from tritpress.evaluate.rerun import OPTION_OF
 from tritpress.events.rules import DEFAULT_RULES
 
@@ -80,6 +81,8 @@ def config_of(form: Form) -> CompressionConfig:
     values["target_ratio"] = form.ratio if form.planes is None else None
     values["text"], values["alerts"] = list(form.text), list(form.alerts)
     if form.finetune:
+        if form.budget != "minutes" and form.amount != int(form.amount):
+            raise UsageError(f"{form.budget} are counted in whole numbers: {form.amount:,g} is none")
         values[form.budget] = form.amount if form.budget == "minutes" else int(form.amount)
     return make_config(values)
 

@@ -139,7 +139,7 @@ def _facts(layer: dict[str, Any], details: TensorDetails | None, planned: dict[s
     if flips is None and details is not None:
         flips = details.sign_flips
     facts = [
-        Fact("Shape", f"{fig.count(layer.get('rows'))} × {fig.count(layer.get('cols'))}"),
+        Fact("Shape", fig.shape(layer)),
         Fact("Planes", fig.count(layer.get("planes"))),
         Fact("Bits a weight", fig.significant(layer.get("bits"))),
         Fact("Ratio", f"{fig.ratio(layer.get('ratio'))} smaller than float32"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.ending import broke_off
-from tritpress.dashboard.views.status import State, headline, sentence
+from tritpress.dashboard.views.status import State, headline, passed_of, sentence
 from tritpress.dashboard.views.written import model_of, out_folder, parts_below, written_bytes
 
 MODELS = {
@@ -239,7 +239,9 @@ def checklist(state: State) -> list[CheckLine]:
     }
     return [
         CheckLine(
-            *words[item.get("passed")], str(item.get("name", "")).replace("_", " "), item.get("detail") or ""
+            *words[passed_of(item.get("passed"))],
+            str(item.get("name", "")).replace("_", " "),
+            str(item.get("detail") or ""),
         )
         for item in state["handoff"]
     ]

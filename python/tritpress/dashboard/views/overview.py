@@ -13,9 +13,11 @@ from tritpress.dashboard.views.status import (
     STEP_TITLES,
     Samples,
     State,
+    actual_words,
     gate_target_words,
     gate_title,
     headline,
+    passed_of,
     step_left,
 )
 from tritpress.dashboard.views.written import out_folder, written_bytes
@@ -70,7 +72,7 @@ def tiles(state: State, lost: bool = False) -> list[Tile]:
     elif not head.measured:
         beside_ratio = f"{beside_ratio} · {head.note}"
     return [
-        _tile("ratio", head.ratio, beside_ratio, gates),
+        _tile("ratio", figures.get("ratio_file") if head.measured else None, beside_ratio, gates, head.ratio),
         Tile(
             "size",
             "Size",
@@ -85,7 +87,7 @@ def tiles(state: State, lost: bool = False) -> list[Tile]:
         ),
         _tile(
             "sparsity",
-            fig.percent(figures.get("sparsity")),
+            figures.get("sparsity"),
             f"{fig.percent(figures.get('zeros_all_planes'))} zero in every plane"
             if fig.known(figures.get("zeros_all_planes"))
             else "share of zero codes",
@@ -93,7 +95,7 @@ def tiles(state: State, lost: bool = False) -> list[Tile]:
         ),
         _tile(
             "perplexity",
-            fig.change(figures.get("perplexity_change")),
+            figures.get("perplexity_change"),
             f"{fig.significant(original)} → {fig.significant(packed)}"
             if fig.known(packed)
             else "not measured"
@@ -101,21 +103,24 @@ def tiles(state: State, lost: bool = False) -> list[Tile]:
             else "measured in step 7",
             gates,
         ),
-        _tile("accuracy", fig.percent(accuracy_judged(state)[0]), _accuracy_words(state, ended), gates),
+        _tile("accuracy", accuracy_judged(state)[0], _accuracy_words(state, ended), gates),
     ]
 
 
 def _size_target(before: float | None, gate: dict[str, Any] | None) -> str:
     """The bytes that the ratio's gate allows."""
     ratio = (gate or {}).get("target") or DEFAULT_TARGETS["ratio"]
-    return f"≤ {fig.size(before / ratio)}" if fig.known(before) and fig.known(ratio) else ""
+    return f"≤ {fig.size(before / ratio)}" if fig.known(before) and fig.known(ratio) and ratio > 0 else ""
 
 
-def _tile(name: str, value: str, beside: str, gates: dict[str, Any]) -> Tile:
+def _tile(
+    name: str, value: float | None, beside: str, gates: dict[str, Any], unmeasured: str = fig.NOTHING
+) -> Tile:
     gate = gates.get(name)
     target = gate["target"] if gate and gate.get("target") is not None else DEFAULT_TARGETS[name]
-    passed = gate.get("passed") if gate else None
-    return Tile(name, gate_title(name), value, beside, gate_target_words(name, target), passed)
+    passed = passed_of(gate.get("passed")) if gate else None
+    words = actual_words(name, value, target) if fig.known(value) else unmeasured
+    return Tile(name, gate_title(name), words, beside, gate_target_words(name, target), passed)
 
 
 def _accuracy_words(state: State, ended: bool) -> str:

@@ -15,6 +15,7 @@ from tritpress.config import SPARSITY_CEILING
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.ending import over
 from tritpress.dashboard.views.status import State
+from tritpress.events.snapshot import weights_of
 
 LAYERS_A_PAGE = 32
 
@@ -133,7 +134,7 @@ def map_targets(targets: Iterable[dict[str, Any]]) -> Map:
             layers.add(layer)
         kinds.add(kind)
         cells.setdefault((row, kind), []).append(target["name"])
-        weights[target["name"]] = int(target.get("rows") or 1) * int(target.get("cols") or 1)
+        weights[target["name"]] = weights_of(target) or 1
     rows = tuple(str(layer) for layer in sorted(layers)) + ((OUTSIDE,) if outside else ())
     columns = tuple(kind for kind in KINDS if kind in kinds)
     at = {row: number for number, row in enumerate(rows)}
@@ -260,7 +261,7 @@ class Board:
     def _set_bar(self, row: int, layers: dict[str, Any]) -> bool:
         label = self.where.rows[row]
         names = [n for column in self.where.columns for n in self.where.tensors.get((label, column), ())]
-        pressed = [(layers[n], self.where.weights[n]) for n in names if n in layers]
+        pressed = [(layers[n], _size(self.where, n, layers[n])) for n in names if n in layers]
         made = layer_bar(label, pressed)
         if made == self.bars[row]:
             return False
@@ -287,7 +288,7 @@ def _cell(
     methods: dict[str, str],
     pending: str,
 ) -> Cell:
-    pressed = [(layer, where.weights.get(name, 1)) for name, layer in zip(cell.names, found) if layer]
+    pressed = [(layer, _size(where, name, layer)) for name, layer in zip(cell.names, found) if layer]
     base = Cell(cell.row, cell.column, cell.y, cell.x, cell.names, weights=cell.weights)
     if len(pressed) < len(cell.names):
         state = marked[1] if marked[0] in cell.names else pending
@@ -298,6 +299,7 @@ def _cell(
         base,
         state="done",
         done=len(pressed),
+        weights=sum(weights for _, weights in pressed),
         seconds=sum(seconds) if seconds else None,
         group_sizes=tuple(
             sorted({layer["group_size"] for layer, _ in pressed if fig.known(layer.get("group_size"))})
@@ -305,6 +307,11 @@ def _cell(
         methods=tuple(sorted({methods[name] for name in cell.names if name in methods})),
         **means,
     )
+
+
+def _size(where: Map, name: str, layer: dict[str, Any]) -> int:
+    """Weights of a pressed tensor; older runs announced those of one expert."""
+    return weights_of(layer) or where.weights.get(name, 1)
 
 
 def _mean(found: list[tuple[dict[str, Any], int]], key: str) -> float | None:

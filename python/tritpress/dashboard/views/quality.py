@@ -11,7 +11,15 @@ from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.ending import broke_off, ended_words, over
 from tritpress.dashboard.views.overview import DEFAULT_TARGETS
 from tritpress.dashboard.views.progress import KINDS
-from tritpress.dashboard.views.status import GATE_NAMES, State, gate_target_words, gate_title
+from tritpress.dashboard.views.status import (
+    GATE_NAMES,
+    State,
+    actual_words,
+    apart,
+    gate_target_words,
+    gate_title,
+    passed_of,
+)
 from tritpress.events.rules import parse_rule
 
 TONES = {
@@ -64,17 +72,17 @@ def _card(name: str, gate: dict[str, Any] | None, without: tuple[str, str, str],
         True: ("passed", "✓", "passed"),
         False: ("failed", "✕", "failed"),
         None: ("unmeasured", "?", "not measured"),
-    }[gate.get("passed")]
+    }[passed_of(gate.get("passed"))]
     return GateCard(
         name,
         gate_title(name),
         verdict,
         mark,
         word,
-        actual_words(name, gate.get("actual")),
+        actual_words(name, gate.get("actual"), target),
         words,
         _margin(name, target, gate.get("actual")),
-        *_advice(gate.get("advice") or ""),
+        *_advice(str(gate.get("advice") or "")),
     )
 
 
@@ -96,31 +104,28 @@ def _advice(text: str) -> tuple[str, tuple[str, ...]]:
     return re.sub(r"([Tt]he command(?: \d)? below)\.", r"\1 does.", words), commands
 
 
-def actual_words(name: str, actual: float | None) -> str:
-    """A gate's measured value with its unit."""
-    if name == "ratio":
-        return fig.ratio(actual)
-    if name == "perplexity":
-        return fig.change(actual)
-    if name in ("accuracy", "sparsity", "gradient_flow"):
-        return fig.percent(actual)
-    return fig.significant(actual)
-
-
 def _margin(name: str, target: Any, actual: float | None) -> str:
     if not fig.known(actual):
         return ""
     if isinstance(target, list | tuple) and len(target) == 2:
-        room = min(actual - target[0], target[1] - actual)
-        return f"{abs(100 * room):.1f} points {'inside' if room >= 0 else 'outside'} the band"
+        low, high = target
+        if not (fig.known(low) and fig.known(high)):
+            return ""
+        room = min(actual - low, high - actual)
+        return f"{_apart(100 * room, 1)} points {'inside' if room >= 0 else 'outside'} the band"
     if not fig.known(target):
         return ""
     if name == "ratio":
-        return f"{abs(actual - target):.2f}× {'above' if actual >= target else 'below'} the target"
+        return f"{_apart(actual - target, 2)}× {'above' if actual >= target else 'below'} the target"
     if name == "gradient_flow":
-        return "" if actual >= target else f"{100 * (target - actual):.1f} points short"
+        return "" if actual >= target else f"{_apart(100 * (target - actual), 1)} points short"
     better = target - actual if name == "perplexity" else actual - target
-    return f"{abs(100 * better):.1f} points {'of room' if better >= 0 else 'beyond the limit'}"
+    return f"{_apart(100 * better, 1)} points {'of room' if better >= 0 else 'beyond the limit'}"
+
+
+def _apart(distance: float, digits: int) -> str:
+    """A distance from a limit, with more digits where it would read as none."""
+    return f"{abs(distance):.{apart(distance, 0.0, digits)}f}"
 
 
 LAYERS_A_PAGE = 32

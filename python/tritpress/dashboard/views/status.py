@@ -10,6 +10,7 @@ from typing import Any
 from tritpress.dashboard.views.eta import TimeLeft, run_left, time_left, time_left_words
 from tritpress.dashboard.views.figures import (
     NOTHING,
+    change,
     known,
     percent,
     plural,
@@ -18,7 +19,7 @@ from tritpress.dashboard.views.figures import (
 )
 from tritpress.dashboard.views.written import models_written
 from tritpress.events.schema import ENDED
-from tritpress.events.snapshot import step_worked, worked
+from tritpress.events.snapshot import step_worked, weights_of, worked
 
 State = dict[str, Any]
 
@@ -26,6 +27,9 @@ NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 ELSEWHERE = "This run is worked on elsewhere: it hears no commands from here"
 """Why a run that is only told of here cannot be steered."""
+
+FINEST = 6
+"""Digits after the point to which a gate's value and its limit are told apart."""
 
 GATE_NAMES = ("ratio", "accuracy", "perplexity", "sparsity", "gradient_flow")
 
@@ -115,7 +119,7 @@ def sentence(text: str) -> str:
 def _finished(state: State) -> Status:
     gates = list(state["gates"].values())
     failed = [gate for gate in gates if gate.get("passed") is False]
-    unmeasured = [gate for gate in gates if gate.get("passed") is None]
+    unmeasured = [gate for gate in gates if passed_of(gate.get("passed")) is None]
     if failed:
         names = ", ".join(gate_title(gate["name"]).lower() for gate in failed)
         return Status(
@@ -137,6 +141,10 @@ def _finished(state: State) -> Status:
         return Status(
             "Finished", "good", "✓", f"No gate failed; {plural(len(unmeasured), 'gate')} not measured."
         )
+    unjudged = sum(name not in state["gates"] for name in GATE_NAMES)
+    if gates and unjudged:
+        words = f"{plural(len(gates), 'gate')} passed; {plural(unjudged, 'gate')} not judged."
+        return Status("Finished", "good", "✓", words)
     return Status("Finished", "good", "✓", "All five gates pass." if gates else "The run is over.")
 
 
@@ -157,6 +165,11 @@ def gate_title(name: str) -> str:
         "sparsity": "Sparsity",
         "gradient_flow": "Gradient flow",
     }.get(name, name.replace("_", " ").capitalize())
+
+
+def passed_of(told: Any) -> bool | None:
+    """Whether a gate or check passed; None, not measured, for any other word of it."""
+    return told if isinstance(told, bool) else None
 
 
 def running_step(state: State) -> dict[str, Any] | None:
@@ -215,11 +228,12 @@ def _planned_means(plan: State) -> Means:
 
 def _planned_mean(plan: State, key: str) -> float | None:
     """Mean by weights; None where a tensor lacks a part of it, as one that was pushed may."""
-    rows = [[tensor.get(part) for part in ("rows", "cols", key)] for tensor in plan["tensors"]]
-    if not all(known(value) for row in rows for value in row):
+    told = [(weights_of(tensor), tensor.get(key)) for tensor in plan["tensors"]]
+    rows = [(weights, value) for weights, value in told if known(weights) and known(value)]
+    if len(rows) < len(told):
         return None
-    weights = sum(row[0] * row[1] for row in rows)
-    return sum(row[0] * row[1] * row[2] for row in rows) / weights if weights > 0 else None
+    total = sum(weights for weights, _ in rows)
+    return sum(weights * value for weights, value in rows) / total if total > 0 else None
 
 
 _PLANNED: dict[int, tuple[State, Means]] = {}
@@ -369,6 +383,29 @@ def elapsed(state: State, now: float, lost: bool = False) -> float | None:
     if lost:
         end = state.get("updated")
     return worked(state, end or now)
+
+
+def apart(value: float, limit: float, digits: int) -> int:
+    """At least so many digits after the point, more where `value` would read as `limit` but is another."""
+    if round(value - limit, FINEST) == 0:
+        return digits
+    return next((n for n in range(digits, FINEST) if round(value, n) != round(limit, n)), FINEST)
+
+
+def actual_words(name: str, actual: Any, target: Any = None) -> str:
+    """A gate's measured value with its unit, in as many digits as tell it from the limits."""
+    if not known(actual):
+        return NOTHING
+    if isinstance(target, dict):
+        target = [target.get("min"), target.get("max")]
+    limits = [limit for limit in (target if isinstance(target, list | tuple) else [target]) if known(limit)]
+    if name == "ratio":
+        digits = max((apart(actual, limit, 2) for limit in limits), default=2)
+        return f"{actual:.{digits}f}×"
+    if name not in GATE_NAMES:
+        return significant(actual)
+    digits = max((apart(100 * actual, 100 * limit, 1) for limit in limits), default=1)
+    return change(actual, digits) if name == "perplexity" else percent(actual, digits)
 
 
 def gate_target_words(name: str, target: Any) -> str:
