@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritpress.errors import InputError
 from tritpress.formats.checks import check_finite
-from tritpress.formats.output import new_directory
+from tritpress.formats.output import claim, new_directory
 from tritpress.formats.source import open_source, read_tensor
 from tritpress.formats.targets import find_targets
 
@@ -287,6 +288,26 @@ def test_what_was_there_before_a_kill_comes_back(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "out" / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.parametrize("system", ["usual", "no call", "not on this file system"])
+def test_a_file_is_made_as_long_as_asked(tmp_path: Path, monkeypatch, system: str) -> None:
+    def refuses(*_) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if system == "no call":
+        monkeypatch.delattr(os, "posix_fallocate")
+    elif system != "usual":
+        monkeypatch.setattr(os, "posix_fallocate", refuses)
+    with open(tmp_path / "f", "wb") as file:
+        claim(file.fileno(), 10_000)
+        claim(file.fileno(), 5_000)  # what is there stays
+    assert (tmp_path / "f").stat().st_size == 10_000
+    monkeypatch.setattr(
+        os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")), False
+    )
+    with open(tmp_path / "f", "r+b") as file, pytest.raises(OSError, match="full"):
+        claim(file.fileno(), 20_000)
 
 
 def test_an_output_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path, monkeypatch) -> None:

@@ -259,6 +259,7 @@ def test_process_ids_used_again_do_not_count_as_alive() -> None:
     record = {"status": "running", "pid": me, "host": this_host(), "process_start": process_start(me)}
     assert is_alive_record(record)
     assert not is_alive_record({**record, "process_start": "1"})
+    assert not is_alive_record({**record, "pid": 2**22 - 1, "process_start": None})  # of another program
     assert not is_alive_record({**record, "status": "finished"})
     elsewhere = {**record, "host": "another"}
     assert is_alive_record({**elsewhere, "heartbeat": time.time() - 5})

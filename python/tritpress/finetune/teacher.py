@@ -7,7 +7,6 @@ tokens are kept on disk.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from tritpress.evaluate.perplexity import batches_of, check_windows, device_of, 
 from tritpress.finetune.fast_modules import faster_modules
 from tritpress.finetune.recipe import Recipe
 from tritpress.finetune.training_text import TrainingText
-from tritpress.formats.output import write_atomically
+from tritpress.formats.output import claim, write_atomically
 
 TOP = 64
 """Tokens whose log-probabilities are kept of every position; the rest is one probability."""
@@ -154,17 +153,13 @@ def _claim(path: Path, keep: bool) -> None:
     """Take the disk space of a file that was made with holes: a write into a hole of a full disk is no error
     but the process's end (SIGBUS). Raises `OSError` when there is no room; the file then goes unless `keep`.
     """
-    if not hasattr(os, "posix_fallocate"):
-        return
     with open(path, "r+b") as file:
         told = os.fstat(file.fileno())
         if 512 * told.st_blocks >= told.st_size:
             return
         try:
-            os.posix_fallocate(file.fileno(), 0, told.st_size)
+            claim(file.fileno(), told.st_size)
         except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
-                return
             if not keep:
                 path.unlink()
             raise OSError(error.errno, error.strerror, str(path)) from None

@@ -292,7 +292,9 @@ class _Run:
         total, done = 0.0, 0
         for number, batch in enumerate(batches):
             if self.ctx is not None:
+                asked = time.perf_counter()
                 self.ctx.check()
+                started += time.perf_counter() - asked  # a pause is no training
             ids_BT = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
             teacher_NV: Tensor | TopTargets
             if isinstance(self.teacher, TeacherOnDisk):

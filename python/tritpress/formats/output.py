@@ -39,6 +39,19 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def claim(file: int, size: int) -> None:
+    """Make an open file `size` bytes long and take the disk space now: a full disk is met here (OSError), not
+    in the middle. Where the system or its file system cannot, the file is as long but has holes.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    os.ftruncate(file, max(size, os.fstat(file).st_size))
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write and flush a small file (inside a directory that is not final yet)."""
     with open(path, "wb") as file:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tritpress.errors import InputError
 from tritpress.formats.header import FileLayout, lay_out
-from tritpress.formats.output import disk_errors, sync_folder
+from tritpress.formats.output import claim, disk_errors, sync_folder
 from tritpress.formats.source import TensorEntry, as_bytes, read_raw, tensor_entries
 
 
@@ -71,7 +71,8 @@ class TensorStore:
         temporary, layout = self._layout(name, codes_shape, scales_shape)
         with disk_errors(temporary), open(temporary, "wb") as file:
             file.write(layout.header)
-            os.posix_fallocate(file.fileno(), 0, layout.nbytes)  # a full disk is met here, not in the middle
+            file.flush()
+            claim(file.fileno(), layout.nbytes)
         start = len(layout.header)
         offsets = {slot.name: start + slot.offset for slot in layout.slots}
         return temporary, offsets["codes"], offsets["scales"]

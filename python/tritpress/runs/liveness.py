@@ -72,7 +72,8 @@ def is_alive_record(run: dict[str, Any]) -> bool:
     if pid is None:  # launched, but the process has not come to its first line
         return now - _time(run.get("launched")) < START_GRACE
     if run.get("host") == this_host():
-        return isinstance(pid, int) and process_start(pid) == run.get("process_start")
+        found = process_start(pid) if isinstance(pid, int) else None
+        return found is not None and found == run.get("process_start")
     return now - _time(run.get("heartbeat")) < HEARTBEAT_STALE
 
 

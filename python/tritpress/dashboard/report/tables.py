@@ -15,6 +15,7 @@ from tritpress.dashboard.report.svg import clean
 from tritpress.dashboard.views import figures as fig
 from tritpress.dashboard.views.quality import gate_cards
 from tritpress.dashboard.views.status import STEP_TITLES
+from tritpress.events.snapshot import weights_of
 from tritpress.runs.comparison import task_results
 from tritpress.runs.diff import tensor_diffs
 
@@ -114,8 +115,8 @@ def _gates(facts: Facts, state: dict[str, Any]) -> Table:
 
 
 def _layers(facts: Facts, state: dict[str, Any]) -> Table:
-    head = ("name", "layer", "kind", "rows", "cols", "planes", "group_size", "bits", "ratio", "sparsity",
-            "zeros_all_planes", "mse", "relative_error", "cosine", "sign_flips", "threshold_used",
+    head = ("name", "layer", "kind", "rows", "cols", "weights", "planes", "group_size", "bits", "ratio",
+            "sparsity", "zeros_all_planes", "mse", "relative_error", "cosine", "sign_flips", "threshold_used",
             "gradient_norm")  # fmt: skip
     diffs = {diff.name: diff for diff in tensor_diffs(state)}
     rows = []
@@ -124,6 +125,7 @@ def _layers(facts: Facts, state: dict[str, Any]) -> Table:
             **layer,
             "name": name,
             "kind": diffs[name].kind,
+            "weights": weights_of(layer),
             "gradient_norm": state["gradients"].get(name),
         }
         rows.append(tuple(values.get(key) for key in head))

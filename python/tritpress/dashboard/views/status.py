@@ -88,8 +88,10 @@ def status_of(
     kind = state["status"]
     if kind == "queued":
         after = [names.get(run, run) for run in state.get("after") or ()]
-        waits = f"{plural(len(after), 'run')} ({', '.join(after[:3])}{', …' if len(after) > 3 else ''})"
         out = "." if remote else "; stop it to take it out."
+        if not after:
+            return Status("Queued", "live", "◷", f"It waits for its turn{out}")
+        waits = f"{plural(len(after), 'run')} ({', '.join(after[:3])}{', …' if len(after) > 3 else ''})"
         return Status("Queued", "live", "◷", f"Begins when {waits} ended{out}")
     if kind == "created":
         doing = "Nothing was told of the run so far." if remote else "The worker process is starting."
