@@ -144,10 +144,15 @@ def test_a_damaged_cache_and_a_full_disk_are_one_sentence(teacher, windows, tmp_
 def test_the_room_of_the_cache_is_taken_before_it_is_filled(teacher, windows, tmp_path, monkeypatch):
     text = ShuffledWindows(windows, seed=5)
     with pytest.raises(StopRequested):
-        cache_teacher(teacher, text.take, 4000, tmp_path / "begun", ctx=StopAfter(0))
+        cache_teacher(teacher, text.take, 4000, tmp_path / "begun", ctx=StopAfter(2))
     for name in ("logp.npy", "ids.npy"):
         told = (tmp_path / "begun" / name).stat()
         assert 512 * told.st_blocks >= told.st_size > 1 << 20
+    ask, asked = teachers.os.statvfs, []
+    with monkeypatch.context() as disk, pytest.raises(StopRequested):  # what was taken counts as free again
+        disk.setattr(teachers.os, "statvfs", lambda f: asked.append((f / "logp.npy").exists()) or ask(f))
+        cache_teacher(teacher, text.take, 4000, tmp_path / "begun", ctx=StopAfter(0))
+    assert asked == [False]
 
     def full(descriptor: int, start: int, length: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -103,13 +103,13 @@ def test_the_note_of_what_was_written_is_whole_or_refused_in_a_sentence(tmp_path
     with monkeypatch.context() as disk:
         disk.setattr("os.fsync", full)
         with pytest.raises(InputError, match=r"cannot write .*written\.json"):
-            again._know_outputs_again(note)
+            again._know_outputs_again(note, json.loads(was))
     assert note.read_text() == was
-    again._know_outputs_again(note)
+    again._know_outputs_again(note, again._read_written(note) or {})
     assert json.loads(note.read_text())[str(out)][0][:2] == ["a", 5]
     note.write_text(was[:9])
     with pytest.raises(InputError, match=r"written\.json cannot be read .*remove it and the outputs"):
-        again._know_outputs_again(note)
+        again._read_written(note)
 
 
 def test_what_cannot_be_pressed_again_is_one_sentence(made) -> None:

@@ -28,6 +28,9 @@ from tritpress.formats.output import claim, write_atomically
 TOP = 64
 """Tokens whose log-probabilities are kept of every position; the rest is one probability."""
 
+FILES = ("logp.npy", "ids.npy")
+"""Of a folder of cached logits."""
+
 NOT_IN_MINUTES = (
     "memory is short, so that the original has to be run before the training: give the budget of "
     "fine-tuning as --tokens, not --minutes"
@@ -109,9 +112,11 @@ def cache_teacher(
     shape = (windows, take(0, 1).shape[1] - 1, top)
     ids_type = np.uint16 if vocabulary <= 1 << 16 else np.int32
     needed = int(np.prod(shape, dtype=np.int64)) * (2 + np.dtype(ids_type).itemsize)
-    free = os.statvfs(folder)
     done_path = folder / "done"
     done = int(done_path.read_text()) if done_path.is_file() else 0
+    if not done:  # a call that was stopped before it wrote anything has taken their room
+        _forget(folder)
+    free = os.statvfs(folder)
     if not done and needed > free.f_bavail * free.f_frsize:
         raise InputError(
             f"the original's logits for {windows} windows take {needed / 1e9:.1f} GB in {folder}, where "
@@ -122,10 +127,16 @@ def cache_teacher(
         np.lib.format.open_memmap(
             folder / name, mode="r+" if done else "w+", dtype=None if done else kind, shape=shape
         )
-        for name, kind in (("logp.npy", np.float16), ("ids.npy", ids_type))
+        for name, kind in zip(FILES, (np.float16, ids_type), strict=True)
     ]
-    for name in ("logp.npy", "ids.npy"):
-        _claim(folder / name, keep=bool(done))
+    check = ctx.check if ctx is not None else lambda: None
+    try:
+        for name in FILES:
+            _claim(folder / name, check)
+    except OSError:
+        if not done:  # nothing is in them: they go, for whatever is written next
+            _forget(folder)
+        raise
     size = len(batches_of(np.zeros((64, shape[1] + 1)), vocabulary, None)[0])
     with faster_modules(teacher):
         while done < windows:
@@ -149,19 +160,22 @@ def cache_teacher(
     return CachedTeacher(folder)
 
 
-def _claim(path: Path, keep: bool) -> None:
+def _forget(folder: Path) -> None:
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _claim(path: Path, check: Callable[[], None]) -> None:
     """Take the disk space of a file that was made with holes: a write into a hole of a full disk is no error
-    but the process's end (SIGBUS). Raises `OSError` when there is no room; the file then goes unless `keep`.
+    but the process's end (SIGBUS). Raises `OSError` when there is no room.
     """
     with open(path, "r+b") as file:
         told = os.fstat(file.fileno())
         if 512 * told.st_blocks >= told.st_size:
             return
         try:
-            claim(file.fileno(), told.st_size)
+            claim(file.fileno(), told.st_size, check)
         except OSError as error:
-            if not keep:
-                path.unlink()
             raise OSError(error.errno, error.strerror, str(path)) from None
 
 

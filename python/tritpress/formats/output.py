@@ -7,7 +7,7 @@ import errno
 import glob
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tritpress.errors import InputError
@@ -17,6 +17,9 @@ _DISK = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "it is read-only",
 }
+
+
+_PIECE = 1 << 26
 
 
 @contextlib.contextmanager
@@ -39,13 +42,17 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def claim(file: int, size: int) -> None:
+def claim(file: int, size: int, between: Callable[[], None] = lambda: None) -> None:
     """Make an open file `size` bytes long and take the disk space now: a full disk is met here (OSError), not
-    in the middle. Where the system or its file system cannot, the file is as long but has holes.
+    in the middle. Where the system or its file system cannot, the file is as long but has holes. `between` is
+    called after every 64 MB: some file systems have each block of them written.
     """
     if hasattr(os, "posix_fallocate"):
         try:
-            return os.posix_fallocate(file, 0, size)
+            for start in range(0, size, _PIECE):
+                os.posix_fallocate(file, start, min(_PIECE, size - start))
+                between()
+            return
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
@@ -83,7 +90,7 @@ def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     everything new is on disk. What was there before a process was killed in between comes back first.
     """
     with disk_errors(final):
-        _clear_stale(final)
+        clear_stale(final)
     if final.is_symlink() or (final.exists() and not final.is_dir()):
         raise InputError(f"{final} is there already and is not a directory")
     if not overwrite and final.exists() and any(final.iterdir()):
@@ -116,7 +123,7 @@ def new_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise
 
 
-def _clear_stale(final: Path) -> None:
+def clear_stale(final: Path) -> None:
     """Remove what a killed process left beside `final`; a live one's files stay. Where one was killed between
     taking the old directory away and putting the new one there the old one is put back."""
     for kind in ("old", "writing"):

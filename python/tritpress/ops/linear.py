@@ -124,8 +124,6 @@ def _ternary_linear(
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise InputError(_wrong_width(x, in_features))
     if activation_bits == 8 and x.device.type == "cpu":
-        from tritpress._core import CoreError
-
         matrix = packed_matrix(codes, scales, in_features, group_size, format)
         tokens = x.detach().reshape(-1, in_features).float().contiguous().numpy()
         try:
@@ -133,7 +131,7 @@ def _ternary_linear(
                 y = matrix.matvec(tokens[0], threads=get_threads())
             else:
                 y = matrix.matmul(tokens, threads=get_threads())
-        except CoreError as error:
+        except ValueError as error:  # the kernels' own: NaN or infinity in x
             raise InputError(str(error)) from None
         return torch.from_numpy(y.reshape(*x.shape[:-1], codes.shape[-2])).to(x.dtype)
     values.check_once(codes, scales, in_features, group_size)

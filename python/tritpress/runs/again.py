@@ -36,6 +36,7 @@ def press_again(run: RunDirectory, tensors: Sequence[str]) -> RunDirectory:
     for name in tensors:
         if name not in known:
             raise UsageError(f"--press-again {name}: run {run.id} has no such tensor")
+    written = _read_written(run.work / "written.json")
     for step in (4, 5, 6):  # records first: a crash in between leaves a run that does these steps again
         (run.work / f"step{step}.json").unlink(missing_ok=True)
     store = TensorStore(run.work / "tensors")
@@ -45,7 +46,8 @@ def press_again(run: RunDirectory, tensors: Sequence[str]) -> RunDirectory:
         shutil.rmtree(run.work / folder, ignore_errors=True)
     for file in ("fine-tuning.json", "finetuned-rest.safetensors"):
         (run.work / file).unlink(missing_ok=True)
-    _know_outputs_again(run.work / "written.json")
+    if written is not None:
+        _know_outputs_again(run.work / "written.json", written)
     if run.read_run().get("status") == "finished":
         run.update_run(status="stopped")
     return resume(run)
@@ -57,14 +59,19 @@ def _with_later(known: dict[str, dict[str, Any]], tensors: Sequence[str]) -> lis
     return [n for n, p in known.items() if n in tensors or (p["layer"] is not None and p["layer"] >= first)]
 
 
-def _know_outputs_again(path: Path) -> None:
-    """The outputs are this run's to replace, damaged or not, while they hold the files that it wrote."""
+def _read_written(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
-        return
+        return None
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove it and the outputs, then resume") from None
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); remove it and the outputs, then press again"
+        ) from None
+
+
+def _know_outputs_again(path: Path, written: dict[str, Any]) -> None:
+    """The outputs are this run's to replace, damaged or not, while they hold the files that it wrote."""
     for folder, listed in written.items():
         names = {name for name, *_ in listed} if isinstance(listed, list) else None
         there = sorted(p for p in Path(folder).rglob("*") if p.is_file())

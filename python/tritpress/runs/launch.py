@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tritpress.config import KEPT_PLAN, SELF_TEXT, CompressionConfig, make_config
 from tritpress.errors import InputError, TritpressError, UsageError
+from tritpress.formats.output import disk_errors, write_file
 from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id, default_runs_dir, new_run_id
 from tritpress.runs.liveness import is_alive
 from tritpress.runs.queue import queueing
@@ -62,7 +63,8 @@ def _write_new(
     given = _read_plan(config.plan) if config.plan is not None else None
     run.create()
     if given is not None:
-        (run.path / KEPT_PLAN).write_bytes(given)  # only with its run.json it becomes a run
+        with disk_errors(run.path):
+            write_file(run.path / KEPT_PLAN, given)  # only with its run.json it becomes a run
     # A resume may come from another folder.
     tasks = [_place(task) for task in config.tasks]
     texts = [text if text == SELF_TEXT else str(expanded(text).absolute()) for text in config.text]

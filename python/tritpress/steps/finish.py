@@ -11,7 +11,7 @@ import numpy as np
 
 from tritpress.errors import InputError
 from tritpress.formats.dequantized import write_dequantized
-from tritpress.formats.output import write_atomically
+from tritpress.formats.output import clear_stale, disk_errors, write_atomically
 from tritpress.formats.packed import write_packed
 from tritpress.formats.writing import sha256_of
 from tritpress.report import plain, versions
@@ -35,6 +35,9 @@ def outputs(work: Work) -> None:
     The one that was not asked for is written to the work folder, until step 7 has measured both.
     """
     assert work.plan is not None
+    for folder in (packed_folder(work), dequantized_folder(work)):
+        with disk_errors(folder):
+            clear_stale(folder)  # what lies there is looked at as it was before a kill
     write_packed(
         work.source,
         work.plan,

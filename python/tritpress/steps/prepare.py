@@ -36,9 +36,10 @@ def load(work: Work) -> None:
         reason = untrainable(work) if work.config.finetune else None
         if reason:
             raise UsageError(f"--finetune: {reason}")
-    pressed = {target.name for target in work.targets}
-    check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
     model = fingerprints(work.source)
+    if work.kept.get("model_files") != model:  # a run that goes on with the same files has looked at them
+        pressed = {target.name for target in work.targets}
+        check_finite(work.source, [name for name in work.source.tensors if name not in pressed])
     _choose_by_machine(work, model)
     _check_same_model(work, model)
     _check_same_text(work)
@@ -360,9 +361,12 @@ def _check_same_text(work: Work) -> None:
     changed = [split for split in SPLITS if before and (now is None or before[split] != now[split])]
     if changed:
         parts = ", ".join(split.replace("_", "-") for split in changed)
+        older = ""
+        if "model_files" not in work.kept:  # begun by an earlier version
+            older = ". Files whose endings have capitals (README.MD) are read now, which they were not then"
         raise InputError(
             f"the text has changed since run {work.directory.id} began ({parts}): put it back as it was, or "
-            "start a new run"
+            f"start a new run{older}"
         )
 
 
@@ -387,11 +391,28 @@ def _choose_by_machine(work: Work, model: dict[str, str]) -> None:
 
 
 def _use_threads_alike(work: Work) -> None:
-    """As many threads for the kernels as for torch, unless `TRITPRESS_NUM_THREADS` says how many they get."""
-    if work.config.threads or not os.environ.get("TRITPRESS_NUM_THREADS"):
-        from tritpress.ops.linear import use_threads
+    """As many threads for the kernels as for torch, unless `TRITPRESS_NUM_THREADS` says how many they get.
 
-        use_threads(int(work.chosen["threads"]))
+    A run that goes on with fewer processors than it began with keeps torch's number: its bits depend on that.
+    """
+    if not work.config.threads and _kernels_told():
+        return
+    from tritpress import _core
+    from tritpress.ops.linear import set_threads, use_threads
+
+    threads = int(work.chosen["threads"])
+    use_threads(threads)
+    if not work.config.threads and threads > (there := _core.default_threads()):
+        set_threads(there)
+        work.context.emit(
+            "log",
+            message=f"the run began with {threads} threads, which torch keeps; the kernels take the {there} "
+            "of this machine",
+        )
+
+
+def _kernels_told() -> bool:
+    return bool(os.environ.get("TRITPRESS_NUM_THREADS", "").strip())
 
 
 def _measure_machine(work: Work) -> dict[str, Any]:
@@ -404,6 +425,8 @@ def _measure_machine(work: Work) -> dict[str, Any]:
         from tritpress.finetune.number_formats import measure_number_formats
 
         chosen["device"] = work.device
-        chosen["threads"] = work.config.threads or torch.get_num_threads()
+        # What a container may use is often less than the processors that torch counts.
+        fewer = torch.get_num_threads() if _kernels_told() else _core.default_threads()
+        chosen["threads"] = work.config.threads or min(torch.get_num_threads(), fewer)
         chosen["number_formats"] = measure_number_formats(work.device)
     return chosen

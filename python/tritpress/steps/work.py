@@ -125,7 +125,10 @@ class Work:
         try:
             return read_plan(kept, self.source, self.targets, self.config.fit)
         except UsageError as error:
-            raise UsageError(str(error).replace(str(kept), given)) from None
+            words = str(error).replace(str(kept), given)
+            if not _same_bytes(kept, Path(given)):
+                words += f" (as {given} was when the run was made; a new run reads it as it is now)"
+            raise UsageError(words) from None
 
     @cached_property
     def store(self) -> TensorStore:
@@ -386,3 +389,10 @@ def all_finite(values: Any) -> bool:
 
     flat, step = values.reshape(-1), 1 << 22
     return all(bool(np.isfinite(flat[i : i + step]).all()) for i in range(0, flat.size, step))
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    try:
+        return one.read_bytes() == other.read_bytes()
+    except OSError:
+        return False

@@ -158,7 +158,8 @@ fn check_target(source: &Source<'_>, target: &Target<'_>, options: &Options) -> 
     let (Some(codes), Some(scales)) = (codes, scales) else {
         return Err(Error::option("codes_offset or scales_offset is beyond any file"));
     };
-    if target.codes_offset < scales && target.scales_offset < codes {
+    let (no_codes, no_scales) = (codes == target.codes_offset, scales == target.scales_offset);
+    if !no_codes && !no_scales && target.codes_offset < scales && target.scales_offset < codes {
         return Err(Error::option(format!(
             "codes at [{}, {codes}) and scales at [{}, {scales}) overlap",
             target.codes_offset, target.scales_offset
