@@ -17,6 +17,7 @@ from tritpress.costs import choice_costs, int8_losses
 from tritpress.evaluate import streamed
 from tritpress.evaluate.gradient_flow import gradient_norms, gradient_norms_by_block
 from tritpress.events.context import NullContext
+from tritpress.formats import huggingface
 from tritpress.formats.huggingface import load_original, modules_of, parameters_of, tensors_among
 from tritpress.formats.paged import load_paged
 from tritpress.formats.source import open_source
@@ -160,6 +161,27 @@ def test_gradients_of_stacked_experts_are_those_of_their_parts(tiny_moe_dir: Pat
             name = f"model.layers.1.block_sparse_moe.experts.{expert}.{part}.weight"
             assert found[name] == pytest.approx(float(gradient.norm()), rel=1e-4), name
     assert found["lm_head.weight"] == pytest.approx(float(model.lm_head.weight.grad.norm()), rel=1e-4)
+
+
+def test_experts_are_found_in_stacks_without_looking_for_every_name_in_each(
+    tiny_moe_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [target.name for target in find_targets(open_source(tiny_moe_dir))]
+    model: Any = load_original(open_source(tiny_moe_dir))
+    asked: list[str] = []
+    real = huggingface.model_name
+
+    def counting(model: Any, name: str, known: Any) -> str | None:
+        asked.append(name)
+        return real(model, name, known)
+
+    monkeypatch.setattr(huggingface, "model_name", counting)
+    places, stacked = parameters_of(model, names)
+    experts = [name for name in names if ".experts." in name]
+    assert len(stacked) == 4 and sorted([*places, *experts]) == sorted(names)
+    assert len(asked) <= len(names) + len(experts) + 8  # embeddings, head and routers too
+    found = tensors_among(model, stacked, names)
+    assert sorted(found) == sorted(experts)
 
 
 def test_gradients_of_stacked_experts_are_held_a_portion_at_a_time(

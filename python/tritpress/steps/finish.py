@@ -247,7 +247,7 @@ def _measure_gradients(work: Work, dequantized: Any) -> Any:
             windows,
             {name: getattr(owner, key) for name, (owner, key) in places.items()},
             stacked=stacked,
-            apart=partial(tensors_among, model, names=names),
+            apart=partial(tensors_among, model, names=set(names)),
             ctx=work.context,
         )
     work.gradient_norms = norms["dequantized"]
