@@ -13,7 +13,7 @@ from tritpress.errors import InputError
 from tritpress.evaluate.bootstrap import mean_interval, perplexity_interval, ratio_interval
 from tritpress.evaluate.gates import Measured, five_gates
 from tritpress.evaluate.gradient_flow import gradient_flow, gradient_norms
-from tritpress.evaluate.latency import decode_latency, kept
+from tritpress.evaluate.latency import NO_CACHE, decode_latency, kept
 from tritpress.evaluate.perplexity import Evaluation, evaluate_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,6 +125,7 @@ def test_latency_of_a_model_that_keeps_nothing_is_not_made_up():
     config = transformers.OpenAIGPTConfig(vocab_size=80, n_embd=16, n_layer=1, n_head=2, n_positions=64)
     model = transformers.OpenAIGPTLMHeadModel(config).eval()
     assert decode_latency(model, np.arange(10), tokens=3, warm_up=1) is None
+    assert "no cache that tritpress knows" in NO_CACHE  # RWKV and XLNet keep something
 
 
 def test_gradient_norms_are_those_of_a_plain_backward_pass(model, windows):

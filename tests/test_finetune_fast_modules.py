@@ -78,6 +78,15 @@ def test_a_norm_that_computes_something_else_stays_as_it_is():
         assert "forward" not in vars(norm)
 
 
+def test_a_norm_without_a_weight_of_its_own_takes_inputs_of_any_size():
+    from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaWeightlessRMSNorm
+
+    norm, x = FalconMambaWeightlessRMSNorm(16, eps=1e-6), torch.randn(2, 4)
+    expected = norm(x)
+    with faster_modules(norm):
+        torch.testing.assert_close(norm(x), expected)
+
+
 def test_keeping_freed_memory_is_harmless():
     keep_freed_memory()
     assert torch.zeros(1 << 20).sum() == 0

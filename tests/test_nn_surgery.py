@@ -91,3 +91,16 @@ def test_what_cannot_be_done_is_said():
     model.layers[1][0].weight.data[3, 3] = float("nan")
     with pytest.raises(InputError, match=r"layers\.1\.0\.weight"):
         ternarize_(model)
+
+
+@pytest.mark.parametrize(("kind", "read"), [("mamba", True), ("falcon_mamba", True), ("doge", False)])
+def test_a_layer_is_read_by_its_model_in_state_space_blocks_alone(kind: str, read: bool):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = AutoConfig.for_model(kind, **sizes)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layers = {path: surgery.is_read_by_its_model(model, path) for path in surgery.linear_modules(model)}
+    (path,) = [path for path in layers if path.endswith("dt_proj")]
+    assert layers.pop(path) is read and not any(layers.values())

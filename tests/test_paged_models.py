@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tritpress.costs import choice_costs, int8_losses
 from tritpress.evaluate import streamed
 from tritpress.evaluate.gradient_flow import gradient_norms, gradient_norms_by_block
 from tritpress.events.context import NullContext
+from tritpress.formats import huggingface
 from tritpress.formats.huggingface import load_original, modules_of, parameters_of, tensors_among
 from tritpress.formats.paged import load_paged
 from tritpress.formats.source import open_source
@@ -23,6 +25,7 @@ from tritpress.formats.targets import embedding_targets, find_targets
 from tritpress.nn import paging
 from tritpress.nn.surgery import find_blocks
 from tritpress.plan import Plan, TensorPlan, make_plan
+from tritpress.steps import finish
 from tritpress.steps import work as work_module
 from tritpress.ternarize import embeddings
 
@@ -160,9 +163,70 @@ def test_gradients_of_stacked_experts_are_those_of_their_parts(tiny_moe_dir: Pat
     assert found["lm_head.weight"] == pytest.approx(float(model.lm_head.weight.grad.norm()), rel=1e-4)
 
 
-def test_the_gate_on_gradients_reads_every_pressed_tensor(
-    tiny_moe_dir: Path, text_dir: Path, tmp_path: Path
+def test_experts_are_found_in_stacks_without_looking_for_every_name_in_each(
+    tiny_moe_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    names = [target.name for target in find_targets(open_source(tiny_moe_dir))]
+    model: Any = load_original(open_source(tiny_moe_dir))
+    asked: list[str] = []
+    real = huggingface.model_name
+
+    def counting(model: Any, name: str, known: Any) -> str | None:
+        asked.append(name)
+        return real(model, name, known)
+
+    monkeypatch.setattr(huggingface, "model_name", counting)
+    places, stacked = parameters_of(model, names)
+    experts = [name for name in names if ".experts." in name]
+    assert len(stacked) == 4 and sorted([*places, *experts]) == sorted(names)
+    assert len(asked) <= len(names) + len(experts) + 8  # embeddings, head and routers too
+    found = tensors_among(model, stacked, names)
+    assert sorted(found) == sorted(experts)
+
+
+def test_gradients_of_stacked_experts_are_held_a_portion_at_a_time(
+    tiny_moe_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(tiny_moe_dir)
+    names = [target.name for target in (*embedding_targets(source), *find_targets(source))]
+    model: Any = load_original(source)
+    places, stacked = parameters_of(model, names)
+    parameters = {name: getattr(owner, key) for name, (owner, key) in places.items()}
+    windows = np.random.default_rng(0).integers(0, 2048, (4, 32))
+    held: list[int] = []
+
+    def apart(gradients: dict[str, Any]) -> Any:
+        held.append(sum(parameter.grad is not None for parameter in stacked.values()))
+        return tensors_among(model, gradients, names)
+
+    at_once = gradient_norms(model, windows, parameters, stacked=stacked, apart=apart)
+    assert max(held) == 4
+    held.clear()
+    monkeypatch.setattr("tritpress.evaluate.gradient_flow.PORTION", 1)
+    found = gradient_norms(model, windows, parameters, stacked=stacked, apart=apart)
+    assert held == [1] * 4 and set(found) == set(names)
+    assert found == pytest.approx(at_once, rel=1e-5)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_the_gate_on_gradients_reads_every_pressed_tensor(
+    tiny_moe_dir: Path, text_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[Any]] = []
+    in_memory: list[bool] = []
+    open_packed, measure_gradients = finish._open_packed, finish._measure_gradients
+
+    def opening(work: Any) -> Any:
+        model = open_packed(work)
+        opened.append(weakref.ref(model))
+        return model
+
+    def measuring(*given: Any) -> Any:
+        in_memory.append(any(model() is not None for model in opened))
+        return measure_gradients(*given)
+
+    monkeypatch.setattr(finish, "_open_packed", opening)
+    monkeypatch.setattr(finish, "_measure_gradients", measuring)
     plan = tmp_path / "plan.json"
     source = open_source(tiny_moe_dir)
     targets = find_targets(source)
@@ -175,6 +239,7 @@ def test_the_gate_on_gradients_reads_every_pressed_tensor(
         tiny_moe_dir, tmp_path / "run", text_dir, method="fast", planes=None, plan=str(plan),
         evaluation_tokens=1024,
     )  # fmt: skip
+    assert in_memory == [False] and len(opened) == 2  # the packed model makes room for experts' gradients
     assert set(report["gradient_norms"]) == set(tensors)
     (gate,) = [gate for gate in report["gates"] if gate["name"] == "gradient_flow"]
     assert gate["passed"] is not None

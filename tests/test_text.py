@@ -18,6 +18,7 @@ from tritpress.text import (
     Splits,
     TrainingWindows,
     builtin_splits,
+    check_known,
     load_splits,
     split_of,
     token_windows,
@@ -46,6 +47,14 @@ class Letters:
 
 def _all(splits: Splits) -> list[Document]:
     return [document for split in SPLITS for document in getattr(splits, split)]
+
+
+def test_what_is_no_token_of_the_model_is_refused_by_name() -> None:
+    check_known([], 3, "nothing")
+    check_known([0, 7], None, "what is not looked at")
+    check_known(np.array([0, 2]), 3, "all")
+    with pytest.raises(InputError, match=r"gives token 3 for a task's text, the model knows 3 \(0 to 2\)"):
+        check_known([0, 3, 1], 3, "a task's text")
 
 
 def test_the_builtin_split_follows_the_rule() -> None:

@@ -13,9 +13,6 @@ from tritpress.formats.source import row_chunks
 if TYPE_CHECKING:
     from torch import nn
 
-READ_BY_ITS_MODEL = ("dt_proj",)
-"""Linear layers of state-space models that are never called: their block multiplies by the weight itself."""
-
 
 def load(
     path: str | Path,
@@ -53,7 +50,7 @@ def _load_packed(packed: PackedModel, activation_bits: int | None, format: Memor
     import torch
 
     from tritpress.formats.huggingface import first_line, modules_of, quiet_transformers, refuse_missing
-    from tritpress.nn.surgery import is_linear, replace_module
+    from tritpress.nn.surgery import is_linear, is_read_by_its_model, replace_module
     from tritpress.nn.ternary_linear import TernaryLinear
 
     try:
@@ -67,7 +64,7 @@ def _load_packed(packed: PackedModel, activation_bits: int | None, format: Memor
                 if is_linear(module)
                 and tuple(module.weight.shape) == packed.shape(name)  # type: ignore[arg-type,union-attr]
                 and name not in packed.tied  # the embedding needs its rows
-                and path.rpartition(".")[2] not in READ_BY_ITS_MODEL
+                and not is_read_by_its_model(empty, path)
             }
             model, told = model_class.from_pretrained(
                 None,

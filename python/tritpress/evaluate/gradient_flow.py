@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LOWEST, HIGHEST = 0.01, 100.0
 """A gradient norm is sound between these multiples of the norm in the original."""
 
+PORTION, PORTIONS = 2**28, 8
+"""Weights of stacked tensors whose gradients are held at once, at least, and about as many passes at most."""
+
 NAMED = 3
 """Tensors named in a sentence."""
 
@@ -71,45 +74,73 @@ def gradient_norms(
 
     `parameters` maps names to tensors of `model`. `stacked` are tensors of it that hold several: `apart`
     turns the gradient of one into those of its parts by name.
-    One backward pass over int64 windows [n, window], added up batch by batch. Only those tensors get a
-    gradient; gradients, `requires_grad` flags and the training flag are put back afterwards. A norm that is
-    not finite is None, one of a tensor that the loss does not reach is 0.
+    One backward pass over int64 windows [n, window], added up batch by batch; where `stacked` is large, one
+    for each portion of it, whose gradients alone are held. Only those tensors get a gradient; gradients,
+    `requires_grad` flags and the training flag are put back afterwards. A norm that is not finite is None,
+    one of a tensor that the loss does not reach is 0.
     """
     windows = check_windows(windows)
-    vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 0) or 32_768)
-    device, training = device_of(model), model.training
+    training = model.training
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    targets = windows.shape[0] * (windows.shape[1] - 1)
-    stacked = stacked or {}
-    asked = [*parameters.values(), *stacked.values()]
+    norms: dict[str, float | None] = {}
+    held = dict(parameters)  # those of one pass; `parameters` go with the first portion
     try:
         model.eval()
         for other, _ in flags:
             other.requires_grad_(False)
-        for parameter in asked:
-            parameter.requires_grad_(True)
-            parameter.grad = None
-        for batch in batches_of(windows, vocabulary, batch_size):
-            if ctx is not None:
-                ctx.check()
-            ids_BT = torch.from_numpy(np.ascontiguousarray(batch)).to(device)
-            with torch.enable_grad():
-                logits_BTV = logits_of(model, ids_BT)[:, :-1].float()
-                loss = F.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum")
-                (loss / targets).backward()
-        norms = {name: _norm(parameter.grad) for name, parameter in parameters.items()}
-        for name, parameter in stacked.items():
-            assert apart is not None
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            norms |= {part: _norm(value) for part, value in apart({name: gradient}).items()}
-            parameter.grad = None
+        for portion in _portions(stacked or {}):
+            held |= portion
+            for parameter in held.values():
+                parameter.requires_grad_(True)
+                parameter.grad = None
+            _run_backward(model, windows, batch_size, ctx)
+            for name, parameter in held.items():
+                if name not in portion:
+                    norms[name] = _norm(parameter.grad)
+                else:
+                    assert apart is not None
+                    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    norms |= {part: _norm(value) for part, value in apart({name: gradient}).items()}
+                    del gradient
+                    parameter.grad = None
+            for parameter in held.values():
+                parameter.grad = None
+                parameter.requires_grad_(False)
+            held = {}
         return norms
     finally:
-        for parameter in asked:
+        for parameter in held.values():
             parameter.grad = None
         for other, flag in flags:
             other.requires_grad_(flag)
         model.train(training)
+
+
+def _portions(stacked: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """`stacked` in its order, in pieces of few weights each; one empty piece where there is none."""
+    most = max(PORTION, sum(parameter.numel() for parameter in stacked.values()) // PORTIONS)
+    pieces: list[dict[str, Tensor]] = [{}]
+    for name, parameter in stacked.items():
+        size = sum(other.numel() for other in pieces[-1].values())
+        if pieces[-1] and size + parameter.numel() > most:
+            pieces.append({})
+        pieces[-1][name] = parameter
+    return pieces
+
+
+def _run_backward(model: nn.Module, windows: np.ndarray, batch_size: int | None, ctx: Any) -> None:
+    """Add up the gradients of the mean loss of all windows in whatever parameters ask for one."""
+    vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 0) or 32_768)
+    targets = windows.shape[0] * (windows.shape[1] - 1)
+    for batch in batches_of(windows, vocabulary, batch_size):
+        if ctx is not None:
+            ctx.check()
+        ids_BT = torch.from_numpy(np.ascontiguousarray(batch)).to(device_of(model))
+        with torch.enable_grad():
+            logits_BTV = logits_of(model, ids_BT)[:, :-1].float()
+            loss = F.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum")
+            if loss.requires_grad:  # it may reach none of them
+                (loss / targets).backward()
 
 
 def gradient_norms_by_block(

@@ -29,11 +29,11 @@ CACHES = ("past_key_values", "cache_params")
 """What an output may keep of earlier tokens, by the name that the next call takes it by: keys and values of
 attention, states of a state-space model."""
 
-NO_CACHE = "the model keeps nothing of earlier tokens, so one token cannot be timed alone"
+NO_CACHE = "the model gives back no cache that tritpress knows, so one token cannot be timed alone"
 
 
 def kept(out: Any) -> dict[str, Any] | None:
-    """What the call for the next token is given of this output; None where the model keeps nothing."""
+    """What the call for the next token is given of this output; None where it has none of these."""
     found = ((name, getattr(out, name, None)) for name in CACHES)
     return next(({name: cache} for name, cache in found if cache is not None), None)
 
@@ -45,8 +45,8 @@ def decode_latency(
     """Greedy decoding of `warm_up + tokens` tokens after `prompt` (int64 [T]); the median of the timed ones.
 
     The prompt is read once, untimed. A prompt too long for the model's positions is cut from the left. The
-    end-of-text token is not obeyed: what is timed is the machine, not the text. None for a model that keeps
-    nothing of earlier tokens (`NO_CACHE` is the reason to give).
+    end-of-text token is not obeyed: what is timed is the machine, not the text. None for a model that
+    gives back none of `CACHES` (`NO_CACHE` is the reason to give).
     """
     device, training = device_of(model), model.training
     limit = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)

@@ -22,6 +22,7 @@ from tritpress.evaluate.perplexity import batches_of, device_of, logits_of
 from tritpress.events.context import NullContext, RunContext
 from tritpress.formats.huggingface import embedded_tokens
 from tritpress.nn.paging import is_paged
+from tritpress.text import check_known
 
 CHUNK_TOKENS = 16_384
 """Tokens that a model read block by block sees in one reading."""
@@ -67,11 +68,7 @@ class TaskModel(LM):
 
     def encode(self, text: str) -> list[int]:
         tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if tokens and max(tokens) >= self.embedded:
-            raise InputError(
-                f"the tokenizer gives token {max(tokens)} for a task's text, the model knows "
-                f"{self.embedded}: they do not fit"
-            )
+        check_known(tokens, self.embedded, "a task's text")
         return tokens
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

@@ -88,7 +88,7 @@ def _eps_of(norm: Any) -> float:
 @torch.no_grad()
 def _is_plain_norm(norm: Any) -> bool:
     weight = getattr(norm, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 1 or weight.dtype != torch.float32:
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or weight.dtype != torch.float32:
         return False
     if not (hasattr(norm, "variance_epsilon") or isinstance(getattr(norm, "eps", None), float)):
         return False

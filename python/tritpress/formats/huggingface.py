@@ -155,11 +155,11 @@ def parameters_of(
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
     own: dict[str, tuple[nn.Module, str]] = {}
-    taken, left = set(), []
+    taken, left = set(), set()
     for name in names:
         known = model_name(model, name, parameters)
         if known is None:
-            left.append(name)
+            left.add(name)
             continue
         path, _, key = known.rpartition(".")
         own[name] = model.get_submodule(path), key
@@ -175,9 +175,10 @@ def parameters_of(
 
 def tensors_among(model: nn.Module, parameters: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Those of the tensors `names` that some of a loaded model's parameters hold (`file_tensors`)."""
-    made = file_tensors(model, parameters)
-    found = ((name, model_name(model, name, made)) for name in names)
-    return {name: made[known] for name, known in found if known is not None}
+    known = names if isinstance(names, set | dict) else set(names)
+    made = file_tensors(model, parameters)  # few of many names: these are looked up, not those
+    found = ((model_name(model, name, known), value) for name, value in made.items())
+    return {name: value for name, value in found if name is not None}
 
 
 def modules_of(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, nn.Module]]:

@@ -20,6 +20,14 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
+def is_read_by_its_model(model: nn.Module, path: str) -> bool:
+    """Whether the linear layer at `path` is never called: a Mamba block multiplies by the weight of its
+    `dt_proj` itself, which therefore has to stay a plain layer.
+    """
+    owner, _, name = path.rpartition(".")
+    return name == "dt_proj" and hasattr(model.get_submodule(owner), "A_log")
+
+
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> module of every linear layer, in the model's own order."""
     return {path: module for path, module in model.named_modules() if is_linear(module)}

@@ -78,7 +78,7 @@ def validation(work: Work) -> str | None:
         from tritpress.nn.paging import is_paged
 
         models = _evaluate_outputs(work)
-        if is_paged(models["dequantized"]):  # of a large model the packed form makes room for what follows
+        if is_paged(models["dequantized"]) or _has_experts(work):  # makes room for what follows
             del models["packed"]
             give_back_freed()
         gradients = _measure_gradients(work, models["dequantized"])
@@ -234,8 +234,7 @@ def _measure_gradients(work: Work, dequantized: Any) -> Any:
     from tritpress.formats.huggingface import parameters_of, tensors_among
     from tritpress.nn.paging import is_paged
 
-    experts = any(target.kind == "expert" for target in work.targets)
-    few = work.source.parameters >= PAGED_FROM and not experts
+    few = work.source.parameters >= PAGED_FROM and not _has_experts(work)
     windows = work.windows("held_out")[: GRADIENT_WINDOWS_LARGE if few else GRADIENT_WINDOWS]
     norms = {}
     names = [target.name for target in work.pressed]
@@ -251,13 +250,17 @@ def _measure_gradients(work: Work, dequantized: Any) -> Any:
             windows,
             {name: getattr(owner, key) for name, (owner, key) in places.items()},
             stacked=stacked,
-            apart=partial(tensors_among, model, names=names),
+            apart=partial(tensors_among, model, names=set(names)),
             ctx=work.context,
         )
     work.gradient_norms = norms["dequantized"]
     for name, norm in work.gradient_norms.items():
         work.context.emit("gradient", layer=name, norm=norm, original=norms["original"].get(name))
     return gradient_flow(norms["dequantized"], norms["original"], names)
+
+
+def _has_experts(work: Work) -> bool:
+    return any(target.kind == "expert" for target in work.targets)
 
 
 def _prediction(work: Work) -> dict[str, Any]:

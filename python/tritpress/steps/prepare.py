@@ -151,8 +151,8 @@ def time_in_turns(
     free is not timed (None), since reading from disk is not what is compared.
 
     The medians can be compared with each other, whatever else the machine did meanwhile. `latency_ms`: one
-    generated token (batch 1, key-value cache or states), None with `latency_reason` for a model that keeps
-    neither; `tokens_per_s`: whole windows at once, four in a batch (fewer
+    generated token (batch 1, key-value cache or states), None with `latency_reason` for a model that gives
+    back neither; `tokens_per_s`: whole windows at once, four in a batch (fewer
     where the vocabulary is large).
     """
     import statistics

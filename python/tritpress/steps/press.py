@@ -69,6 +69,8 @@ def fine_tuning(work: Work) -> str | None:
     if result.recipe["rest_lr"] > 0:
         save_rest(work, student)
     for target in work.targets:
+        if target.name not in modules:
+            continue
         started = time.perf_counter()
         codes, scales = modules[target.name].codes_and_scales()
         work.finetuned_store.put(target.name, codes, scales, statistics(target, codes, scales, work))
@@ -77,7 +79,9 @@ def fine_tuning(work: Work) -> str | None:
         _emit_layer(
             work, layer, fine_tuned=True, **record_details(work, target, work.finetuned_store, info, False)
         )
-    for target in work.embeddings:  # not trained: their codes are those of step 4
+    for target in work.pressed:  # what is not trained keeps the codes of step 4
+        if target.name in modules:
+            continue
         codes, scales = work.store.get(target.name)
         work.finetuned_store.put(target.name, codes, scales, work.store.info(target.name))
     work.fine_tuning = result.to_json()

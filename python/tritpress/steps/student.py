@@ -1,4 +1,4 @@
-"""The model that step 5 trains: the original with `BitLinear` in place of every pressed layer."""
+"""The model that step 5 trains: the original with `BitLinear` in place of every layer that is called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tritpress.errors import InputError
 from tritpress.formats.packed import dense_as_packed
 from tritpress.formats.targets import Target
 from tritpress.nn.bit_linear import BitLinear
-from tritpress.nn.surgery import replace_module, weight_out_in
+from tritpress.nn.surgery import is_read_by_its_model, replace_module, weight_out_in
 from tritpress.plan import TensorPlan
 from tritpress.steps.work import Work
 
@@ -20,7 +20,8 @@ ZERO_FLOOR, ZERO_SLACK = 0.25, 0.005
 
 
 def make_student(work: Work, in_place: bool = False) -> tuple[Any, dict[str, BitLinear]]:
-    """(student, target name -> its `BitLinear`), starting from the codes of step 4.
+    """(student, target name -> its `BitLinear`), starting from the codes of step 4. A layer whose model reads
+    the weight itself has none: it stays a plain one with the values of its codes, which are not trained.
 
     `in_place` makes it of the original in memory, which `work` then forgets and reads again when needed.
 
@@ -41,14 +42,17 @@ def make_student(work: Work, in_place: bool = False) -> tuple[Any, dict[str, Bit
         own = model_name(student, name, parameters)
         if own is not None:
             parameters[own].data.copy_(_tensor(value))
-    for target in work.embeddings:  # ternary, and not trained
+    places = modules_of(student, [target.name for target in work.targets])
+    read = {t.name: t for t in work.targets if is_read_by_its_model(student, places[t.name][0])}
+    for target in (*work.embeddings, *read.values()):  # ternary, and not trained
         own = model_name(student, target.name, parameters)
         if own is not None:
             parameters[own].data.copy_(_decoded(work, target))
             parameters[own].kept = True  # type: ignore[attr-defined]
-    places = modules_of(student, [target.name for target in work.targets])
     layers: dict[str, BitLinear] = {}
     for target in work.targets:
+        if target.name in read:
+            continue
         path, module = places[target.name]
         planned = work.plan.tensors[target.name]
         codes, scales = work.store.get(target.name)

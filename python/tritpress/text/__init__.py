@@ -3,7 +3,7 @@
 from tritpress.text.documents import FIELD, SUFFIXES, Document
 from tritpress.text.duplicates import drop_near_duplicates
 from tritpress.text.splits import SPLITS, Splits, builtin_splits, load_splits, split_of
-from tritpress.text.windows import TrainingWindows, token_windows, tokenize, windows_sha256
+from tritpress.text.windows import TrainingWindows, check_known, token_windows, tokenize, windows_sha256
 
 __all__ = [
     "FIELD",
@@ -13,6 +13,7 @@ __all__ = [
     "Splits",
     "TrainingWindows",
     "builtin_splits",
+    "check_known",
     "drop_near_duplicates",
     "load_splits",
     "split_of",

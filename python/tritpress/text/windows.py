@@ -21,6 +21,17 @@ def tokenize(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
     return [np.asarray(one, dtype=np.int64) for one in ids]
 
 
+def check_known(tokens: Sequence[int] | np.ndarray, vocabulary: int | None, what: str) -> None:
+    """`InputError` where a token of `what` is none of the model's `vocabulary` (None: not looked at)."""
+    largest = int(np.max(tokens, initial=-1))
+    if vocabulary is not None and largest >= vocabulary:
+        raise InputError(
+            f"the tokenizer gives token {largest} for {what}, the model knows {vocabulary} "
+            f"(0 to {vocabulary - 1}): tokenizer and model do not fit, or the text spells out a special "
+            "token that the model has no embedding for"
+        )
+
+
 def _join(tokenizer: Any, documents: Sequence[Document], vocabulary: int | None) -> np.ndarray:
     """The documents' tokens in the order given, with the tokenizer's eos (if any) between two documents.
 
@@ -34,12 +45,7 @@ def _join(tokenizer: Any, documents: Sequence[Document], vocabulary: int | None)
     for document, tokens in zip(
         documents, tokenize(tokenizer, [document.text for document in documents]), strict=True
     ):
-        if vocabulary is not None and len(tokens) and int(tokens.max()) >= vocabulary:
-            raise InputError(
-                f"the tokenizer gives token {int(tokens.max())} for the text {document.name}, the model "
-                f"knows {vocabulary} (0 to {vocabulary - 1}): tokenizer and model do not fit, or the text "
-                "spells out a special token that the model has no embedding for"
-            )
+        check_known(tokens, vocabulary, f"the text {document.name}")
         if pieces and eos is not None:
             pieces.append(np.array([eos], dtype=np.int64))
         pieces.append(tokens)
