@@ -104,3 +104,14 @@ def test_a_layer_is_read_by_its_model_in_state_space_blocks_alone(kind: str, rea
     layers = {path: surgery.is_read_by_its_model(model, path) for path in surgery.linear_modules(model)}
     (path,) = [path for path in layers if path.endswith("dt_proj")]
     assert layers.pop(path) is read and not any(layers.values())
+
+
+def test_a_mamba_model_runs_after_ternarizing_in_place():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    model = ternarize_(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes)))
+    mixer = model.backbone.layers[0].mixer
+    assert isinstance(mixer.in_proj, TernaryLinear) and isinstance(mixer.dt_proj, nn.Linear)
+    with torch.no_grad():
+        assert torch.isfinite(model(torch.arange(5)[None]).logits).all()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tritpress.config import CompressionConfig
 from tritpress.errors import InputError
-from tritpress.nn.surgery import linear_modules, replace_module, weight_out_in
+from tritpress.nn.surgery import is_read_by_its_model, linear_modules, replace_module, weight_out_in
 from tritpress.nn.ternary_linear import TernaryLinear
 from tritpress.ternarize import ternarize
 
@@ -27,7 +27,8 @@ def ternarize_(
         module: any `nn.Module`; returned as it is, or as the new layer where it is itself a linear layer.
         config: planes (default 1), fit, group_size, sparsity or threshold, threads.
         filter: called with (path, layer); False keeps that layer. By default output embeddings stay, as in
-            compressed models (`lm_head`, or whatever shares its weight with an embedding).
+            compressed models (`lm_head`, or whatever shares its weight with an embedding). Layers whose weight
+            their model reads itself (Mamba's `dt_proj`) stay in any case.
         activation_bits: 8 for the int8 kernels, None for float32 activations.
 
     Raises `InputError` where no layer is left to replace or a weight is not finite.
@@ -35,7 +36,11 @@ def ternarize_(
     config = config or CompressionConfig()
     layers = linear_modules(module)
     keep = filter or _not_an_output_embedding(module)
-    chosen = {path: layer for path, layer in layers.items() if keep(path, layer)}
+    chosen = {
+        path: layer
+        for path, layer in layers.items()
+        if keep(path, layer) and not is_read_by_its_model(module, path)
+    }
     if not chosen:
         raise InputError(f"{type(module).__name__} has no linear layer to ternarize")
     for path, layer in chosen.items():
