@@ -110,7 +110,7 @@ def test_a_mamba_model_runs_after_ternarizing_in_place():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    model = ternarize_(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes)))
+    model = ternarize_(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes)).eval())
     mixer = model.backbone.layers[0].mixer
     assert isinstance(mixer.in_proj, TernaryLinear) and isinstance(mixer.dt_proj, nn.Linear)
     with torch.no_grad():

@@ -27,8 +27,8 @@ def ternarize_(
         module: any `nn.Module`; returned as it is, or as the new layer where it is itself a linear layer.
         config: planes (default 1), fit, group_size, sparsity or threshold, threads.
         filter: called with (path, layer); False keeps that layer. By default output embeddings stay, as in
-            compressed models (`lm_head`, or whatever shares its weight with an embedding). Layers whose weight
-            their model reads itself (Mamba's `dt_proj`) stay in any case.
+            compressed models (`lm_head`, or whatever shares its weight with an embedding). Layers whose
+            weight their model reads itself (Mamba's `dt_proj`) stay in any case.
         activation_bits: 8 for the int8 kernels, None for float32 activations.
 
     Raises `InputError` where no layer is left to replace or a weight is not finite.
