@@ -410,6 +410,56 @@ def test_a_tab_that_breaks_leaves_the_buttons_and_shows_all_once_it_can(
     assert asked[2] is not None and "step.progress" in asked[2]
 
 
+def test_a_tab_that_failed_shows_what_it_missed_at_the_next_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, "r", until="gate")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "r", "tab": "overview"})
+    asked: list[set[str] | None] = []
+
+    def update(_: object, shown: object, changed: set[str] | None) -> None:
+        asked.append(changed)
+        if len(asked) == 1:
+            raise KeyError("a figure")
+
+    monkeypatch.setattr(type(session.tab), "interests", frozenset({"step.progress"}))
+    monkeypatch.setattr(type(session.tab), "update", update)
+    with closing(EventWriter(tmp_path / "r")) as writer:
+        writer.emit("step.progress", step=7, done=1, total=9)
+    assert session.feed is not None and session.feed.poll(time.monotonic() + 60)
+    session.refresh()
+    assert asked == [{"step.progress"}]
+    session.refresh(clock=True)
+    assert asked[1:] == [None] and not session.behind
+    session.refresh(clock=True)
+    assert len(asked) == 2, "it has caught up: the clock alone is nothing to it"
+
+
+@pytest.mark.parametrize("run", ["r", ""])
+@pytest.mark.parametrize("part", ["build", "update"])
+def test_a_tab_that_failed_is_made_when_someone_comes_back_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, run: str
+) -> None:
+    def fails(*given: object) -> None:
+        raise KeyError("a part")
+
+    write_run(tmp_path, "r")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": run})
+    place = next(n for n, tab in enumerate(session.tabs) if tab.key == "overview")
+    tab, other = session.tabs[place], (place + 1) % len(session.tabs)
+    session.shown_tabs.active = other
+    tab.forget()
+    with monkeypatch.context() as broken:
+        broken.setattr(type(tab), part, fails)
+        session.shown_tabs.active = place
+        assert session.behind == {"overview"}
+    session.shown_tabs.active = other
+    session.shown_tabs.active = place
+    assert tab.built and len(tab.holder.objects) > 1 and not session.behind
+
+
 def test_a_tab_that_cannot_be_made_leaves_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*given: object) -> None:
         raise KeyError("a part")

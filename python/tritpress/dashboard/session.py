@@ -233,7 +233,14 @@ class Session:
             self.clock = now
         return True
 
-    def refresh(self, clock: bool = False, list_changed: bool = False, everything: bool = False) -> None:
+    def refresh(
+        self,
+        clock: bool = False,
+        list_changed: bool = False,
+        everything: bool = False,
+        chosen: bool = False,
+    ) -> None:
+        """Show what changed. `chosen`: someone came to the tab."""
         feed, tab = self.feed, self.tab
         version = feed.version if feed is not None else -1
         fresh = everything or version != self.seen
@@ -252,10 +259,10 @@ class Session:
             changed = feed.changed_since(tab.seen)
         elif tab.seen == -2 and feed is None and not everything:
             changed = set()
-        if changed and tab.key in self.behind:
-            changed = None
         if changed is not None:
             changed |= ({CLOCK} if clock else set()) | ({"runs"} if list_changed else set())
+        if tab.key in self.behind and (changed or chosen):  # what it missed is not told of again
+            changed = None
         if changed is None or changed:
             failed = True
             with self._going_on(tab.title, tab.key):  # the buttons work on, too
@@ -363,6 +370,7 @@ class Session:
         self.context.runs = (runs or (run_id,)) if self.feed is not None else ()
         self.context.missing = run_id if self.feed is None else ""
         self.steering.pending = None
+        self.behind.clear()
         for tab in self.tabs:
             tab.forget()
         if self.feed is not None:
@@ -386,7 +394,7 @@ class Session:
 
     def _tab_chosen(self, event: Any) -> None:
         if not self.routing.busy:
-            self.refresh()
+            self.refresh(chosen=True)
             self._take_up()
             self.routing.push()
 
