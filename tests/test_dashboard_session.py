@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 import tomllib
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -458,6 +459,43 @@ def test_a_tab_that_failed_is_made_when_someone_comes_back_to_it(
     session.shown_tabs.active = other
     session.shown_tabs.active = place
     assert tab.built and len(tab.holder.objects) > 1 and not session.behind
+
+
+def test_a_tab_that_cannot_take_up_what_came_is_not_asked_at_every_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, "r", until="gate")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "r", "tab": "progress"})
+    tab: Any = session.tab
+    tab.lookup = Future()
+    tab.lookup.set_exception(OSError("the log"))
+    assert session._pending
+    session._take_up()
+    assert tab.lookup is None and not tab.pending
+
+    asked = []
+
+    def fails(_: object) -> None:
+        asked.append(1)
+        raise OSError("the log")
+
+    monkeypatch.setattr(type(tab), "pending", True)
+    monkeypatch.setattr(type(tab), "take_up", fails)
+    session.resting.clear()
+    for _ in range(4):
+        session._take_up()
+    session.refresh(clock=True)
+    assert len(asked) == 1 and not session._pending
+    with closing(EventWriter(tmp_path / "r")) as writer:
+        writer.emit("step.progress", step=7, done=1, total=9)
+    assert session.feed is not None and session.feed.poll(time.monotonic() + 60)
+    session.refresh()
+    session._take_up()
+    assert len(asked) == 2, "something more came"
+    session.resting["progress"] = time.monotonic() - 1
+    session._take_up()
+    assert len(asked) == 3, "some time has passed"
 
 
 def test_a_tab_that_cannot_be_made_leaves_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

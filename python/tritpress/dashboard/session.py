@@ -45,6 +45,9 @@ TICK = 150
 UNSEEN_EVERY = 1.0
 """Least seconds between two changes of the tab's title while nobody sees the page."""
 
+TAKE_UP_AGAIN = 5.0
+"""Seconds until a tab that could not take up what has come is asked again, where nothing more comes before."""
+
 AT_ONCE = 4
 """At most so many alerts are told at once."""
 
@@ -66,6 +69,7 @@ class Session:
         self.broken: set[tuple[str, str]] = set()
         self.logged: set[tuple[str, str, type]] = set()
         self.behind: set[str] = set()  # tabs that could not show what came last
+        self.resting: dict[str, float] = {}  # tabs that could not take up something, and until when
         self.untold = False
         self.joined = False
         self.standing: tuple[str, str, bool, bool] | None = None
@@ -263,6 +267,8 @@ class Session:
             changed |= ({CLOCK} if clock else set()) | ({"runs"} if list_changed else set())
         if tab.key in self.behind and (changed or chosen):  # what it missed is not told of again
             changed = None
+        if changed is None or changed - {CLOCK}:
+            self.resting.pop(tab.key, None)
         if changed is None or changed:
             failed = True
             with self._going_on(tab.title, tab.key):  # the buttons work on, too
@@ -274,14 +280,19 @@ class Session:
     @property
     def _pending(self) -> bool:
         """Whether the tab has something of its own to take up; of one that could not be made never."""
+        if time.monotonic() < self.resting.get(self.tab.key, 0.0):
+            return False
         with self._going_on(self.tab.title, self.tab.key):
             return self.tab.built and self.tab.pending
         return False
 
     def _take_up(self) -> None:
         if self._pending:
-            with self._going_on(self.tab.title, self.tab.key):
-                self.tab.take_up()
+            tab = self.tab
+            self.resting[tab.key] = time.monotonic() + TAKE_UP_AGAIN
+            with self._going_on(tab.title, tab.key):
+                tab.take_up()
+                self.resting.pop(tab.key, None)
 
     def _show_standing(self) -> None:
         """Above the tabs, and in the browser's tab."""
@@ -371,6 +382,7 @@ class Session:
         self.context.missing = run_id if self.feed is None else ""
         self.steering.pending = None
         self.behind.clear()
+        self.resting.clear()
         for tab in self.tabs:
             tab.forget()
         if self.feed is not None:
