@@ -163,21 +163,31 @@ def test_a_list_that_cannot_be_made_stops_nothing(tmp_path: Path, monkeypatch: p
     store.leave()
 
 
-def test_a_log_of_a_later_version_opens(tmp_path: Path) -> None:
-    run = write_run(tmp_path, "r", until="gate")
+@pytest.mark.parametrize("until", ["gate", None])
+def test_a_log_of_a_later_version_opens(tmp_path: Path, until: str | None) -> None:
+    run = write_run(tmp_path, "r", until=until)
     seq = StateReader(run.path).state["seq"]
     odd: list[dict[str, Any]] = [
         {"type": "layer.finished", "tensor": "x"},
         {"type": "handoff", "items": 5},
         {"type": "run.queued", "after": 7},
         {"type": "gate"},
+        {"type": "model", "model": "m", "targets": []},
+        {"type": "model", "model": {}, "targets": 5},
+        {"type": "plan", "tensors": {"x": 1}},
+        {"type": "plan", "tensors": ["x"]},
     ]
+    if until is None:
+        odd.append({"type": "run.finished", "status": "finished", "exit_code": 0})
     with open(run.events_path, "a") as file:
         for number, event in enumerate(odd, seq + 1):
             file.write(json.dumps({"v": 2, "run": "r", "seq": number, "t": time.time(), **event}) + "\n")
     session = Session(RunStore(tmp_path))
     session.routing.go({"run": "r", "tab": "overview"})
     assert session.feed is not None
+    for tab in session.tabs:
+        session.shown_tabs.active = session.tabs.index(tab)
+    assert not session.broken
     lines, _ = event_lines(session.feed.kept.events)
     assert any(line["text"] == "handoff: written in a way that is not known here" for line in lines)
 

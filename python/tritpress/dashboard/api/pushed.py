@@ -150,7 +150,7 @@ class PushedLog:
             line = encode(made).encode()
             if len(line) > (most := most_bytes(kind)):
                 raise UsageError(f"event {event['seq']} has {len(line):,} bytes; {most:,} at most")
-            fold(self.state, made)
+            fold(self.state, made, strict=True)
             lines.append(line + b"\n")
             changes.update(_changes(kind, fields))
         return lines, changes, changes.get("status") in ENDED
