@@ -148,6 +148,23 @@ def test_a_queued_run_is_listed_as_queued_until_it_begins() -> None:
     assert _changes("run.started", {"name": "r"})["status"] == "running"
 
 
+def test_a_queued_run_that_works_has_begun(tmp_path: Path) -> None:
+    def status_after(*events: dict[str, Any]) -> str:
+        take_push(tmp_path, "r", {"source": "the first sender", "events": list(events)})
+        reader = StateReader(tmp_path / "r")
+        reader.poll()
+        (listed,) = list_runs(tmp_path)
+        assert listed["status"] == reader.state["status"]
+        return str(listed["status"])
+
+    queued = {"type": "run.queued", "after": []}
+    assert status_after({"seq": 1, **queued}) == "queued"
+    assert status_after({"seq": 2, "type": "log", "message": "m", "level": "info"}) == "queued"
+    assert status_after({"seq": 3, "type": "step.started", "step": 1, "name": "load"}) == "running"
+    assert status_after({"seq": 4, **queued}, metric(5)) == "running"
+    assert status_after({"seq": 6, **queued}, metric(7), {"seq": 8, **queued}) == "queued"
+
+
 def test_a_push_that_cannot_be_folded_is_refused_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

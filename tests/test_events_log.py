@@ -506,7 +506,11 @@ def test_work_without_a_word_of_its_start_is_a_run_at_work() -> None:
     assert (at_work["status"], at_work["started"]) == ("running", 20.0)
     starting = told("log", "command.ack", "alert", "some.thing")
     assert (starting["status"], starting["started"]) == ("created", None), "its worker may still be starting"
-    assert told("run.queued", "metric")["status"] == "queued"
+    assert told("run.queued", "log", "alert")["status"] == "queued"
+    begun = told("run.queued", "metric")
+    assert (begun["status"], begun["started"]) == ("running", 20.0)
+    again = told("run.started", "run.failed", "run.queued", "metric")
+    assert (again["status"], again["finished"], again["idle"]) == ("running", None, 20.0)
     assert told("metric", "run.started")["started"] == 10.0
     assert told("run.finished", "metric")["status"] == "finished"
 

@@ -127,10 +127,8 @@ def fold(state: State, event: dict[str, Any], strict: bool = False) -> State:
     """
     state["seq"] = event["seq"]
     state["run"] = event.get("run") or state["run"]
-    if state["status"] == "created" and event["type"] in WORK:  # who pushes events may leave run.started out
-        state["status"] = "running"
-        if state["started"] is None:
-            state["started"] = event["t"]
+    if state["status"] in ("created", "queued") and event["type"] in WORK:
+        _run_started(state, {"t": event["t"]})  # who pushes events may leave run.started out
     handler = _HANDLERS.get(event["type"])
     if handler is not None:
         try:
