@@ -371,6 +371,13 @@ def test_a_tab_that_breaks_says_so_once(
     for _ in range(3):
         session.refresh(everything=True)
     assert [bool(record.exc_info) for record in caplog.records] == [True], "the server's log has it once"
+
+    def fails_otherwise(*given: object) -> None:
+        raise KeyError("another figure")
+
+    monkeypatch.setattr(type(session.tab), "update", fails_otherwise)
+    session.refresh(everything=True)
+    assert len(caplog.records) == 2, "another error is another"
     broken = [message for _, message in told(session.toasts) if "could not be brought up to date" in message]
     assert len(broken) == 1 and broken[0].startswith(session.tab.title)
 

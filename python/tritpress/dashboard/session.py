@@ -67,7 +67,7 @@ class Session:
         self.clock = self.told = 0.0
         self.pacing = Pacing()
         self.broken: set[tuple[str, str]] = set()
-        self.logged: set[tuple[str, str, type]] = set()
+        self.logged: set[tuple[str, str, str]] = set()
         self.behind: set[str] = set()  # tabs that could not show what came last
         self.resting: dict[str, float] = {}  # tabs that could not take up something, and until when
         self.untold = False
@@ -302,12 +302,11 @@ class Session:
 
     @contextmanager
     def _going_on(self, title: str, key: str = "") -> Iterator[None]:
-        """Where that part of the page fails, the rest goes on; the server's log says each kind of error once.
-        """
+        """Where that part of the page fails, the rest goes on; the server's log says each error once."""
         try:
             yield
         except Exception as error:
-            which = (key or title, self.feed.id if self.feed is not None else "", type(error))
+            which = (key or title, self.feed.id if self.feed is not None else "", repr(error))
             if which not in self.logged:
                 self.logged.add(which)
                 log.exception("%s could not be made", title)
