@@ -46,7 +46,7 @@ UNSEEN_EVERY = 1.0
 """Least seconds between two changes of the tab's title while nobody sees the page."""
 
 TAKE_UP_AGAIN = 5.0
-"""Seconds until a tab that could not take up what has come is asked again, where nothing more comes before."""
+"""Seconds until a tab that could not take up what has come is asked again, unless more comes before."""
 
 AT_ONCE = 4
 """At most so many alerts are told at once."""

@@ -188,9 +188,13 @@ def weights_of(tensor: Mapping[str, Any]) -> int | None:
     """Weights of a tensor as an event tells of it, over all its experts; rows times columns where it does not
     say. None where those are not told either.
     """
-    weights, rows, cols = (_whole(tensor.get(key)) for key in ("weights", "rows", "cols"))
-    if weights is not None and weights > 0:
-        return weights
+    weights = _whole(tensor.get("weights"))
+    return weights if weights is not None and weights > 0 else weights_of_one(tensor)
+
+
+def weights_of_one(tensor: Mapping[str, Any]) -> int | None:
+    """Rows times columns: weights of a tensor, of one expert where there are several. None where not told."""
+    rows, cols = _whole(tensor.get("rows")), _whole(tensor.get("cols"))
     return rows * cols if rows is not None and cols is not None else None
 
 
