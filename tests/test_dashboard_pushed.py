@@ -20,9 +20,11 @@ from tritpress.client.http import ClientError, Server
 from tritpress.config import CompressionConfig, make_config
 from tritpress.dashboard.api.checks import check_config, check_event, check_values, matches
 from tritpress.dashboard.api.pushed import _changes
+from tritpress.dashboard.api.pushed import push as take_push
 from tritpress.errors import UsageError
 from tritpress.events import StateReader, fold, initial_state, load_snapshot
 from tritpress.events.reader import EventReader
+from tritpress.events.snapshot import _HANDLERS
 from tritpress.runs.directory import RunDirectory
 from tritpress.runs.history import list_runs
 
@@ -144,6 +146,41 @@ def test_a_queued_run_is_listed_as_queued_until_it_begins() -> None:
     assert _changes("run.queued", {"after": ["another"]}) == {"status": "queued", "after": ["another"]}
     assert _changes("run.queued", {})["after"] == []
     assert _changes("run.started", {"name": "r"})["status"] == "running"
+
+
+def test_a_queued_run_that_works_has_begun(tmp_path: Path) -> None:
+    def status_after(*events: dict[str, Any]) -> str:
+        take_push(tmp_path, "r", {"source": "the first sender", "events": list(events)})
+        reader = StateReader(tmp_path / "r")
+        reader.poll()
+        (listed,) = list_runs(tmp_path)
+        assert listed["status"] == reader.state["status"]
+        return str(listed["status"])
+
+    queued = {"type": "run.queued", "after": []}
+    assert status_after({"seq": 1, **queued}) == "queued"
+    assert status_after({"seq": 2, "type": "log", "message": "m", "level": "info"}) == "queued"
+    assert status_after({"seq": 3, "type": "step.started", "step": 1, "name": "load"}) == "running"
+    assert status_after({"seq": 4, **queued}, metric(5)) == "running"
+    assert status_after({"seq": 6, **queued}, metric(7), {"seq": 8, **queued}) == "queued"
+
+
+def test_a_push_that_cannot_be_folded_is_refused_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(state: dict[str, Any], event: dict[str, Any]) -> None:
+        raise KeyError("a fault of this version")
+
+    def pushed(*events: dict[str, Any]) -> dict[str, Any]:
+        return take_push(tmp_path, "r", {"source": "the first sender", "events": list(events)})
+
+    gate = {"seq": 2, "type": "gate", "name": "ratio", "passed": True}
+    assert pushed(metric(1))["seq"] == 1
+    with monkeypatch.context() as broken:
+        broken.setitem(_HANDLERS, "gate", fails)
+        with pytest.raises(UsageError, match="cannot be folded into a run's state: KeyError"):
+            pushed(gate)
+    assert pushed(gate) == {"run": "r", "seq": 2, "accepted": 1, "ignored": 0}
 
 
 def metric(seq: int, value: float = 0.5, **more: Any) -> dict[str, Any]:

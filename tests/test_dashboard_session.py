@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 import tomllib
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,13 @@ def test_a_tab_that_breaks_says_so_once(
     for _ in range(3):
         session.refresh(everything=True)
     assert [bool(record.exc_info) for record in caplog.records] == [True], "the server's log has it once"
+
+    def fails_otherwise(*given: object) -> None:
+        raise KeyError("another figure")
+
+    monkeypatch.setattr(type(session.tab), "update", fails_otherwise)
+    session.refresh(everything=True)
+    assert len(caplog.records) == 2, "another error is another"
     broken = [message for _, message in told(session.toasts) if "could not be brought up to date" in message]
     assert len(broken) == 1 and broken[0].startswith(session.tab.title)
 
@@ -408,6 +416,93 @@ def test_a_tab_that_breaks_leaves_the_buttons_and_shows_all_once_it_can(
     happens("step.progress", step=7, done=3, total=9)
     session.tick()
     assert asked[2] is not None and "step.progress" in asked[2]
+
+
+def test_a_tab_that_failed_shows_what_it_missed_at_the_next_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, "r", until="gate")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "r", "tab": "overview"})
+    asked: list[set[str] | None] = []
+
+    def update(_: object, shown: object, changed: set[str] | None) -> None:
+        asked.append(changed)
+        if len(asked) == 1:
+            raise KeyError("a figure")
+
+    monkeypatch.setattr(type(session.tab), "interests", frozenset({"step.progress"}))
+    monkeypatch.setattr(type(session.tab), "update", update)
+    with closing(EventWriter(tmp_path / "r")) as writer:
+        writer.emit("step.progress", step=7, done=1, total=9)
+    assert session.feed is not None and session.feed.poll(time.monotonic() + 60)
+    session.refresh()
+    assert asked == [{"step.progress"}]
+    session.refresh(clock=True)
+    assert asked[1:] == [None] and not session.behind
+    session.refresh(clock=True)
+    assert len(asked) == 2, "it has caught up: the clock alone is nothing to it"
+
+
+@pytest.mark.parametrize("run", ["r", ""])
+@pytest.mark.parametrize("part", ["build", "update"])
+def test_a_tab_that_failed_is_made_when_someone_comes_back_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, run: str
+) -> None:
+    def fails(*given: object) -> None:
+        raise KeyError("a part")
+
+    write_run(tmp_path, "r")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": run})
+    place = next(n for n, tab in enumerate(session.tabs) if tab.key == "overview")
+    tab, other = session.tabs[place], (place + 1) % len(session.tabs)
+    session.shown_tabs.active = other
+    tab.forget()
+    with monkeypatch.context() as broken:
+        broken.setattr(type(tab), part, fails)
+        session.shown_tabs.active = place
+        assert session.behind == {"overview"}
+    session.shown_tabs.active = other
+    session.shown_tabs.active = place
+    assert tab.built and len(tab.holder.objects) > 1 and not session.behind
+
+
+def test_a_tab_that_cannot_take_up_what_came_is_not_asked_at_every_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, "r", until="gate")
+    session = Session(RunStore(tmp_path))
+    session.routing.go({"run": "r", "tab": "progress"})
+    tab: Any = session.tab
+    tab.lookup = Future()
+    tab.lookup.set_exception(OSError("the log"))
+    assert session._pending
+    session._take_up()
+    assert tab.lookup is None and not tab.pending
+
+    asked = []
+
+    def fails(_: object) -> None:
+        asked.append(1)
+        raise OSError("the log")
+
+    monkeypatch.setattr(type(tab), "pending", True)
+    monkeypatch.setattr(type(tab), "take_up", fails)
+    session.resting.clear()
+    for _ in range(4):
+        session._take_up()
+    session.refresh(clock=True)
+    assert len(asked) == 1 and not session._pending
+    with closing(EventWriter(tmp_path / "r")) as writer:
+        writer.emit("step.progress", step=7, done=1, total=9)
+    assert session.feed is not None and session.feed.poll(time.monotonic() + 60)
+    session.refresh()
+    session._take_up()
+    assert len(asked) == 2, "something more came"
+    session.resting["progress"] = time.monotonic() - 1
+    session._take_up()
+    assert len(asked) == 3, "some time has passed"
 
 
 def test_a_tab_that_cannot_be_made_leaves_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

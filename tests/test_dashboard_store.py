@@ -126,6 +126,8 @@ ODD = [
     {"status": "running", "host": "elsewhere", "pid": [], "heartbeat": "then", "created": {}},
     {"status": "running", "host": this_host(), "pid": "x", "name": 5, "model": [], "error": {"a": 1}},
     {"status": [], "created": math.nan, "origin": 7, "after": "x"},
+    {"status": "running", "launched": 10**400},
+    {"status": "running", "pid": 1, "host": "h", "heartbeat": math.inf},
 ]
 
 
@@ -144,12 +146,49 @@ def test_odd_records_of_runs_neither_hide_the_others_nor_stop_a_page(
     caplog.clear()
     session.store.refresh_list()
     session.store.refresh_list()
+    worse.update_run(heartbeat=1.0)  # as the worker of a run at work does
+    session.store.refresh_list()
     assert [str(worse.path) in record.message for record in caplog.records] == [True], "said once"
     for name in ("good", *(f"odd{number}" for number in range(len(ODD)))):
         session.open(name)
         assert session.feed is not None and session.feed.id == name
         for tab in ("runs", "overview"):
             session.routing.go({"run": name, "tab": tab})
+
+
+def test_a_run_whose_summary_fails_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(record: dict[str, Any]) -> bool:
+        if record["pid"] == 7:
+            raise OverflowError("of all things")
+        return False
+
+    write_run(tmp_path, "good")
+    make_run(tmp_path, "odd").update_run(pid=7)
+    monkeypatch.setattr("tritpress.runs.history.is_alive_record", fails)
+    assert [run["id"] for run in list_runs(tmp_path)] == ["good"]
+
+
+def test_what_fails_at_every_look_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path, "r")
+    store = RunStore(tmp_path)
+    feed = store.open("r")
+    assert feed is not None
+    asked = []
+
+    def fails(now: float) -> bool:
+        asked.append(now)
+        raise KeyError("a" if len(asked) < 3 else "b")
+
+    monkeypatch.setattr(feed, "poll", fails)
+    monkeypatch.setattr(store.watch, "look", lambda *_: 1 / 0)
+    store.join()
+    wait_for(lambda: len(asked) >= 5)
+    store.close(feed)
+    store.leave()
+    told = sorted(record.message for record in caplog.records)
+    assert told == ["cannot look for alerts", *[f"cannot read the run {feed.path}"] * 2]
 
 
 def test_a_list_that_cannot_be_made_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,21 +202,31 @@ def test_a_list_that_cannot_be_made_stops_nothing(tmp_path: Path, monkeypatch: p
     store.leave()
 
 
-def test_a_log_of_a_later_version_opens(tmp_path: Path) -> None:
-    run = write_run(tmp_path, "r", until="gate")
+@pytest.mark.parametrize("until", ["gate", None])
+def test_a_log_of_a_later_version_opens(tmp_path: Path, until: str | None) -> None:
+    run = write_run(tmp_path, "r", until=until)
     seq = StateReader(run.path).state["seq"]
     odd: list[dict[str, Any]] = [
         {"type": "layer.finished", "tensor": "x"},
         {"type": "handoff", "items": 5},
         {"type": "run.queued", "after": 7},
         {"type": "gate"},
+        {"type": "model", "model": "m", "targets": []},
+        {"type": "model", "model": {}, "targets": 5},
+        {"type": "plan", "tensors": {"x": 1}},
+        {"type": "plan", "tensors": ["x"]},
     ]
+    if until is None:
+        odd.append({"type": "run.finished", "status": "finished", "exit_code": 0})
     with open(run.events_path, "a") as file:
         for number, event in enumerate(odd, seq + 1):
             file.write(json.dumps({"v": 2, "run": "r", "seq": number, "t": time.time(), **event}) + "\n")
     session = Session(RunStore(tmp_path))
     session.routing.go({"run": "r", "tab": "overview"})
     assert session.feed is not None
+    for tab in session.tabs:
+        session.shown_tabs.active = session.tabs.index(tab)
+    assert not session.broken
     lines, _ = event_lines(session.feed.kept.events)
     assert any(line["text"] == "handoff: written in a way that is not known here" for line in lines)
 

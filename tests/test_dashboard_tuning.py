@@ -78,6 +78,15 @@ def test_curves_are_the_recorded_ones(run: Any, state: Any, curves: dict[str, Te
     assert all(again[name] is curves[name] for name in curves)
 
 
+def test_a_tensor_of_no_told_size_has_no_curve(run: Any, state: Any, curves: dict[str, TensorCurve]) -> None:
+    first, second, *_ = curves
+    layers = dict(state["layers"])
+    layers[first] = {key: value for key, value in layers[first].items() if key not in ("rows", "weights")}
+    layers[second] = {**layers[second], "weights": 12.0}
+    found = read_curves(run.path, {**state, "layers": layers})
+    assert found.keys() == curves.keys() - {first} and found[second].weights == 12
+
+
 def test_a_forecast_is_the_sum_over_tensors(state: dict[str, Any], curves: dict[str, TensorCurve]) -> None:
     basis = basis_of(state)
     setting = Setting(threshold=1.25)

@@ -470,6 +470,18 @@ def test_half_an_epoch_is_refused_by_name_not_cut() -> None:
     assert (fields.amount.start, fields.amount.value) == (256.0, 500.0)
 
 
+@pytest.mark.parametrize(("budget", "step"), [("epochs", 1.0), ("tokens", 1000.0), ("minutes", 0.5)])
+def test_one_press_on_the_stepper_is_an_amount_that_can_be_started_with(budget: str, step: float) -> None:
+    fields = Fields()
+    assert fields.amount.step == 1000.0, "of tokens, which it shows first"
+    fields.fill(Form(model="m", budget=budget, amount=2000))
+    form = fields.form("m")
+    assert fields.amount.step == step
+    assert getattr(config_of(replace(form, amount=form.amount + fields.amount.step)), budget) == 2000 + step
+    with pytest.raises(UsageError, match=r"whole numbers: 100,000\.1 is none"):
+        config_of(Form(model="m", budget="tokens", amount=100_000.1))
+
+
 def test_alerts_of_the_form() -> None:
     plain = Form(model="/m", finetune=False)
     assert "alert" not in command_of(plain) and "alert" not in toml_of(plain)

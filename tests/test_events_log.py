@@ -31,7 +31,7 @@ from tritpress.events import (
     initial_state,
     load_snapshot,
 )
-from tritpress.events.snapshot import FINETUNE_POINTS, step_worked, worked
+from tritpress.events.snapshot import _HANDLERS, FINETUNE_POINTS, step_worked, worked
 
 
 def lines(run: Path) -> list[bytes]:
@@ -452,6 +452,48 @@ def test_events_that_a_later_version_writes_otherwise_are_passed_over(tmp_path: 
     assert not any(reader.state[key] for key in ("layers", "evaluations", "gradients", "metrics", "acks"))
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "run.queued", "after": 7},
+        {"type": "run.queued", "after": [7]},
+        {"type": "handoff", "items": 5},
+        {"type": "handoff", "items": ["loads"]},
+        {"type": "handoff", "items": [{"passed": True}]},
+        {"type": "model", "model": "m", "targets": []},
+        {"type": "model", "model": {}, "targets": {"name": "t"}},
+        {"type": "plan", "tensors": ["t"]},
+    ],
+)
+def test_what_is_no_list_of_names_or_parts_is_not_kept(event: dict[str, Any]) -> None:
+    state, common = initial_state("r"), {"v": 1, "run": "r", "seq": 1, "t": 1.0}
+    for key in ("items", "after", "targets", "tensors", "model"):
+        none = {"seq": 1, "type": event["type"], key: None}
+        fold(initial_state("r"), {**common, **none}, strict=True)
+    fold(state, {**common, **event})
+    kept = {"after": [], "handoff": [], "model": None, "targets": [], "plan": None}
+    assert {key: state[key] for key in kept} == kept
+    with pytest.raises(TypeError, match="must be"):
+        fold(initial_state("r"), {**common, **event}, strict=True)
+
+
+def test_an_event_that_is_passed_over_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(state: dict[str, Any], event: dict[str, Any]) -> None:
+        raise KeyError(event["name"])
+
+    monkeypatch.setattr("tritpress.events.snapshot._told", set())
+    monkeypatch.setitem(_HANDLERS, "gate", fails)
+    state = initial_state("r")
+    for seq, name in enumerate(("one", "one", "another"), 1):
+        fold(state, {"v": 1, "run": "r", "seq": seq, "t": 1.0, "type": "gate", "name": name})
+    assert [record.message for record in caplog.records] == [
+        "event 1 of run r (gate) is passed over: KeyError('one')",
+        "event 3 of run r (gate) is passed over: KeyError('another')",
+    ]
+
+
 def test_work_without_a_word_of_its_start_is_a_run_at_work() -> None:
     def told(*kinds: str) -> dict[str, Any]:
         state = initial_state("r")
@@ -464,7 +506,11 @@ def test_work_without_a_word_of_its_start_is_a_run_at_work() -> None:
     assert (at_work["status"], at_work["started"]) == ("running", 20.0)
     starting = told("log", "command.ack", "alert", "some.thing")
     assert (starting["status"], starting["started"]) == ("created", None), "its worker may still be starting"
-    assert told("run.queued", "metric")["status"] == "queued"
+    assert told("run.queued", "log", "alert")["status"] == "queued"
+    begun = told("run.queued", "metric")
+    assert (begun["status"], begun["started"]) == ("running", 20.0)
+    again = told("run.started", "run.failed", "run.queued", "metric")
+    assert (again["status"], again["finished"], again["idle"]) == ("running", None, 20.0)
     assert told("metric", "run.started")["started"] == 10.0
     assert told("run.finished", "metric")["status"] == "finished"
 

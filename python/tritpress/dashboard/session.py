@@ -45,6 +45,9 @@ TICK = 150
 UNSEEN_EVERY = 1.0
 """Least seconds between two changes of the tab's title while nobody sees the page."""
 
+TAKE_UP_AGAIN = 5.0
+"""Seconds until a tab that could not take up what has come is asked again, unless more comes before."""
+
 AT_ONCE = 4
 """At most so many alerts are told at once."""
 
@@ -64,8 +67,9 @@ class Session:
         self.clock = self.told = 0.0
         self.pacing = Pacing()
         self.broken: set[tuple[str, str]] = set()
-        self.logged: set[tuple[str, str, type]] = set()
+        self.logged: set[tuple[str, str, str]] = set()
         self.behind: set[str] = set()  # tabs that could not show what came last
+        self.resting: dict[str, float] = {}  # tabs that could not take up something, and until when
         self.untold = False
         self.joined = False
         self.standing: tuple[str, str, bool, bool] | None = None
@@ -233,7 +237,14 @@ class Session:
             self.clock = now
         return True
 
-    def refresh(self, clock: bool = False, list_changed: bool = False, everything: bool = False) -> None:
+    def refresh(
+        self,
+        clock: bool = False,
+        list_changed: bool = False,
+        everything: bool = False,
+        chosen: bool = False,
+    ) -> None:
+        """Show what changed. `chosen`: someone came to the tab."""
         feed, tab = self.feed, self.tab
         version = feed.version if feed is not None else -1
         fresh = everything or version != self.seen
@@ -252,10 +263,12 @@ class Session:
             changed = feed.changed_since(tab.seen)
         elif tab.seen == -2 and feed is None and not everything:
             changed = set()
-        if changed and tab.key in self.behind:
-            changed = None
         if changed is not None:
             changed |= ({CLOCK} if clock else set()) | ({"runs"} if list_changed else set())
+        if tab.key in self.behind and (changed or chosen):  # what it missed is not told of again
+            changed = None
+        if changed is None or changed - {CLOCK}:
+            self.resting.pop(tab.key, None)
         if changed is None or changed:
             failed = True
             with self._going_on(tab.title, tab.key):  # the buttons work on, too
@@ -267,14 +280,19 @@ class Session:
     @property
     def _pending(self) -> bool:
         """Whether the tab has something of its own to take up; of one that could not be made never."""
+        if time.monotonic() < self.resting.get(self.tab.key, 0.0):
+            return False
         with self._going_on(self.tab.title, self.tab.key):
             return self.tab.built and self.tab.pending
         return False
 
     def _take_up(self) -> None:
         if self._pending:
-            with self._going_on(self.tab.title, self.tab.key):
-                self.tab.take_up()
+            tab = self.tab
+            self.resting[tab.key] = time.monotonic() + TAKE_UP_AGAIN
+            with self._going_on(tab.title, tab.key):
+                tab.take_up()
+                self.resting.pop(tab.key, None)
 
     def _show_standing(self) -> None:
         """Above the tabs, and in the browser's tab."""
@@ -284,12 +302,11 @@ class Session:
 
     @contextmanager
     def _going_on(self, title: str, key: str = "") -> Iterator[None]:
-        """Where that part of the page fails, the rest goes on; the server's log says each kind of error once.
-        """
+        """Where that part of the page fails, the rest goes on; the server's log says each error once."""
         try:
             yield
         except Exception as error:
-            which = (key or title, self.feed.id if self.feed is not None else "", type(error))
+            which = (key or title, self.feed.id if self.feed is not None else "", repr(error))
             if which not in self.logged:
                 self.logged.add(which)
                 log.exception("%s could not be made", title)
@@ -363,6 +380,8 @@ class Session:
         self.context.runs = (runs or (run_id,)) if self.feed is not None else ()
         self.context.missing = run_id if self.feed is None else ""
         self.steering.pending = None
+        self.behind.clear()
+        self.resting.clear()
         for tab in self.tabs:
             tab.forget()
         if self.feed is not None:
@@ -386,7 +405,7 @@ class Session:
 
     def _tab_chosen(self, event: Any) -> None:
         if not self.routing.busy:
-            self.refresh()
+            self.refresh(chosen=True)
             self._take_up()
             self.routing.push()
 

@@ -21,6 +21,7 @@ AMOUNT_LABELS = {
 }
 BUDGET_START = {"epochs": 1.0, "tokens": 100_000.0, "minutes": 5.0}
 LEAST = {"epochs": 1.0, "tokens": 256.0, "minutes": 0.1}
+STEP = {"epochs": 1.0, "tokens": 1000.0, "minutes": 0.5}
 TARGETS = {"Size class": "class", "Own ratio": "ratio", "Planes": "planes"}
 ZEROS = {"Auto": "auto", "Target": "target", "Threshold": "threshold", "Free": "free"}
 ZEROS_WORDS = {
@@ -83,6 +84,7 @@ class Fields:
             label="Tokens of training",
             value=100_000,
             start=LEAST["tokens"],
+            step=STEP["tokens"],
             format="0,0.[0]",
             theme_config=STEPPERS,
             **wide,
@@ -271,7 +273,8 @@ class Fields:
             self._ask_amount(event.new, BUDGET_START[event.new])
 
     def _ask_amount(self, budget: str, value: float) -> None:
-        self.amount.param.update(label=AMOUNT_LABELS[budget], start=LEAST[budget], value=value)
+        words = AMOUNT_LABELS[budget]
+        self.amount.param.update(label=words, start=LEAST[budget], step=STEP[budget], value=value)
 
     def _rules_words(self) -> Markup:
         """What is wrong with the own rules, else what rules there are; nothing where none are written."""

@@ -234,6 +234,7 @@ class RunStore:
         self._index = RunIndex(self.runs_dir)
         self._list_lock = threading.Lock()
         self._list_error = ""  # the last one told
+        self._told: set[tuple[str, str]] = set()  # what the thread could not do, and why
 
     def path_of(self, run_id: str) -> Path | None:
         """The folder of that run, or None when there is none; never a folder outside `runs_dir`."""
@@ -327,8 +328,8 @@ class RunStore:
             for feed in feeds:
                 try:
                     feed.poll(now)
-                except Exception:  # one unreadable run must not stop the others
-                    log.exception("cannot read the run %s", feed.path)
+                except Exception as error:  # one unreadable run must not stop the others
+                    self._tell(f"cannot read the run {feed.path}", error)
             if pages and now >= self._next_list:
                 self.refresh_list()
             if pages:
@@ -341,8 +342,14 @@ class RunStore:
     def _watch(self, now: float) -> None:
         try:
             self.watch.look(self.runs, now)
-        except Exception:  # one odd log must not stop what else the thread does
-            log.exception("cannot look for alerts")
+        except Exception as error:  # one odd log must not stop what else the thread does
+            self._tell("cannot look for alerts", error)
+
+    def _tell(self, words: str, error: Exception) -> None:
+        """Log it once: what failed is tried again many times a second."""
+        if (words, repr(error)) not in self._told:
+            self._told.add((words, repr(error)))
+            log.error("%s", words, exc_info=error)
 
 
 def earlier_runs(runs: list[dict[str, Any]], run_id: str) -> list[list[float | None]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from tritpress.events.schema import COMMON_KEYS, SCHEMA_VERSION, STEP_NAMES, encode
 from tritpress.events.series import add_point, new_book
+
+log = logging.getLogger(__name__)
 
 FINETUNE_POINTS = 2000
 METRIC_POINTS = 2000
@@ -44,7 +46,11 @@ WORK = frozenset(
 """Types of which each says that the run is at work. Logs, alerts and answers to commands do not: a worker may
 write them before it begins."""
 
+MOST_TOLD = 100
+"""At most so many different faults of events are logged in one process."""
+
 State = dict[str, Any]
+_told: set[tuple[str, str]] = set()
 
 
 def initial_state(run: str = "") -> State:
@@ -110,27 +116,40 @@ def initial_state(run: str = "") -> State:
     }
 
 
-def fold(state: State, event: dict[str, Any]) -> State:
+def fold(state: State, event: dict[str, Any], strict: bool = False) -> State:
     """Bring `event` into `state` (changed in place and returned).
 
     Deterministic: snapshot plus later events gives exactly what all events give. Unknown types and keys are
-    passed over, and what a later version may write of a known type in another shape. `offset` is not
-    touched: only who reads or writes the file knows it.
+    passed over, and what a later version may write of a known type in another shape: the process's log says
+    so once for each type and error. With `strict` that raises `LookupError`, `TypeError`, `ValueError` or
+    `AttributeError`, and `state` is not to be used any more. `offset` is not touched: only who reads or
+    writes the file knows it.
     """
     state["seq"] = event["seq"]
     state["run"] = event.get("run") or state["run"]
-    if state["status"] == "created" and event["type"] in WORK:  # who pushes events may leave run.started out
-        state["status"] = "running"
-        if state["started"] is None:
-            state["started"] = event["t"]
+    if state["status"] in ("created", "queued") and event["type"] in WORK:
+        _run_started(state, {"t": event["t"]})  # who pushes events may leave run.started out
     handler = _HANDLERS.get(event["type"])
     if handler is not None:
-        with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+        try:
             handler(state, event)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if strict:
+                raise
+            _tell(state, event, error)
     state["updated"] = event["t"]
     if event["type"] in WORK or event["type"].startswith("run."):
         state["worked_at"] = event["t"]
     return state
+
+
+def _tell(state: State, event: dict[str, Any], error: Exception) -> None:
+    which = (event["type"], repr(error))
+    if which not in _told and len(_told) < MOST_TOLD:
+        _told.add(which)
+        trace = error if log.isEnabledFor(logging.DEBUG) else None
+        words = "event %s of run %s (%s) is passed over: %r"
+        log.warning(words, event["seq"], state["run"], event["type"], error, exc_info=trace)
 
 
 def worked(state: State, until: float) -> float | None:
@@ -169,9 +188,13 @@ def weights_of(tensor: Mapping[str, Any]) -> int | None:
     """Weights of a tensor as an event tells of it, over all its experts; rows times columns where it does not
     say. None where those are not told either.
     """
-    weights, rows, cols = (_whole(tensor.get(key)) for key in ("weights", "rows", "cols"))
-    if weights is not None and weights > 0:
-        return weights
+    weights = _whole(tensor.get("weights"))
+    return weights if weights is not None and weights > 0 else weights_of_one(tensor)
+
+
+def weights_of_one(tensor: Mapping[str, Any]) -> int | None:
+    """Rows times columns: weights of a tensor, of one expert where there are several. None where not told."""
+    rows, cols = _whole(tensor.get("rows")), _whole(tensor.get("cols"))
     return rows * cols if rows is not None and cols is not None else None
 
 
@@ -206,6 +229,24 @@ def save_snapshot(path: str | Path, state: State) -> None:
 
 def _fields(event: dict[str, Any], *without: str) -> dict[str, Any]:
     return {key: value for key, value in event.items() if key not in COMMON_KEYS and key not in without}
+
+
+def _texts(event: dict[str, Any], key: str) -> list[str]:
+    found = event.get(key)
+    if found is not None and not (isinstance(found, list) and all(isinstance(item, str) for item in found)):
+        raise TypeError(f"{key!r} must be a list of texts")
+    return found or []
+
+
+def _parts(event: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = event.get(key)
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(
+        isinstance(item, dict) and isinstance(item.get("name"), str) for item in found
+    ):
+        raise TypeError(f"{key!r} must be a list of objects with names")
+    return found
 
 
 def _step(state: State, event: dict[str, Any]) -> dict[str, Any] | None:
@@ -244,7 +285,7 @@ def _run_started(state: State, event: dict[str, Any]) -> None:
 
 
 def _run_queued(state: State, event: dict[str, Any]) -> None:
-    state.update(status="queued", after=event.get("after", []))
+    state.update(status="queued", after=_texts(event, "after"))
 
 
 def _run_paused(state: State, event: dict[str, Any]) -> None:
@@ -316,12 +357,14 @@ def _step_finished(state: State, event: dict[str, Any]) -> None:
 
 
 def _model(state: State, event: dict[str, Any]) -> None:
-    state["model"] = event.get("model")
-    state["targets"] = event.get("targets", [])
+    model, targets = event.get("model"), _parts(event, "targets")
+    if not isinstance(model, dict | None):
+        raise TypeError("'model' must be an object")
+    state.update(model=model, targets=targets)
 
 
 def _plan(state: State, event: dict[str, Any]) -> None:
-    state["plan"] = _fields(event)
+    state["plan"] = {**_fields(event), "tensors": _parts(event, "tensors")}
 
 
 def _layer_started(state: State, event: dict[str, Any]) -> None:
@@ -371,7 +414,7 @@ def _gate(state: State, event: dict[str, Any]) -> None:
 
 
 def _handoff(state: State, event: dict[str, Any]) -> None:
-    state["handoff"] = event.get("items", [])
+    state["handoff"] = _parts(event, "items")
 
 
 def _output(state: State, event: dict[str, Any]) -> None:

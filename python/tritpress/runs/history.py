@@ -62,7 +62,7 @@ class RunIndex:
         self.runs_dir = Path(runs_dir) if runs_dir is not None else default_runs_dir()
         self._known: dict[str, _Entry] | None = None
         self._unsaved = 0
-        self._told: dict[str, tuple[Any, ...]] = {}  # runs that cannot be read, by the sign they had then
+        self._told: set[tuple[str, str]] = set()  # runs that cannot be read, and why
         self._lock = threading.Lock()
 
     def list(self) -> list[dict[str, Any]]:
@@ -70,30 +70,29 @@ class RunIndex:
         with self._lock:
             known = self._known if self._known is not None else self._load()
             found: dict[str, _Entry] = {}
+            runs = []
             for folder in _folders(self.runs_dir):
                 sign = _sign(folder)
                 if sign is None:
                     continue
                 entry = known.get(folder.name)
-                if entry is None or entry.sign != sign:
-                    try:
+                try:
+                    if entry is None or entry.sign != sign:
                         entry = _Entry(sign, *_read(RunDirectory(folder)))
-                    except TritpressError:
-                        continue
-                    except Exception as error:  # one odd run must not hide the others
-                        if self._told.get(folder.name) != sign:
-                            self._told[folder.name] = sign
-                            log.warning("the run %s is left out of the list: %r", folder, error)
-                        continue
-                    self._unsaved += entry.over
+                        self._unsaved += entry.over
+                    runs.append(_summary(str(self.runs_dir / folder.name), entry.record, entry.facts))
+                except TritpressError:
+                    continue
+                except Exception as error:  # one odd run must not hide the others
+                    which = (folder.name, repr(error))  # the sign of a run at work is another every second
+                    if which not in self._told:
+                        self._told.add(which)
+                        log.warning("the run %s is left out of the list: %r", folder, error)
+                    continue
                 found[folder.name] = entry
             self._known = found
             if self._unsaved >= SAVE_AFTER:
                 self._save(found)
-            runs = [
-                _summary(str(self.runs_dir / name), entry.record, entry.facts)
-                for name, entry in found.items()
-            ]
         return sorted(runs, key=lambda run: (run["created"] or 0, run["id"]), reverse=True)
 
     def _load(self) -> dict[str, _Entry]:

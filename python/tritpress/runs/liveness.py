@@ -78,5 +78,5 @@ def is_alive_record(run: dict[str, Any]) -> bool:
 
 
 def _time(value: Any) -> float:
-    """Seconds since 1970; long ago for what is no number, as the run.json of another program may have it."""
-    return value if isinstance(value, int | float) else 0.0
+    """Seconds since 1970; long ago for what is no time, as the run.json of another program may have it."""
+    return value if isinstance(value, int | float) and abs(value) < 1e11 else 0.0

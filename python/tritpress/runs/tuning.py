@@ -21,6 +21,7 @@ import numpy as np
 
 from tritpress.config import EXCLUSIVE, without_unused
 from tritpress.errors import InputError, UsageError
+from tritpress.events.snapshot import weights_of
 from tritpress.plan import Plan
 from tritpress.runs.details import TensorDetails, load_details
 
@@ -120,8 +121,9 @@ class TensorCurve:
 def curve_of(
     name: str, layer: Mapping[str, Any], planned: Mapping[str, Any], d: TensorDetails
 ) -> TensorCurve:
-    """The curve of one tensor from its event, its part of the plan and its details."""
-    weights = int(layer.get("weights") or 0) or int(layer["rows"]) * int(layer["cols"])
+    """The curve of one tensor from its event, which tells its size, its part of the plan and its details."""
+    weights = weights_of(layer)
+    assert weights
     return TensorCurve(
         name,
         layer.get("layer"),
@@ -145,14 +147,16 @@ def curve_of(
 def read_curves(
     run_path: str | Path, state: Mapping[str, Any], known: Mapping[str, TensorCurve] | None = None
 ) -> dict[str, TensorCurve]:
-    """Curves of all pressed tensors that have details; those in `known` are taken from there."""
+    """Curves of all pressed tensors of a size that is told and with details; those in `known` are taken from
+    there.
+    """
     planned = {tensor["name"]: tensor for tensor in (state.get("plan") or {}).get("tensors") or []}
     found = {}
     for name, layer in state["layers"].items():
         if known and name in known:
             found[name] = known[name]
             continue
-        details = load_details(run_path, name)
+        details = load_details(run_path, name) if weights_of(layer) else None
         if details is not None:
             found[name] = curve_of(name, layer, planned.get(name, {}), details)
     return found

@@ -19,7 +19,7 @@ from tritpress.dashboard.api.errors import ApiError
 from tritpress.errors import UsageError
 from tritpress.events.reader import StateReader
 from tritpress.events.schema import ENDED, encode, make_event, most_bytes
-from tritpress.events.snapshot import fold, save_snapshot
+from tritpress.events.snapshot import WORK, fold, save_snapshot
 from tritpress.runs.directory import REMOTE, RunDirectory, check_run_id, write_json
 from tritpress.runs.liveness import HEARTBEAT_STALE, is_alive_record
 
@@ -108,7 +108,7 @@ class PushedLog:
             raise ApiError(
                 409, f"another controller is pushing run {self.run.id} already", until_silent=HEARTBEAT_STALE
             )
-        lines, changes, ended = self._fold(body["events"])
+        lines, changes, ended = self._fold(body["events"], record.get("status"))
         data = b"".join(lines)
         if self.size + len(data) > LOG_SIZE:
             raise ApiError(413, f"the log of run {self.run.id} is full ({LOG_SIZE:,} bytes)")
@@ -132,8 +132,12 @@ class PushedLog:
             "ignored": len(body["events"]) - len(lines),
         }
 
-    def _fold(self, events: list[dict[str, Any]]) -> tuple[list[bytes], dict[str, Any], bool]:
-        """Lines of the new events, what they change in run.json, and whether the run ended."""
+    def _fold(
+        self, events: list[dict[str, Any]], status: str | None
+    ) -> tuple[list[bytes], dict[str, Any], bool]:
+        """Lines of the new events, what they change in run.json, which has that status, and whether the run
+        ended.
+        """
         fresh = [event for event in events if event["seq"] > self.state["seq"]]
         for expected, event in enumerate(fresh, self.state["seq"] + 1):
             if event["seq"] != expected:
@@ -150,9 +154,9 @@ class PushedLog:
             line = encode(made).encode()
             if len(line) > (most := most_bytes(kind)):
                 raise UsageError(f"event {event['seq']} has {len(line):,} bytes; {most:,} at most")
-            fold(self.state, made)
+            fold(self.state, made, strict=True)
             lines.append(line + b"\n")
-            changes.update(_changes(kind, fields))
+            changes.update(_changes(kind, fields, changes.get("status", status)))
         return lines, changes, changes.get("status") in ENDED
 
     def _append(self, data: bytes) -> None:
@@ -198,9 +202,11 @@ def new_record(run: RunDirectory, body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _changes(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """What an event changes in run.json."""
+def _changes(kind: str, fields: dict[str, Any], status: str | None = None) -> dict[str, Any]:
+    """What an event changes in run.json, which has that status: a queued run that works has begun."""
     now = time.time()
+    if status == "queued" and kind in WORK:
+        return _changes("run.started", {})
     if kind == "run.started":
         given = {key: fields[key] for key in ("name", "model") if isinstance(fields.get(key), str)}
         return {**given, "status": "running", "error": None, "exit_code": None}

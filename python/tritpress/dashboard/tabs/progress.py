@@ -376,7 +376,8 @@ class Progress(Tab):
         """Show the tensor that was looked up."""
         if self.lookup is None or self.last is None:
             return
-        found, self.lookup = self.lookup.result(), None
+        lookup, self.lookup = self.lookup, None  # one that failed is not pending for ever
+        found = lookup.result()
         layer = self.last.state["layers"].get(found.name)
         if found.name == self.tensor and layer is not None:
             self.parts.panel.show(layer_view(layer, found, self.last.state))

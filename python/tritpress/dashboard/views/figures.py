@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from tritpress.events.snapshot import weights_of
+from tritpress.events.snapshot import weights_of, weights_of_one
 
 NOTHING = "–"
 """Stands for what was not measured."""
@@ -126,7 +126,7 @@ def plural(number: int, one: str, many: str | None = None) -> str:
 def shape(tensor: Mapping[str, Any]) -> str:
     """Rows and columns of a tensor, how many experts are stacked before them: `32 × 128 × 64`."""
     sides = [tensor.get("rows"), tensor.get("cols")]
-    weights, one = weights_of(tensor), weights_of({**tensor, "weights": None})
+    weights, one = weights_of(tensor), weights_of_one(tensor)
     if weights and one and weights > one and weights % one == 0:
         sides.insert(0, weights // one)
     return " × ".join(map(count, sides))

@@ -82,7 +82,7 @@ def config_of(form: Form) -> CompressionConfig:
     values["text"], values["alerts"] = list(form.text), list(form.alerts)
     if form.finetune:
         if form.budget != "minutes" and form.amount != int(form.amount):
-            raise UsageError(f"{form.budget} are counted in whole numbers: {form.amount:,g} is none")
+            raise UsageError(f"{form.budget} are counted in whole numbers: {form.amount:,} is none")
         values[form.budget] = form.amount if form.budget == "minutes" else int(form.amount)
     return make_config(values)
 

@@ -112,18 +112,18 @@ def _margin(name: str, target: Any, actual: float | None) -> str:
         if not (fig.known(low) and fig.known(high)):
             return ""
         room = min(actual - low, high - actual)
-        return f"{_apart(100 * room, 1)} points {'inside' if room >= 0 else 'outside'} the band"
+        return f"{_distance(100 * room, 1)} points {'inside' if room >= 0 else 'outside'} the band"
     if not fig.known(target):
         return ""
     if name == "ratio":
-        return f"{_apart(actual - target, 2)}× {'above' if actual >= target else 'below'} the target"
+        return f"{_distance(actual - target, 2)}× {'above' if actual >= target else 'below'} the target"
     if name == "gradient_flow":
-        return "" if actual >= target else f"{_apart(100 * (target - actual), 1)} points short"
+        return "" if actual >= target else f"{_distance(100 * (target - actual), 1)} points short"
     better = target - actual if name == "perplexity" else actual - target
-    return f"{_apart(100 * better, 1)} points {'of room' if better >= 0 else 'beyond the limit'}"
+    return f"{_distance(100 * better, 1)} points {'of room' if better >= 0 else 'beyond the limit'}"
 
 
-def _apart(distance: float, digits: int) -> str:
+def _distance(distance: float, digits: int) -> str:
     """A distance from a limit, with more digits where it would read as none."""
     return f"{abs(distance):.{apart(distance, 0.0, digits)}f}"
 
