@@ -259,8 +259,8 @@ def test_tensors_not_pressed_yet_can_be_set_without_a_forecast(tmp_path: Path) -
     session.context.open_run("elsewhere", "tuning", layer="3", threshold="0.9")
     assert tab.set.visible and tab.set.disabled and "worked on elsewhere" in tab.equal.pane.object
     sidebar = session.sidebar
-    assert sidebar.toggle.disabled and sidebar.stop.disabled
-    assert sidebar.hints["stop"].title == sidebar.hints["toggle"].title == ELSEWHERE
+    assert sidebar.pause.disabled and sidebar.stop.disabled
+    assert sidebar.hints["stop"].title == sidebar.hints["pause"].title == ELSEWHERE
 
 
 def test_a_tuned_plan_changes_only_what_was_chosen(

@@ -78,7 +78,8 @@ class Session:
             {
                 "start": self.starting.start,
                 "another": self.starting.another,
-                "toggle": self.steering.toggle,
+                "pause": self.steering.pause,
+                "resume": self.steering.resume,
                 "stop": self.steering.stop,
                 "reset": self.steering.ask_reset,
             },

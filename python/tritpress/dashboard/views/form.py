@@ -122,8 +122,8 @@ def fill_form(form: Form, config: Mapping[str, Any]) -> Form:
 
 @dataclass(frozen=True)
 class Controls:
-    """Which buttons mean something; `toggle` is what the second button does now. `another`: in place of Start
-    stands the button that leaves the run at work for a new one.
+    """Which buttons mean something; `toggle` names which of Pause and Resume is shown. `another`: in place of
+    Start stands the button that leaves the run at work for a new one.
 
     `why` says for each button that means nothing (start, toggle, stop, reset) why.
     """
