@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from dashboard_log import events, make_run, write_run
-from tritpress.config import make_config
+from tritpress.config import KEPT_PLAN, make_config
 from tritpress.dashboard.sidebar_fields import Fields
 from tritpress.dashboard.store import earlier_runs
 from tritpress.dashboard.views import figures as fig
@@ -442,6 +442,29 @@ def test_the_equal_command_and_file_train_with_the_chosen_optimizer(optimizer: s
     kept = config_of(form).model_dump()
     assert make_config(tomllib.loads(toml_of_config(kept))) == config_of(form)
     assert "optimizer" not in toml_of(Form(model="/m"))
+
+
+def test_a_run_is_repeated_by_its_own_copy_of_a_plan_that_is_not_as_it_was(tmp_path: Path) -> None:
+    given, run = tmp_path / "p.json", tmp_path / "run"
+    run.mkdir()
+    given.write_text('{"as": "given"}')
+    config = make_config({"plan": str(given)})
+    state = {"config": config.model_dump(), "model": {"path": "/m"}}
+
+    def named(path: Path | None) -> str:
+        form = form_of(state, Form(), path)
+        assert f"--plan {form.extra['plan']}" in command_of(form)
+        return form.extra["plan"]
+
+    assert named(run) == str(given), "a run of an older version has no copy"
+    kept = run / KEPT_PLAN
+    kept.write_bytes(given.read_bytes())
+    assert named(run) == str(given)
+    given.write_text('{"as": "changed"}')
+    assert named(run) == str(kept) and named(None) == str(given), "a run elsewhere has its plan elsewhere"
+    given.unlink()
+    assert named(run) == str(kept)
+    assert form_of({"config": make_config({}).model_dump()}, Form(), run).extra == {}
 
 
 def test_the_form_of_a_run_whose_settings_had_no_effect_can_start_another() -> None:

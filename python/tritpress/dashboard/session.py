@@ -367,7 +367,7 @@ class Session:
         for tab in self.tabs:
             tab.forget()
         if self.feed is not None:
-            form = form_of(self.feed.state, self.default)
+            form = form_of(self.feed.state, self.default, None if self.feed.remote else self.feed.path)
             self.sidebar.fill(form, (form.model, *form.text) if self.feed.remote else ())
             self.sidebar.say("neutral", "")
         elif run_id:
