@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dashboard_log import events, make_run, write_run
 from tritpress.config import make_config
 from tritpress.dashboard.views.status import ELSEWHERE
 from tritpress.dashboard.views.tuning import (
+    SETS_ITS_OWN,
     Scope,
     basis_words,
     charts,
@@ -206,6 +208,35 @@ def test_what_can_be_done_and_why_not(state: dict[str, Any]) -> None:
     live = {**state, "status": "running", "layers": half, "current": {"name": names[10]}}
     assert choice(live, False, names, setting, "").left == tuple(names[11:])
     assert choice(live, True, names, setting, "").left == (), "no worker is there to hear it"
+
+
+def test_a_run_by_bitnet_takes_no_setting_and_says_that_a_new_one_is_fitted_otherwise(
+    state: dict[str, Any], tmp_path: Path
+) -> None:
+    from tritpress.dashboard.session import Session
+    from tritpress.dashboard.store import RunStore
+
+    names, config = list(state["layers"]), {**state["config"], "fit": "bitnet"}
+    live = {**state, "status": "running", "layers": {}, "current": None, "config": config}
+    assert choice(live, False, names, Setting(sparsity=0.3), "").why_no_set == SETS_ITS_OWN
+    assert choice({**live, "config": {}}, False, names, Setting(sparsity=0.3), "").why_no_set == ""
+    for fit in ("bitnet", "mse"):
+        run = make_run(tmp_path, fit)
+        with closing(EventWriter(run.path)) as writer:
+            for kind, fields in events(run, 4, details=True):
+                if kind == "step.started" and fields.get("step") == 5:
+                    break
+                if kind == "run.started":
+                    fields = {**fields, "config": {**fields["config"], "fit": fit}}
+                writer.emit(kind, **fields)
+        session = Session(RunStore(tmp_path))
+        session.context.open_run(fit, "tuning", threshold="0.9")
+        tab: Any = session.tab
+        for job in session.steering.jobs:
+            job.future.result(60)
+        session.steering.look(0.0)
+        assert ("by absmean" in tab.equal.pane.object) is (fit == "bitnet")
+        assert tab.set.disabled, "all are pressed, or none can be set"
 
 
 def test_a_link_opens_the_slider_that_it_was_copied_from(tmp_path: Path) -> None:
