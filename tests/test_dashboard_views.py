@@ -527,7 +527,25 @@ def test_model_check(tmp_path: Path) -> None:
         assert not check_model(path).ok and check_model(path).lines[0]
 
 
+def test_a_limit_has_the_digits_that_tell_it_from_the_value() -> None:
+    for name, actual, target, value, limit in (
+        ("accuracy", 0.98, 0.985, "98.0 %", "≥ 98.5 %"),
+        ("accuracy", 0.98, 0.98, "98.0 %", "≥ 98 %"),
+        ("perplexity", 0.0304, 0.0302, "+3.04 %", "≤ +3.02 %"),
+        ("sparsity", 0.25, [0.2525, 0.45], "25.0 %", "25.25 % to 45 %"),
+        ("gradient_flow", 0.999, 0.9995, "99.9 %", "= 99.95 % of tensors"),
+        ("ratio", 6.0, 6.004, "6.000×", "≥ 6.004×"),
+        ("ratio", 6.1, 6.0, "6.10×", "≥ 6.00×"),
+    ):
+        assert status.actual_words(name, actual, target) == value
+        assert status.gate_target_words(name, target) == limit
+    assert status.gate_target_words("sparsity", {"min": 0.25, "max": None}) == "25 % to –"
+
+
 def test_buttons_mean_something(tmp_path: Path) -> None:
+    begun = {**initial_state("r"), "status": "created"}
+    assert controls(begun, False, True).why["toggle"] == "The worker is still starting"
+    assert controls(begun, False, True, remote=True).why["toggle"] == "Nothing was told of the run so far"
     empty = controls(None, False, True)
     assert empty.start and not (empty.pause or empty.stop or empty.reset)
     assert not controls(None, False, model_ok=False).start
