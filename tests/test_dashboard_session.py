@@ -521,6 +521,27 @@ def test_runs_worked_on_elsewhere_are_no_reason_to_queue(tmp_path: Path) -> None
     assert "1 run is" in question and "<b>mine</b>" in question
 
 
+def test_a_run_that_cannot_be_read_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, "odd")
+    write_run(tmp_path, "whole")
+    session: Any = Session(store := RunStore(tmp_path))
+    plain = store.open
+    monkeypatch.setattr(store, "open", lambda run: None if run == "odd" else plain(run))
+    for tab in ("overview", "compare"):
+        for run, words in (
+            ("odd", "The run &#39;odd&#39; cannot be read"),
+            ("no", "There is no run &#39;no"),
+        ):
+            session.context.open_run(run, tab)
+            assert words in session.bar.pane.object
+            if tab == "overview":
+                assert words in session.tab.status.pane.object
+    session.context.open_run("whole,odd", "compare")
+    assert "The run &#39;odd&#39; cannot be read." in session.tab.settings.pane.object
+
+
 def offered(session: Any) -> list[str]:
     """Which of Pause and Resume the page shows."""
     return [name for name in ("pause", "resume") if session.sidebar.hints[name].visible]

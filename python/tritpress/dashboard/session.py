@@ -280,7 +280,8 @@ class Session:
     def _show_standing(self) -> None:
         """Above the tabs, and in the browser's tab."""
         with self._going_on("The line above the tabs"):
-            self.bar.set(status_bar(self.feed, self.context.missing))
+            there = self.store.path_of(self.context.missing) is not None
+            self.bar.set(status_bar(self.feed, self.context.missing, there))
         self._entitle()
 
     @contextmanager

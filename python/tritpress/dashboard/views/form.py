@@ -172,7 +172,7 @@ def controls(
         None: "No run is open",
         "gone": "The run's folder is no longer there",
         "finished": "The run is finished",
-        "created": "The worker is still starting",
+        "created": "Nothing was told of the run so far" if remote else "The worker is still starting",
         "queued": "The run has not begun: it waits for others",
     }.get(status, "")
     why["stop"] = "" if can_stop else "No run is open" if status is None else "The run is not at work"
