@@ -316,6 +316,77 @@ def test_a_second_controller_beside_a_living_one_gives_up(monkeypatch: pytest.Mo
     assert not pusher.flush(20) and pusher.error is not None and asked[:4] == ["GET", "POST"] * 2
 
 
+class Kept(Server):
+    """A server of no address; `asked` keeps what is asked of it. `silent`: another sender has the run."""
+
+    def __init__(self, silent: float | None = None) -> None:
+        super().__init__("http://127.0.0.1:1", TOKEN)
+        self.silent, self.asked, self.seq = silent, [], 0  # type: ignore[var-annotated]
+
+    def ask(self, method: str, path: str, body: Any = None, **_: Any) -> Any:
+        self.asked.append((time.monotonic(), body))
+        if method == "POST":
+            if self.silent is not None:
+                raise ClientError(409, "another controller is pushing", {"until_silent": self.silent})
+            self.seq += len(body["events"])
+        return {"seq": self.seq}
+
+
+def test_close_waits_for_the_announced_silence_and_says_why_it_gave_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tritpress.client.push.RETRY_FIRST", 0.05)
+    monkeypatch.setattr("tritpress.client.push.KEPT_OUT_RETRY", 0.1)
+    monkeypatch.setattr("tritpress.client.push.PATIENCE", 0.2)
+    server = Kept(silent=0.8)
+    pusher = Pusher(server, "second", run_id="r")
+    begun = time.monotonic()
+    pusher.emit("metric", name="loss", value=1.0)
+    assert not pusher.close(), "it lives on"
+    assert time.monotonic() - begun > 0.9
+    assert pusher.error is not None and "another controller" in str(pusher.error)
+    assert pusher.error.body == {"until_silent": 0.8}
+    tries = [when for when, body in server.asked if body]
+    assert len(tries) >= 5, "the pauses do not grow"
+    freed = Kept(silent=30)
+    pusher = Pusher(freed, "after the first", run_id="r")
+    pusher.emit("metric", name="loss", value=1.0)
+    assert not pusher.flush(0.3) and pusher.error is None, "a time that is given is kept to"
+    freed.silent = None
+    assert pusher.close() and pusher.error is None and freed.seq == 1
+
+
+def test_a_report_alone_is_sent_and_after_the_end_nothing_is_waited_for() -> None:
+    server = Kept()
+    pusher = Pusher(server, "a report", run_id="r")
+    pusher.report({"gates": []})
+    assert pusher.flush(20)
+    assert [body["report"] for _, body in server.asked if body] == [{"gates": []}]
+    assert pusher.close()
+    pusher.report({"gates": [1]})
+    begun = time.monotonic()
+    assert pusher.flush() and time.monotonic() - begun < 5
+    server = Kept(silent=30)
+    pusher = Pusher(server, "kept out", run_id="r")
+    pusher.emit("metric", name="loss", value=1.0)
+    pusher.close(0.3)
+    begun = time.monotonic()
+    assert not pusher.flush() and time.monotonic() - begun < 5
+
+
+def test_a_failure_that_is_too_large_is_shortened() -> None:
+    server = Kept()
+    with pytest.raises(ValueError, match="x"), Pusher(server, "fails", run_id="r"):
+        raise ValueError("x" * (2 << 20))
+    (last,) = [body["events"] for _, body in server.asked if body and body["events"]][-1][-1:]
+    assert (last["type"], last["exit_code"]) == ("run.failed", 1)
+    assert last["error"].startswith("ValueError: xxx") and last["error"].endswith("x (and so on)")
+    pusher = Pusher(server, "fails", run_id="r")
+    pusher.emit("run.failed", error="of all things", exit_code=2, trace="x" * (2 << 20))
+    assert pusher.close() and pusher.oversize == 0
+    assert server.asked[-1][1]["events"][-1]["error"] == "of all things"
+
+
 def test_a_model_of_many_experts_and_an_event_that_is_too_large(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,10 +20,11 @@ from tritpress.dashboard.report.charts import pictures
 from tritpress.dashboard.report.facts import Facts, file_name, read_facts
 from tritpress.dashboard.report.page import report_html
 from tritpress.dashboard.report.picture import CIVIDIS, colour
+from tritpress.dashboard.report.save import _why_no_json
 from tritpress.dashboard.report.svg import decades, escape, steps
 from tritpress.dashboard.report.tables import csv_text, runs_csv, tables
 from tritpress.events import EventWriter
-from tritpress.runs.directory import RunDirectory
+from tritpress.runs.directory import REMOTE, RunDirectory
 from tritpress.runs.history import list_runs
 from tritpress.runs.labels import edit_labels
 
@@ -190,6 +191,16 @@ def test_every_text_of_a_hostile_run_shows_as_text(hostile: RunDirectory) -> Non
     for path, content in bundle(facts).files:
         assert re.fullmatch(r"(tables/)?[A-Za-z0-9._-]+", path), path
         assert "\x00" not in content
+
+
+def test_of_a_run_elsewhere_no_worker_is_told(runs: Path) -> None:
+    run = write_run(runs, "elsewhere", layers=3, until="layer.finished", name="Elsewhere")
+    run.update_run(origin=REMOTE, host=REMOTE, pid=0)
+    facts = read_facts(run.path, lost=True)
+    page = assert_harmless(report_html(facts))
+    assert "Nothing more was heard of the run before this was known." in page.text
+    assert "worker was gone" not in page.text
+    assert _why_no_json(facts) == "nothing more is heard of it"
 
 
 def test_a_run_that_broke_off_says_so(runs: Path) -> None:

@@ -318,7 +318,7 @@ def test_a_deleted_run_offers_nothing_that_needs_it(tmp_path: Path, until: str |
     shutil.rmtree(tmp_path / "a-run")
     session.feed.poll(time.monotonic() + 60)
     session.tick()
-    assert session.feed.gone and session.sidebar.toggle.disabled and session.sidebar.stop.disabled
+    assert session.feed.gone and session.sidebar.pause.disabled and session.sidebar.stop.disabled
     shown = session.tab.status.pane.object
     assert "no longer there" in shown and "data-next" not in shown and "At work" not in shown
 
@@ -616,6 +616,32 @@ def test_runs_worked_on_elsewhere_are_no_reason_to_queue(tmp_path: Path) -> None
     assert "1 run is" in question and "<b>mine</b>" in question
 
 
+def test_a_run_that_cannot_be_read_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, "odd")
+    write_run(tmp_path, "whole")
+    session: Any = Session(store := RunStore(tmp_path))
+    plain = store.open
+    monkeypatch.setattr(store, "open", lambda run: None if run == "odd" else plain(run))
+    for tab in ("overview", "compare"):
+        for run, words in (
+            ("odd", "The run &#39;odd&#39; cannot be read"),
+            ("no", "There is no run &#39;no"),
+        ):
+            session.context.open_run(run, tab)
+            assert words in session.bar.pane.object
+            if tab == "overview":
+                assert words in session.tab.status.pane.object
+    session.context.open_run("whole,odd", "compare")
+    assert "The run &#39;odd&#39; cannot be read." in session.tab.settings.pane.object
+
+
+def offered(session: Any) -> list[str]:
+    """Which of Pause and Resume the page shows."""
+    return [name for name in ("pause", "resume") if session.sidebar.hints[name].visible]
+
+
 def test_of_two_pages_that_pause_at_once_the_second_resumes_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, "r")
     pages: list[Any] = [Session(store := RunStore(tmp_path)), Session(store)]
@@ -624,27 +650,29 @@ def test_of_two_pages_that_pause_at_once_the_second_resumes_nothing(tmp_path: Pa
         for page in pages:
             page.context.open_run("r")
         feed = pages[0].feed
-        assert pages[1].feed is feed and pages[1].sidebar.toggle.label == "Pause"
+        assert pages[1].feed is feed and offered(pages[1]) == ["pause"]
 
         def sent() -> list[str]:
             lines = run.commands_path.read_text().splitlines() if run.commands_path.exists() else []
             return [json.loads(line)["command"] for line in lines]
 
-        pages[0].steering.toggle()
-        pages[0].steering.toggle()
+        pages[0].sidebar.pause.clicks += 1
+        pages[0].sidebar.pause.clicks += 1
         assert sent() == ["pause"], "a second click while the first is awaited is none"
         writer.emit("run.paused")
         feed.poll(time.monotonic() + 60)
-        pages[1].steering.toggle()  # before its button was changed
+        pages[1].sidebar.pause.clicks += 1  # before its button was changed
         assert sent() == ["pause"]
         assert told(pages[1].toasts)[-1][1] == "Nothing was sent, as the run changed meanwhile: paused."
-        assert pages[1].sidebar.toggle.label == "Resume"
-        pages[1].steering.toggle()
+        assert offered(pages[1]) == ["resume"]
+        pages[1].sidebar.pause.clicks += 1  # it was changed here, and the browser still shows the old one
+        assert sent() == ["pause"]
+        pages[1].sidebar.resume.clicks += 1
         assert sent() == ["pause", "resume"]
         writer.emit("run.finished", status="finished", exit_code=0)
         feed.poll(time.monotonic() + 120)
         pages[1].steering.pending = None
-        pages[1].steering.toggle()
+        pages[1].sidebar.pause.clicks += 1
         assert sent() == ["pause", "resume"] and "finished" in told(pages[1].toasts)[-1][1]
 
 

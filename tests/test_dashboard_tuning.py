@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dashboard_log import events, make_run, write_run
 from tritpress.config import make_config
 from tritpress.dashboard.views.status import ELSEWHERE
 from tritpress.dashboard.views.tuning import (
+    SETS_ITS_OWN,
     Scope,
     basis_words,
     charts,
@@ -217,6 +219,35 @@ def test_what_can_be_done_and_why_not(state: dict[str, Any]) -> None:
     assert choice(live, True, names, setting, "").left == (), "no worker is there to hear it"
 
 
+def test_a_run_by_bitnet_takes_no_setting_and_says_that_a_new_one_is_fitted_otherwise(
+    state: dict[str, Any], tmp_path: Path
+) -> None:
+    from tritpress.dashboard.session import Session
+    from tritpress.dashboard.store import RunStore
+
+    names, config = list(state["layers"]), {**state["config"], "fit": "bitnet"}
+    live = {**state, "status": "running", "layers": {}, "current": None, "config": config}
+    assert choice(live, False, names, Setting(sparsity=0.3), "").why_no_set == SETS_ITS_OWN
+    assert choice({**live, "config": {}}, False, names, Setting(sparsity=0.3), "").why_no_set == ""
+    for fit in ("bitnet", "mse"):
+        run = make_run(tmp_path, fit)
+        with closing(EventWriter(run.path)) as writer:
+            for kind, fields in events(run, 4, details=True):
+                if kind == "step.started" and fields.get("step") == 5:
+                    break
+                if kind == "run.started":
+                    fields = {**fields, "config": {**fields["config"], "fit": fit}}
+                writer.emit(kind, **fields)
+        session = Session(RunStore(tmp_path))
+        session.context.open_run(fit, "tuning", threshold="0.9")
+        tab: Any = session.tab
+        for job in session.steering.jobs:
+            job.future.result(60)
+        session.steering.look(0.0)
+        assert ("by absmean" in tab.equal.pane.object) is (fit == "bitnet")
+        assert tab.set.disabled, "all are pressed, or none can be set"
+
+
 def test_a_link_opens_the_slider_that_it_was_copied_from(tmp_path: Path) -> None:
     from tritpress.dashboard.session import Session
     from tritpress.dashboard.store import RunStore
@@ -268,8 +299,8 @@ def test_tensors_not_pressed_yet_can_be_set_without_a_forecast(tmp_path: Path) -
     session.context.open_run("elsewhere", "tuning", layer="3", threshold="0.9")
     assert tab.set.visible and tab.set.disabled and "worked on elsewhere" in tab.equal.pane.object
     sidebar = session.sidebar
-    assert sidebar.toggle.disabled and sidebar.stop.disabled
-    assert sidebar.hints["stop"].title == sidebar.hints["toggle"].title == ELSEWHERE
+    assert sidebar.pause.disabled and sidebar.stop.disabled
+    assert sidebar.hints["stop"].title == sidebar.hints["pause"].title == ELSEWHERE
 
 
 def test_a_tuned_plan_changes_only_what_was_chosen(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from dashboard_log import events, make_run, write_run
-from tritpress.config import make_config
+from tritpress.config import KEPT_PLAN, make_config
 from tritpress.dashboard.sidebar_fields import Fields
 from tritpress.dashboard.store import earlier_runs
 from tritpress.dashboard.views import figures as fig
@@ -444,6 +444,29 @@ def test_the_equal_command_and_file_train_with_the_chosen_optimizer(optimizer: s
     assert "optimizer" not in toml_of(Form(model="/m"))
 
 
+def test_a_run_is_repeated_by_its_own_copy_of_a_plan_that_is_not_as_it_was(tmp_path: Path) -> None:
+    given, run = tmp_path / "p.json", tmp_path / "run"
+    run.mkdir()
+    given.write_text('{"as": "given"}')
+    config = make_config({"plan": str(given)})
+    state = {"config": config.model_dump(), "model": {"path": "/m"}}
+
+    def named(path: Path | None) -> str:
+        form = form_of(state, Form(), path)
+        assert f"--plan {form.extra['plan']}" in command_of(form)
+        return form.extra["plan"]
+
+    assert named(run) == str(given), "a run of an older version has no copy"
+    kept = run / KEPT_PLAN
+    kept.write_bytes(given.read_bytes())
+    assert named(run) == str(given)
+    given.write_text('{"as": "changed"}')
+    assert named(run) == str(kept) and named(None) == str(given), "a run elsewhere has its plan elsewhere"
+    given.unlink()
+    assert named(run) == str(kept)
+    assert form_of({"config": make_config({}).model_dump()}, Form(), run).extra == {}
+
+
 def test_the_form_of_a_run_whose_settings_had_no_effect_can_start_another() -> None:
     old = {"finetune": False, "tokens": 5000, "optimizer": "muon", "grokfast_lambda": 0.5}
     config = {**make_config({}).model_dump(), **old, "tasks": ["boolq"], "task_limit": 9}
@@ -516,7 +539,25 @@ def test_model_check(tmp_path: Path) -> None:
         assert not check_model(path).ok and check_model(path).lines[0]
 
 
+def test_a_limit_has_the_digits_that_tell_it_from_the_value() -> None:
+    for name, actual, target, value, limit in (
+        ("accuracy", 0.98, 0.985, "98.0 %", "≥ 98.5 %"),
+        ("accuracy", 0.98, 0.98, "98.0 %", "≥ 98 %"),
+        ("perplexity", 0.0304, 0.0302, "+3.04 %", "≤ +3.02 %"),
+        ("sparsity", 0.25, [0.2525, 0.45], "25.0 %", "25.25 % to 45 %"),
+        ("gradient_flow", 0.999, 0.9995, "99.9 %", "= 99.95 % of tensors"),
+        ("ratio", 6.0, 6.004, "6.000×", "≥ 6.004×"),
+        ("ratio", 6.1, 6.0, "6.10×", "≥ 6.00×"),
+    ):
+        assert status.actual_words(name, actual, target) == value
+        assert status.gate_target_words(name, target) == limit
+    assert status.gate_target_words("sparsity", {"min": 0.25, "max": None}) == "25 % to –"
+
+
 def test_buttons_mean_something(tmp_path: Path) -> None:
+    begun = {**initial_state("r"), "status": "created"}
+    assert controls(begun, False, True).why["toggle"] == "The worker is still starting"
+    assert controls(begun, False, True, remote=True).why["toggle"] == "Nothing was told of the run so far"
     empty = controls(None, False, True)
     assert empty.start and not (empty.pause or empty.stop or empty.reset)
     assert not controls(None, False, model_ok=False).start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in NAMES[host]]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.delenv(security.TOKEN_VARIABLE, raising=False)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
 
 
 @pytest.fixture
@@ -51,7 +54,8 @@ def refusal(host: str) -> str | None:
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1:9000", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0.0.0.0", "10.1.2.3", "192.168.0.1",
-     "169.254.169.254", "100.64.0.1", "[fd00::1]", "224.0.0.1", "inner.example.org", "INNER.example.org.",
+     "169.254.169.254", "100.64.0.1", "[fd00::1]", "[2002:7f00:1::]", "[fec0::1]",
+     "[64:ff9b::7f00:1]", "224.0.0.1", "inner.example.org", "INNER.example.org.",
      "both.example.org", "mapped.example.org", "local.example.org"],
 )  # fmt: skip
 def test_addresses_of_the_servers_own_network_are_refused(reached: None, host: str) -> None:
@@ -61,13 +65,29 @@ def test_addresses_of_the_servers_own_network_are_refused(reached: None, host: s
 def test_what_may_be_had(reached: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("hooks.example.org") is None and refusal("93.184.216.34:8443") is None
     assert webhooks.refusal(CompressionConfig()) is None
+    assert refusal("[2606:4700::1]") is refusal("[64:ff9b::5db8:d822]") is None
     assert "is not found" in str(refusal("nowhere.invalid"))
+    assert "--allow-webhook" in str(refusal("nowhere.invalid"))
     monkeypatch.setattr(webhooks, "allowed", webhooks.choose(["Inner.example.org", "10.1.2.3", "[::1]"]))
     assert refusal("inner.example.org") is refusal("10.1.2.3:81") is refusal("[::1]:9") is None
     assert refusal("127.0.0.1") is not None
-    for bad in ("", "http://a", "a/b", "a b"):
+    monkeypatch.setattr(webhooks, "allowed", webhooks.choose(["0:0:0:0:0:0:0:1"]))
+    assert refusal("[::1]:9") is None
+    for bad in ("", "http://a", "a/b", "a b", "hooks.local:8080", "127.0.0.1:80", "[::1]:80"):
         with pytest.raises(UsageError, match="--allow-webhook"):
             webhooks.choose([bad])
+
+
+def test_a_name_that_only_the_proxy_knows_is_its_business(
+    reached: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"http": "http://proxy:3128"})
+    monkeypatch.setattr(urllib.request, "proxy_bypass", lambda host: host == "inner.invalid")
+    assert refusal("nowhere.invalid") is None
+    assert "is not found" in str(refusal("inner.invalid")), "it is asked for without the proxy"
+    secure = CompressionConfig(alert_webhook="https://nowhere.invalid/hook")
+    assert "is not found" in str(webhooks.refusal(secure)), "no proxy for https"
+    assert refusal("10.1.2.3") is not None
 
 
 def test_who_has_the_machine_posts_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +98,14 @@ def test_who_has_the_machine_posts_anywhere(monkeypatch: pytest.MonkeyPatch) -> 
     assert refusal("127.0.0.1") is None
     monkeypatch.setattr(security, "active", Guard("t" * 20, 5006, names=frozenset({"by.a.proxy"})))
     assert refusal("127.0.0.1") is not None
+    named = frozenset({"localhost", "127.0.0.1"})
+    monkeypatch.setattr(security, "active", Guard("t" * 20, 5006, names=named))
+    assert refusal("127.0.0.1") is None, "others do not reach it by names of this machine itself"
     monkeypatch.setattr(security, "active", None)
+    monkeypatch.setenv(security.TOKEN_VARIABLE, "t" * 20)
+    assert "`panel serve` cannot" in str(refusal("127.0.0.1")), "the API starts runs by it"
+    monkeypatch.delenv(security.TOKEN_VARIABLE)
+    assert refusal("127.0.0.1") is None
     monkeypatch.setattr(pn.config, "cookie_secret", "a secret")
     assert refusal("127.0.0.1") is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import tritpress as tp
 from formats_helpers import make_model, small_tensors
 from tritpress import _core
+from tritpress.config import KEPT_PLAN
 from tritpress.console.report import zeros_words
 from tritpress.events.context import NullContext
 from tritpress.formats.source import open_source, read_tensor
 from tritpress.formats.targets import find_targets
 from tritpress.plan import Plan, make_plan
+from tritpress.steps.alternatives import rerun
 from tritpress.steps.ceiling import FLOOR, MOST, ROWS, ceiling_cost, hold_zeros
 from tritpress.steps.student import _zero_band
 from tritpress.steps.work import Work
@@ -154,6 +157,22 @@ def test_a_given_plan_is_kept_as_it_is(tiny_llama_dir: Path, tmp_path: Path) -> 
     report = ceiling_cost(hold_zeros(work, plan), plan)
     assert report is not None and report["released"] == 0 and report["perplexity_cost"] > MOST
     assert all(planned.max_sparsity == 0.44 for planned in plan.tensors.values())
+
+
+def test_the_command_to_do_a_run_again_names_a_plan_that_is_as_it_was(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    work, plan = opened(tiny_llama_dir, planes=1)
+    run, given = tmp_path / "run", tmp_path / "plan.json"
+    run.mkdir()
+    plan.save(given)
+    (run / KEPT_PLAN).write_bytes(given.read_bytes())
+    folder = SimpleNamespace(path=run, read_run=lambda: {"out": str(tmp_path / "out")})
+    work.directory = folder  # type: ignore[assignment]
+    work.config = work.config.model_copy(update={"plan": str(given), "planes": None})
+    assert f"--plan {given} " in str(rerun(work))
+    given.write_text("{}")
+    assert f"--plan {run / KEPT_PLAN} " in str(rerun(work)) and work.config.plan == str(given)
 
 
 def test_training_holds_the_zeros_as_they_were_pressed(tiny_llama_dir: Path) -> None:

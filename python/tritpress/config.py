@@ -45,6 +45,22 @@ def size_class(parameters: int) -> str:
 KEPT_PLAN = "given-plan.json"
 """In a run's folder: the plan that it was given, as it was when the run was made."""
 
+
+def plan_to_name(given: str, run_path: Path) -> str:
+    """The file to name for doing that run again by the plan it was `given`: that file, or the run's copy of
+    it where the file is gone or another by now.
+    """
+    kept = run_path / KEPT_PLAN
+    try:
+        copy = kept.read_bytes()
+    except OSError:  # the run is of an older version
+        return given
+    try:
+        return given if Path(given).read_bytes() == copy else str(kept.absolute())
+    except OSError:
+        return str(kept.absolute())
+
+
 SEEDS = 2**63
 """Seeds are below: torch takes no larger ones."""
 

@@ -72,7 +72,7 @@ def dashboard(
             "--allow-webhook",
             metavar="HOST",
             help="Alerts of runs started here may go to it, though it is in this machine's network. Can be "
-            "repeated. [dim](default: anywhere on 127.0.0.1)[/dim]",
+            "repeated. [dim](default: anywhere on 127.0.0.1 without --allow-host)[/dim]",
         ),
     ] = None,
     run: Annotated[

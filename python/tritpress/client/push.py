@@ -40,6 +40,17 @@ HEARTBEAT = 5.0
 
 RETRY_FIRST, RETRY_MOST = 0.5, 10.0
 
+PATIENCE = 30.0
+"""Seconds that `flush` and `close` wait when they are not told how long."""
+
+KEPT_OUT_RETRY = 2.0
+"""Seconds between two tries, at most, while another sender has the run: the server frees it at once when that
+one was silent for long enough.
+"""
+
+MOST_ERROR = 20_000
+"""Letters that are kept of the error of a `run.failed` that is too large as it is."""
+
 ENDS = ("run.finished", "run.failed")
 FATAL = (400, 401, 403, 404, 409, 413, 415)
 """Answers that the same push would get again."""
@@ -80,6 +91,7 @@ class Pusher:
         self._told = 0  # of those dropped
         self._changed = threading.Condition()
         self._closing = False
+        self._kept_out: tuple[float, ClientError] | None = None  # by another sender: since when, the answer
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Pusher:
@@ -106,7 +118,13 @@ class Pusher:
         if taken:
             raise UsageError(f"event {type!r}: the field {sorted(taken)[0]!r} is one of the common keys")
         text = encode({"type": type, "t": time.time(), **fields})
-        if len(text) > (most := most_bytes(type) - COMMON):
+        most = most_bytes(type) - COMMON
+        if len(text) > most and type == "run.failed":  # without it the run never ends there
+            kept = {key: fields[key] for key in ("error", "exit_code") if key in fields}
+            if len(str(kept.get("error", ""))) > MOST_ERROR:
+                kept["error"] = f"{str(kept['error'])[:MOST_ERROR]} (and so on)"
+            text = encode({"type": type, "t": fields.get("t", time.time()), **kept})
+        if len(text) > most:
             self._leave_out(f"the event {type!r} of {len(text):,} bytes ({most:,} at most)")
             return
         with self._changed:
@@ -117,9 +135,7 @@ class Pusher:
             if len(self._waiting) > BUFFER:
                 self._waiting.popleft()
                 self.dropped += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="tritpress-push", daemon=True)
-                self._thread.start()
+            self._begin_thread()
 
     def forward(self, event: dict[str, Any]) -> None:
         """Pass on an event of a run here, with its own time; at the run's end its report goes along."""
@@ -141,26 +157,42 @@ class Pusher:
             self._leave_out(f"the report of {size:,} bytes ({REPORT:,} at most)")
             return
         with self._changed:
+            if self._closing:
+                return
             self._report, self._report_size = dict(report), size  # type: ignore[arg-type]
+            self._begin_thread()
 
-    def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until all that was emitted has arrived; False when it did not within `timeout` seconds."""
-        deadline = time.monotonic() + timeout
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was emitted has arrived; False when it did not within `timeout` seconds.
+
+        None: 30 seconds, or until the server would have freed the run where another sender, which may be
+        gone, has it.
+        """
+        begun = time.monotonic()
         with self._changed:
             self._changed.notify_all()
-            while self._to_send and self.error is None and self._thread is not None:
-                left = deadline - time.monotonic()
+            while self._to_send and self.error is None and not self._closing:
+                until = begun + (PATIENCE if timeout is None else timeout)
+                if timeout is None and self._kept_out is not None:
+                    since, answer = self._kept_out
+                    until = max(until, since + float(answer.body[SILENT]) + 2 * KEPT_OUT_RETRY)
+                left = until - time.monotonic()
                 if left <= 0:
                     return False
                 self._changed.wait(min(left, 1.0))
-        return self.error is None
+            return self.error is None and not self._to_send
 
-    def close(self, timeout: float = 30.0) -> bool:
-        """Flush, then end the thread; whether all has arrived."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Flush, then end the thread; whether all has arrived. Kept out by another sender until then, it
+        leaves that answer in `error`.
+        """
         arrived = self.flush(timeout)
         with self._changed:
             self._closing = True
+            kept_out = None if arrived or self.error is not None else self._kept_out
             self._changed.notify_all()
+        if kept_out is not None:
+            self._give_up(kept_out[1])
         if self._thread is not None:
             self._thread.join(5.0)
         if not arrived and self.error is None:
@@ -169,9 +201,13 @@ class Pusher:
 
     # The thread
 
+    def _begin_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="tritpress-push", daemon=True)
+            self._thread.start()
+
     def _run(self) -> None:
         pause, last = RETRY_FIRST, 0.0
-        kept_out: float | None = None  # since when another sender, which may be gone, has the run
         while self.error is None:
             with self._changed:
                 if self._closing:
@@ -188,13 +224,16 @@ class Pusher:
             except ClientError as error:
                 if SILENT in error.body:
                     now = time.monotonic()
-                    if kept_out is None:
-                        kept_out = now
+                    if self._kept_out is None:
                         log.warning("%s: tried again until that one is silent", error)
-                    if now - kept_out > 2 * float(error.body[SILENT]):
+                    with self._changed:
+                        since = now if self._kept_out is None else self._kept_out[0]
+                        self._kept_out = since, error
+                    if now - since > 2 * float(error.body[SILENT]):
                         self._give_up(error)
                         break
                     self._seq = None  # it may push more before it is
+                    pause = min(pause, KEPT_OUT_RETRY)
                 elif error.status in FATAL:
                     self._give_up(error)
                     break
@@ -203,8 +242,9 @@ class Pusher:
                         self._changed.wait(pause)
                 pause = min(2 * pause, RETRY_MOST)
                 continue
-            pause, last, kept_out = RETRY_FIRST, time.monotonic(), None
+            pause, last = RETRY_FIRST, time.monotonic()
             with self._changed:
+                self._kept_out = None
                 self._changed.notify_all()
                 if not self._closing and len(self._waiting) < EVENTS:
                     self._changed.wait(EVERY)

@@ -25,7 +25,7 @@ class PageContext:
         self.runs: tuple[str, ...] = ()
         """Ids of the runs that the URL names; the first is the open one (the others may not exist)."""
         self.missing = ""
-        """Id of the run that was asked for and is not there."""
+        """Id of the run that was asked for and is not there, or cannot be read."""
         self._session: Session | None = None
 
     def bind(self, session: Session) -> None:

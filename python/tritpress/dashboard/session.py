@@ -82,7 +82,8 @@ class Session:
             {
                 "start": self.starting.start,
                 "another": self.starting.another,
-                "toggle": self.steering.toggle,
+                "pause": self.steering.pause,
+                "resume": self.steering.resume,
                 "stop": self.steering.stop,
                 "reset": self.steering.ask_reset,
             },
@@ -297,7 +298,8 @@ class Session:
     def _show_standing(self) -> None:
         """Above the tabs, and in the browser's tab."""
         with self._going_on("The line above the tabs"):
-            self.bar.set(status_bar(self.feed, self.context.missing))
+            there = self.store.path_of(self.context.missing) is not None
+            self.bar.set(status_bar(self.feed, self.context.missing, there))
         self._entitle()
 
     @contextmanager
@@ -385,7 +387,7 @@ class Session:
         for tab in self.tabs:
             tab.forget()
         if self.feed is not None:
-            form = form_of(self.feed.state, self.default)
+            form = form_of(self.feed.state, self.default, None if self.feed.remote else self.feed.path)
             self.sidebar.fill(form, (form.model, *form.text) if self.feed.remote else ())
             self.sidebar.say("neutral", "")
         elif run_id:

@@ -149,7 +149,8 @@ class Sidebar:
         button: dict[str, Any] = {"sizing_mode": "stretch_width", "size": "medium", "disable_elevation": True}
         self.start = pmui.Button(label="Start", icon="play_arrow", color="primary", margin=0, **button)
         self.another = pmui.Button(label="New run…", icon="add", color="primary", margin=0, **button)
-        self.toggle = pmui.Button(label="Pause", icon="pause", variant="outlined", margin=0, **button)
+        self.pause = pmui.Button(label="Pause", icon="pause", variant="outlined", margin=0, **button)
+        self.resume = pmui.Button(label="Resume", icon="play_arrow", variant="outlined", margin=0, **button)
         self.stop = pmui.Button(label="Stop", icon="stop", variant="outlined", margin=0, **button)
         self.reset = pmui.Button(label="Reset", icon="restart_alt", variant="text", margin=0, **button)
         # A disabled button shows no tooltip of its own: what is around it does.
@@ -165,17 +166,19 @@ class Sidebar:
             for name, part, margin in (
                 ("start", self.start, (10, 14, 4, 14)),
                 ("another", self.another, (10, 14, 4, 14)),
-                ("toggle", self.toggle, (4, 4, 4, 14)),
+                ("pause", self.pause, (4, 4, 4, 14)),
+                ("resume", self.resume, (4, 4, 4, 14)),
                 ("stop", self.stop, (4, 14, 4, 4)),
                 ("reset", self.reset, (4, 14, 4, 14)),
             )
         }
         hints = self.hints
         hints["another"].param.update(visible=False, title=ANOTHER)
+        hints["resume"].visible = False
         self.buttons = [
             hints["start"],
             hints["another"],
-            pn.Row(hints["toggle"], hints["stop"], sizing_mode="stretch_width", margin=0),
+            pn.Row(hints["pause"], hints["resume"], hints["stop"], sizing_mode="stretch_width", margin=0),
             hints["reset"],
         ]
 
@@ -186,7 +189,8 @@ class Sidebar:
         for button, name in (
             (self.start, "start"),
             (self.another, "another"),
-            (self.toggle, "toggle"),
+            (self.pause, "pause"),
+            (self.resume, "resume"),
             (self.stop, "stop"),
             (self.reset, "reset"),
         ):
@@ -268,22 +272,21 @@ class Sidebar:
         """Enable what means something; the tooltips say why the rest does not."""
         self._controls = controls
         resume = controls.toggle == "Resume"
-        # Two buttons, not one that means either: a click may come when the run has just ended.
+        # Two buttons, not one that means either: a click may come when the run has just ended or paused.
         put(self.hints["start"], visible=not controls.another)
         put(self.hints["another"], visible=controls.another)
+        put(self.hints["pause"], visible=not resume)
+        put(self.hints["resume"], visible=resume)
         put(self.start, disabled=not controls.start)
-        put(
-            self.toggle,
-            label=controls.toggle,
-            icon="play_arrow" if resume else "pause",
-            disabled=not (controls.resume if resume else controls.pause),
-        )
+        put(self.pause, disabled=not controls.pause)
+        put(self.resume, disabled=not controls.resume)
         put(self.stop, disabled=not controls.stop)
         put(self.reset, disabled=not controls.reset)
         for name, hint in self.hints.items():
             part = getattr(self, name)
             if part is not self.another:
-                put(hint, title=controls.why.get(name, "") if part.disabled else "")
+                key = "toggle" if part in (self.pause, self.resume) else name
+                put(hint, title=controls.why.get(key, "") if part.disabled else "")
         self._settle()
 
     def say(self, tone: str, text: str) -> None:

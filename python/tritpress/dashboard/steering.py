@@ -88,14 +88,19 @@ class Steering:
 
     # Commands
 
-    def toggle(self) -> None:
-        """Pause, or go on: what the button said when it was pressed. Another page may have been faster; then
-        nothing is sent.
-        """
+    def pause(self) -> None:
+        """Pause the run. What it does may have changed since the button was drawn; then nothing is sent."""
+        self._steer(resume=False)
+
+    def resume(self) -> None:
+        """Let a paused run go on, and give a stopped, failed or lost one a new worker; or as with `pause`."""
+        self._steer(resume=True)
+
+    def _steer(self, resume: bool) -> None:
         feed = self.session.feed
         if feed is None or self.waiting:
             return
-        resume, status = self.session.sidebar.toggle.label == "Resume", feed.state["status"]
+        status = feed.state["status"]
         if resume and (feed.lost or status in ("stopped", "failed")):
             self.act(self._take_up, "The run could not be taken up again")
         elif not feed.lost and status == ("paused" if resume else "running"):

@@ -36,7 +36,7 @@ def rerun(work: Work) -> Command:
         write_settings(beyond, file)
         settings = str(file)
     return Command.of(
-        work.config,
+        work.config_again,
         str(work.source.path),
         str(work.out),
         program=program(absolute=True),

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tritpress.config import KEPT_PLAN, CompressionConfig
+from tritpress.config import KEPT_PLAN, CompressionConfig, plan_to_name
 from tritpress.devices import choose_device
 from tritpress.errors import InputError, UsageError
 from tritpress.events.context import RunContext
@@ -129,6 +129,14 @@ class Work:
             if not _same_bytes(kept, Path(given)):
                 words += f" (as {given} was when the run was made; a new run reads it as it is now)"
             raise UsageError(words) from None
+
+    @property
+    def config_again(self) -> CompressionConfig:
+        """The configuration to do this run again with: by its own copy of a plan that is not as it was."""
+        if self.config.plan is None:
+            return self.config
+        plan = plan_to_name(str(self.config.plan), Path(self.directory.path))
+        return self.config.model_copy(update={"plan": plan})
 
     @cached_property
     def store(self) -> TensorStore:

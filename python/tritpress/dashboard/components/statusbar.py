@@ -12,10 +12,17 @@ if TYPE_CHECKING:
     from tritpress.dashboard.store import Feed
 
 
-def status_bar(feed: Feed | None, missing: str = "") -> Markup:
-    """The line for the open run, or for none; `missing` is the one that was asked for and is not there."""
+def missing_words(run_id: str, there: bool) -> str:
+    """Why a run that was asked for is not shown; `there`: its folder is, but cannot be read."""
+    return f"The run {run_id!r} cannot be read" if there else f"There is no run {run_id!r} here"
+
+
+def status_bar(feed: Feed | None, missing: str = "", there: bool = False) -> Markup:
+    """The line for the open run, or for none; `missing` is the one that was asked for and is not shown, as it
+    is not there or (`there`) cannot be read.
+    """
     if feed is None:
-        words = f"There is no run {missing!r} here." if missing else "No run is open."
+        words = f"{missing_words(missing, there)}." if missing else "No run is open."
         return Markup('<div class="bar"><span class="soft">{}</span></div>').format(words)
     status, head = status_of(feed.state, feed.lost, feed.gone), headline(feed.state)
     figure = Markup("")

@@ -156,4 +156,4 @@ def _gradients(facts: Facts) -> Markup:
 
 def _early(facts: Facts, words: str) -> str:
     """Why something is not there: the run broke off, or is not that far."""
-    return early_words(facts.state, facts.lost, words)
+    return early_words(facts.state, facts.lost, words, facts.remote)

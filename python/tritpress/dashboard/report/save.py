@@ -76,7 +76,7 @@ def _why_no_json(facts: Facts) -> str:
     if status == "finished":
         return "its file is missing or damaged"
     if facts.lost:
-        return "its worker is gone"
+        return "nothing more is heard of it" if facts.remote else "its worker is gone"
     words = {"failed": "it failed", "stopped": "it was stopped", "created": "it has not begun",
              "queued": "it has not begun"}  # fmt: skip
     return words.get(status, "it is still at work")

@@ -14,6 +14,7 @@ from tritpress.dashboard.components import twins
 from tritpress.dashboard.components.comparecharts import OverlayCharts
 from tritpress.dashboard.components.export import csv_button, csv_tools
 from tritpress.dashboard.components.html import Fragment, Markup, empty, join, panel
+from tritpress.dashboard.components.statusbar import missing_words
 from tritpress.dashboard.store import Feed
 from tritpress.dashboard.tabs.base import Shown, Tab
 from tritpress.dashboard.views import figures as fig
@@ -89,7 +90,10 @@ class Compare(Tab):
         sides = self._sides()
         if len(sides) < LEAST:
             missing = [run for run in self.ids if run not in self.feeds]
-            words = f"There is no run {missing[0]!r} here. " if missing else ""
+            words = ""
+            if missing:
+                there = self.page.store.path_of(missing[0]) is not None
+                words = f"{missing_words(missing[0], there)}. "
             words += "Settings, figures, curves and gates stand side by side."
             self.settings.set(empty("Choose another run" if sides else "Choose two runs", words))
             for fragment in (self.figures, self.gates, self.twin):

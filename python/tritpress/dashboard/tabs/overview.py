@@ -183,10 +183,17 @@ class Overview(Tab):
         self.log.visible = shown is not None
         if shown is None:
             missing = self.page.missing
+            there = self.page.store.path_of(missing) is not None
             self.status.set(
                 empty(
-                    f"There is no run {missing!r}" if missing else "No run is open",
-                    f"None of that name lies in {self.page.store.runs_dir}; it may be in the trash. "
+                    f"The run {missing!r} cannot be read"
+                    if there
+                    else f"There is no run {missing!r}"
+                    if missing
+                    else "No run is open",
+                    "The server's output says why."
+                    if there
+                    else f"None of that name lies in {self.page.store.runs_dir}; it may be in the trash. "
                     "The list of runs has all there are."
                     if missing
                     else "Open one from the list of runs, or choose a model and press Start.",

@@ -20,11 +20,13 @@ from tritpress.dashboard.views.ending import over
 from tritpress.dashboard.views.status import status_of
 from tritpress.dashboard.views.tuning import (
     ALL,
+    REFITTED,
     Charts,
     Line,
     Mark,
     Scope,
     basis_words,
+    by_bitnet,
     charts,
     choice,
     command_of_plan,
@@ -279,6 +281,8 @@ class Tuning(Tab):
         live = Markup("")
         if can.live and can.why_no_set and not why_not:
             live = Markup('<p class="soft small" data-why-no-set>{}</p>').format(can.why_no_set)
+        if by_bitnet(shown.state) and not why_not and not shown.remote:
+            live = Markup('<p class="soft small" data-refitted>{}</p>').format(REFITTED) + live
         if self.setting is None or not can.new_run:
             why = Markup('<p class="soft small">{}</p>').format(can.why_no_run)
             self.equal.set(why + live + answer + self.said)
@@ -375,7 +379,7 @@ class Tuning(Tab):
         """Whether some of the chosen tensors can still be set, curves or none."""
         names = self.scope.names(shown.state)
         waits = self.loading and any(name in shown.state["layers"] for name in names)
-        return not waits and bool(choice(shown.state, shown.lost, names, self.setting, "").left)
+        return not waits and not choice(shown.state, shown.lost, names, self.setting, "").why_no_set
 
     def _unforeseen(self, shown: Shown, names: list[str]) -> None:
         self.placeholder.pane.visible, self.body.visible = False, True

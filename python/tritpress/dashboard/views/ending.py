@@ -27,11 +27,13 @@ def ended_words(state: State, number: int) -> str:
     return f"The run ended before step {number}{done}."
 
 
-def early_words(state: State, lost: bool, coming: str) -> str:
-    """Why something is not there: the run broke off, or `coming`, what the run has yet to do for it."""
+def early_words(state: State, lost: bool, coming: str, remote: bool = False) -> str:
+    """Why something is not there: the run broke off, or `coming`, what the run has yet to do for it.
+    `remote`: the run is worked on elsewhere, and of its worker nothing is known.
+    """
     if not broke_off(state, lost):
         return coming
-    how = "The worker was gone"
+    how = "Nothing more was heard of the run" if remote else "The worker was gone"
     if not lost:
         how = "The run failed" if state["status"] == "failed" else "The run was stopped"
     return f"{how} before this was known."

@@ -15,6 +15,7 @@ from tritpress.config import (
     CompressionConfig,
     beyond_defaults,
     make_config,
+    plan_to_name,
     without_unused,
 )
 from tritpress.config import toml_of as toml_lines
@@ -87,11 +88,15 @@ def config_of(form: Form) -> CompressionConfig:
     return make_config(values)
 
 
-def form_of(state: State, default: Form) -> Form:
-    """The choices of a run that is open, so that the sidebar shows them and Start repeats them."""
+def form_of(state: State, default: Form, run_path: Path | None = None) -> Form:
+    """The choices of a run that is open, so that the sidebar shows them and Start repeats them. `run_path`:
+    folder of a run of this machine, whose copy of its plan counts where the plan is not as it was.
+    """
     config = state.get("config") or {}
     if not config:
         return default
+    if run_path is not None and config.get("plan"):
+        config = {**config, "plan": plan_to_name(str(config["plan"]), run_path)}
     return fill_form(replace(default, model=(state.get("model") or {}).get("path") or default.model), config)
 
 
@@ -122,8 +127,8 @@ def fill_form(form: Form, config: Mapping[str, Any]) -> Form:
 
 @dataclass(frozen=True)
 class Controls:
-    """Which buttons mean something; `toggle` is what the second button does now. `another`: in place of Start
-    stands the button that leaves the run at work for a new one.
+    """Which buttons mean something; `toggle` names which of Pause and Resume is shown. `another`: in place of
+    Start stands the button that leaves the run at work for a new one.
 
     `why` says for each button that means nothing (start, toggle, stop, reset) why.
     """
@@ -167,7 +172,7 @@ def controls(
         None: "No run is open",
         "gone": "The run's folder is no longer there",
         "finished": "The run is finished",
-        "created": "The worker is still starting",
+        "created": "Nothing was told of the run so far" if remote else "The worker is still starting",
         "queued": "The run has not begun: it waits for others",
     }.get(status, "")
     why["stop"] = "" if can_stop else "No run is open" if status is None else "The run is not at work"

@@ -410,19 +410,31 @@ def actual_words(name: str, actual: Any, target: Any = None) -> str:
     return change(actual, digits) if name == "perplexity" else percent(actual, digits)
 
 
+def _limit_words(share: Any) -> str:
+    """A limit in per cent, with the digits that it has."""
+    if not known(share):
+        return NOTHING
+    return percent(share, _digits_of(100 * share, 0))
+
+
+def _digits_of(value: float, least: int) -> int:
+    """How many digits after the point a value has: as many as `least`, and no more than `FINEST`."""
+    return next(n for n in range(least, FINEST + 1) if round(value, n) == round(value, FINEST))
+
+
 def gate_target_words(name: str, target: Any) -> str:
-    """A gate's target as a condition: `≥ 6.00×`, `25 % to 45 %`."""
+    """A gate's target as a condition: `≥ 6.00×`, `25 % to 45 %`, `≥ 98.5 %`."""
     if isinstance(target, dict):
         target = [target.get("min"), target.get("max")]
     if isinstance(target, list | tuple) and len(target) == 2:
         low, high = target
-        return f"{percent(low, 0)} to {percent(high, 0)}"
+        return f"{_limit_words(low)} to {_limit_words(high)}"
     if not known(target):
         return NOTHING
     if name == "ratio":
-        return f"≥ {ratio(target)}"
+        return f"≥ {target:.{_digits_of(target, 2)}f}×"
     if name == "perplexity":
-        return f"≤ +{percent(target, 0)}"
+        return f"≤ +{_limit_words(target)}"
     if name == "gradient_flow":
-        return f"= {percent(target, 0)} of tensors"
-    return f"≥ {percent(target, 0)}" if name == "accuracy" else significant(target)
+        return f"= {_limit_words(target)} of tensors"
+    return f"≥ {_limit_words(target)}" if name == "accuracy" else significant(target)

@@ -202,6 +202,13 @@ class Choice:
     why_no_set: str
 
 
+SETS_ITS_OWN = "The fit bitnet sets its own zeros: only a new run can have them set."
+
+REFITTED = (
+    "The new run fits the whole model by absmean, as bitnet, which this run was fitted by, takes no setting: "
+    "tensors that are not chosen change too."
+)
+
 PLAN_ELSEWHERE = "This run's plan is kept where it is worked on: only there a new run can be made from it."
 
 
@@ -225,10 +232,15 @@ def choice(
         why = "The run has not read its model yet."
     if not why and not state.get("plan"):
         why = "The run has not made its plan yet."
-    why_no_set = why_not or (ELSEWHERE + "." if remote else "")
+    why_no_set = why_not or (ELSEWHERE + "." if remote else SETS_ITS_OWN if by_bitnet(state) else "")
     if not why_no_set and not left:
         why_no_set = "Every one of these tensors is pressed or at work: only a new run can press them anew."
     return Choice(not why, why, at_work, left, why_no_set)
+
+
+def by_bitnet(state: State) -> bool:
+    """Whether the run is fitted as BitNet does it; a new run by its plan is not."""
+    return (state.get("config") or {}).get("fit") == "bitnet"
 
 
 def plan_path(runs_dir: Path, run_id: str, scope: Scope, setting: Setting) -> Path:
