@@ -228,7 +228,7 @@ def test_the_bars_fit_at_every_moment(width: int) -> None:
     events = [
         ("run.started", {"model": "m", "out": "o", "config": {}, "name": "n", "resumed": False}),
         ("step.started", {"step": 1, "name": "load"}),
-        ("model", {"model": model, "targets": [{}] * 42}),
+        ("model", {"model": model, "targets": [{"name": f"t{i}"} for i in range(42)]}),
         ("step.finished", {"step": 1, "name": "load", "seconds": 3.2, "skipped": None}),
         ("step.finished", {"step": 2, "name": "baseline", "seconds": 0.0, "skipped": "no text was given"}),
         ("step.started", {"step": 4, "name": "ternarization"}),

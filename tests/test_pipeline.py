@@ -122,6 +122,19 @@ def test_the_events_tell_the_whole_run(pressed) -> None:
     assert done["exit_code"] == (0 if all(gate["passed"] for gate in report["gates"]) else 3)
 
 
+def test_a_dashboard_elsewhere_takes_every_event_of_a_run(pressed) -> None:
+    """What the callback pushes is held against the schema: one event that is refused would end the push."""
+    from tritpress.dashboard.api.checks import check_event
+    from tritpress.events import fold, initial_state
+
+    state = initial_state()
+    for seq, event in enumerate(pressed[3], 1):
+        event = json.loads(json.dumps({**event, "seq": seq}))
+        check_event(event, state)
+        fold(state, event, strict=True)
+    assert state["status"] == "finished" and 0 < state["finetune"][0]["epoch"] < 1
+
+
 def test_a_second_run_into_the_same_place_is_refused(pressed) -> None:
     source, out, _, _ = pressed
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}

@@ -238,6 +238,8 @@ class Pusher:
                     self._give_up(error)
                     break
                 with self._changed:
+                    if SILENT not in error.body:
+                        self._kept_out = None
                     if not self._closing:
                         self._changed.wait(pause)
                 pause = min(2 * pause, RETRY_MOST)
@@ -333,7 +335,7 @@ def progress_callback(
             event = {**event, "name": name}
         pusher.forward(event)
         if event["type"] in ENDS:
-            pusher.flush()
+            pusher.close()
 
     callback.pusher = pusher  # type: ignore[attr-defined]
     return callback

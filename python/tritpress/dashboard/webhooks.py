@@ -47,7 +47,7 @@ def refusal(config: Any) -> str | None:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        if _by_proxy(parts.scheme, host):
+        if _by_proxy(parts.scheme, parts.netloc.rpartition("@")[2]):
             return None  # it looks the name up, where that is known
         return f"the webhook's host {host} is not found: name one that is; {_advice()}"
     if all(_is_public(str(where[0])) for *_, where in found):
@@ -66,7 +66,8 @@ def _advice() -> str:
 
 
 def _by_proxy(scheme: str, host: str) -> bool:
-    """Whether the worker's post goes by a proxy of the environment (`runs.outbox` posts by urllib)."""
+    """Whether the worker's post to a host, with its port where one is given, goes by a proxy of the
+    environment (`runs.outbox` posts by urllib, which asks in the same words)."""
     return scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
 
 

@@ -88,7 +88,8 @@ def gradient_norms(
         model.eval()
         for other, _ in flags:
             other.requires_grad_(False)
-        for portion in _portions(stacked or {}):
+        portions = _portions(stacked or {})
+        for number, portion in enumerate(portions):
             held |= portion
             for parameter in held.values():
                 parameter.requires_grad_(True)
@@ -107,6 +108,9 @@ def gradient_norms(
                 parameter.grad = None
                 parameter.requires_grad_(False)
             held = {}
+            if ctx is not None and len(portions) > 1:
+                detail = "gradients of experts"
+                ctx.emit("step.progress", step=7, done=number + 1, total=len(portions), detail=detail)
         return norms
     finally:
         for parameter in held.values():

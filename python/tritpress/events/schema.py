@@ -198,7 +198,7 @@ class EvaluationDone(Event):
 
 class FinetuneStep(Event):
     step: int  # of the optimizer
-    epoch: int
+    epoch: float  # how often the text was seen so far
     loss: float
     ce: float
     kl: float

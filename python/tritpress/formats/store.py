@@ -69,9 +69,9 @@ class TensorStore:
         The file has its full length and header; `commit` makes it final.
         """
         temporary, layout = self._layout(name, codes_shape, scales_shape)
-        with disk_errors(temporary), open(temporary, "wb") as file:
+        with disk_errors(temporary), open(temporary, "w+b") as file:
             file.write(layout.header)
-            file.flush()
+            file.flush()  # where room is claimed block by block, what is there is read first
             claim(file.fileno(), layout.nbytes)
         start = len(layout.header)
         offsets = {slot.name: start + slot.offset for slot in layout.slots}

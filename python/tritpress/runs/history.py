@@ -80,6 +80,7 @@ class RunIndex:
                     if entry is None or entry.sign != sign:
                         entry = _Entry(sign, *_read(RunDirectory(folder)))
                         self._unsaved += entry.over
+                    found[folder.name] = entry
                     runs.append(_summary(str(self.runs_dir / folder.name), entry.record, entry.facts))
                 except TritpressError:
                     continue
@@ -89,7 +90,6 @@ class RunIndex:
                         self._told.add(which)
                         log.warning("the run %s is left out of the list: %r", folder, error)
                     continue
-                found[folder.name] = entry
             self._known = found
             if self._unsaved >= SAVE_AFTER:
                 self._save(found)

@@ -126,7 +126,9 @@ class Work:
             return read_plan(kept, self.source, self.targets, self.config.fit)
         except UsageError as error:
             words = str(error).replace(str(kept), given)
-            if not _same_bytes(kept, Path(given)):
+            if not Path(given).is_file():
+                words += f" (its copy in the run's folder, {KEPT_PLAN}, was read: {given} is gone)"
+            elif not _same_bytes(kept, Path(given)):
                 words += f" (as {given} was when the run was made; a new run reads it as it is now)"
             raise UsageError(words) from None
 

@@ -377,7 +377,11 @@ class Progress(Tab):
         if self.lookup is None or self.last is None:
             return
         lookup, self.lookup = self.lookup, None  # one that failed is not pending for ever
-        found = lookup.result()
+        try:
+            found = lookup.result()
+        except Exception:
+            self.parts.panel.say("The log could not be read", "The server's output says why.")
+            raise
         layer = self.last.state["layers"].get(found.name)
         if found.name == self.tensor and layer is not None:
             self.parts.panel.show(layer_view(layer, found, self.last.state))

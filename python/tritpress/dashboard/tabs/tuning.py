@@ -21,6 +21,7 @@ from tritpress.dashboard.views.status import status_of
 from tritpress.dashboard.views.tuning import (
     ALL,
     REFITTED,
+    SETS_ITS_OWN,
     Charts,
     Line,
     Mark,
@@ -376,10 +377,12 @@ class Tuning(Tab):
     # States without curves
 
     def _may_set(self, shown: Shown) -> bool:
-        """Whether some of the chosen tensors can still be set, curves or none."""
+        """Whether some of the chosen tensors can still be set, curves or none; in a new run alone where the
+        fit sets its own zeros."""
         names = self.scope.names(shown.state)
         waits = self.loading and any(name in shown.state["layers"] for name in names)
-        return not waits and not choice(shown.state, shown.lost, names, self.setting, "").why_no_set
+        can = choice(shown.state, shown.lost, names, self.setting, "")
+        return not waits and (not can.why_no_set or (can.why_no_set == SETS_ITS_OWN and bool(can.left)))
 
     def _unforeseen(self, shown: Shown, names: list[str]) -> None:
         self.placeholder.pane.visible, self.body.visible = False, True

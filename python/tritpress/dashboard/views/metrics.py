@@ -199,7 +199,7 @@ def curve_words(state: State, lost: bool = False) -> str:
     if last:
         parts = [
             f"step {fig.count(last.get('step'))}",
-            f"epoch {fig.count(last.get('epoch'))}" if last.get("epoch") else "",
+            f"epoch {last['epoch']:,.2f}".removesuffix(".00") if fig.known(last.get("epoch")) else "",
             f"learning rate {fig.significant(last.get('lr'))}" if fig.known(last.get("lr")) else "",
             f"gradient norm {fig.significant(last.get('grad_norm'))}"
             if fig.known(last.get("grad_norm"))
