@@ -86,24 +86,36 @@ unsafe fn short_block<D: Dot>(
     offset: [__m256i; 2],
     ahead: usize,
 ) -> [__m256i; 2] {
-    // Long blocks of 32-bit sums in two sets in turn, so that no product waits for the one before it.
-    let sets = if D::SHORT > 8 && chunks > 8 { 2 } else { 1 };
-    let mut sums = [[zero(); 2]; 2];
-    for k in 0..chunks {
-        // SAFETY: k < chunks; asking for a line beyond the tiles is harmless.
-        unsafe {
+    let (mut even, mut odd) = ([zero(); 2], [zero(); 2]);
+    let mut exact = offset;
+    // SAFETY: k is below chunks; asking for a line beyond the tiles is harmless; the CPU, as for the chunks.
+    unsafe {
+        let add = |sums: &mut [Sums; 2], k: usize| {
             let p = p.add(k * CHUNK_BYTES);
             if ahead > 0 {
                 _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
             }
-            D::chunk(&mut sums[k % sets], p, q.add(k * CHUNK));
+            D::chunk(sums, p, q.add(k * CHUNK));
+        };
+        let mut k = 0;
+        // 32-bit sums in two sets in turn, so that no product waits for the one before it. Each has a name: sums
+        // picked by number would lie in memory.
+        if D::SHORT > 8 {
+            while k + 1 < chunks {
+                add(&mut even, k);
+                add(&mut odd, k + 1);
+                k += 2;
+            }
         }
-    }
-    let mut exact = offset;
-    for sums in &sums[..sets] {
+        while k < chunks {
+            add(&mut even, k);
+            k += 1;
+        }
         for half in 0..2 {
-            // SAFETY: the CPU, as for the chunks.
-            exact[half] = _mm256_add_epi32(exact[half], unsafe { D::exact(sums[half]) });
+            exact[half] = _mm256_add_epi32(exact[half], D::exact(even[half]));
+            if D::SHORT > 8 {
+                exact[half] = _mm256_add_epi32(exact[half], D::exact(odd[half]));
+            }
         }
     }
     exact
