@@ -49,7 +49,7 @@ lint: setup  ## ruff, mypy, rustfmt, clippy; the Rust benches and fuzz targets c
 	  --target-dir target/checks || exit $$?; done
 
 sanitize:  ## the Rust tests under AddressSanitizer
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --quiet --locked -p tritpress-core --lib \
+	ASAN_OPTIONS=allocator_may_return_null=1 RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --quiet --locked -p tritpress-core --lib \
 	  --target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/sanitize
 
 # Needs the Rust target (rustup target add, or Debian's libstd-rust-dev:arm64), gcc-aarch64-linux-gnu and qemu-user.
