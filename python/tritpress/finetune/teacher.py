@@ -66,8 +66,7 @@ class CachedTeacher:
         try:
             facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
             self.windows, self.top = int(facts["windows"]), int(facts["top"])
-            self._logp = np.load(folder / "logp.npy", mmap_mode="r")
-            self._ids = np.load(folder / "ids.npy", mmap_mode="r")
+            self._logp, self._ids = (np.load(folder / name, mmap_mode="r") for name in FILES)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"the original's cached logits in {folder} cannot be read ({error}); remove the folder and "

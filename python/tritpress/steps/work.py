@@ -128,7 +128,7 @@ class Work:
             words = str(error).replace(str(kept), given)
             if not Path(given).is_file():
                 words += f" (its copy in the run's folder, {KEPT_PLAN}, was read: {given} is gone)"
-            elif not _same_bytes(kept, Path(given)):
+            elif plan_to_name(given, self.directory.path) != given:
                 words += f" (as {given} was when the run was made; a new run reads it as it is now)"
             raise UsageError(words) from None
 
@@ -399,10 +399,3 @@ def all_finite(values: Any) -> bool:
 
     flat, step = values.reshape(-1), 1 << 22
     return all(bool(np.isfinite(flat[i : i + step]).all()) for i in range(0, flat.size, step))
-
-
-def _same_bytes(one: Path, other: Path) -> bool:
-    try:
-        return one.read_bytes() == other.read_bytes()
-    except OSError:
-        return False
